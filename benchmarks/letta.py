@@ -1,0 +1,208 @@
+"""Hit rate and prompt tokens of every mode, and whether the true memory scores highest, on letta_core_memory.
+
+    python benchmarks/letta.py FOLDER --model MODEL [--sets 10] [--policies best_last,first_k,none] [--out FILE]
+
+FOLDER holds core_memory_read.jsonl and core_memory_update.jsonl (letta-ai/letta-evals, Apache-2.0). The facts of all
+sets share one namespace; `full` holds them all; the others the k nearest of them. A hit is the expected answer, normalised,
+contained in the model's. `true_first`: the supporting fact of a question has the highest divergence among its set's ten.
+Intervals are Wilson's, 95%. In one process, without Ray: what is measured is the engine.
+"""
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common.config import RecallConfig
+from common.files import write_json
+from models.adapters import BASE, AdapterStore, Weights
+from models.blocks import BlockStore
+from models.embed import Embedder
+from models.engine import Engine, Recalled, Turn
+from models.load import LoadedModel, load_model
+from models.prompt import PromptBuilder
+from models.sampling import Sampling
+from models.scoring import LeaveOneOut, ScoreContext, divergences
+from train.evaluate import SHORT_SYSTEM, normalise, wilson
+
+K = 3
+MAX_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Question:
+    text: str
+    answer: str
+    facts: tuple[str, ...]
+    supporting: int | None
+
+
+def read_questions(folder: Path, sets: int) -> list[Question]:
+    """The questions of the first `sets` fact sets, in the file's order."""
+    supporting = {}
+    for row in _rows(folder / "core_memory_update.jsonl"):
+        extra = row["agent_args"]["extra"]
+        if len(extra["supporting_fact_indices"]) == 1:
+            supporting[(row["input"], tuple(extra["facts"]))] = extra["supporting_fact_indices"][0]
+    found, known = [], []
+    for row in _rows(folder / "core_memory_read.jsonl"):
+        facts = tuple(row["agent_args"]["extra"]["facts"])
+        if facts not in known:
+            if len(known) == sets:
+                continue
+            known.append(facts)
+        found.append(
+            Question(row["input"], row["ground_truth"], facts, supporting.get((row["input"], facts)))
+        )
+    return found
+
+
+def measure_modes(
+    loaded: LoadedModel, questions: list[Question], policies: list[str], skip: set[str]
+) -> dict[str, Any]:
+    facts = list(dict.fromkeys(fact for question in questions for fact in question.facts))
+    nearest = _nearest(questions, facts)
+    names = [*(f"prefix:{policy}" for policy in policies), "text", "hybrid", "off", "full"]
+    results: dict[str, Any] = {}
+    with TemporaryDirectory() as scratch:
+        for name in names:
+            mode, _, policy = name.partition(":")
+            if mode in skip:
+                continue
+            recall = RecallConfig(mode=mode, k=K, reprocess=policy or "best_last")
+            engine = Engine(
+                loaded,
+                Weights(loaded, AdapterStore(Path(scratch) / "adapters"), 1),
+                BlockStore(Path(scratch) / "blocks", recall.block_cache_bytes),
+                recall,
+            )
+            engine.enqueue("letta", [Recalled(id=str(i), text=fact) for i, fact in enumerate(facts)], BASE)
+            while engine.encode_some():
+                pass
+            results[name] = _measure(engine, questions, facts, nearest, mode)
+            print(name, {k: v for k, v in results[name].items() if k != "answers"}, flush=True)
+    return results
+
+
+def _measure(
+    engine: Engine, questions: list[Question], facts: list[str], nearest: np.ndarray, mode: str
+) -> dict[str, Any]:
+    hits, tokens, slots, seconds, answers = [], [], [], [], []
+    for question, order in zip(questions, nearest, strict=True):
+        chosen = range(len(facts)) if mode == "full" else order[:K]
+        turn = Turn(mode=mode)
+        messages = [{"role": "system", "content": SHORT_SYSTEM}, {"role": "user", "content": question.text}]
+        pieces = engine.answer(
+            messages,
+            [] if mode == "off" else [Recalled(id=str(i), text=facts[i]) for i in chosen],
+            namespace="letta",
+            mode=mode,
+            adapter=BASE,
+            sampling=Sampling(max_tokens=MAX_TOKENS),
+            turn=turn,
+        )
+        answer = "".join(pieces)
+        assert turn.fallback is None, turn.fallback
+        hits.append(normalise(question.answer) in normalise(answer))
+        tokens.append(turn.prompt_tokens)
+        slots.append(turn.prefix_tokens)
+        seconds.append(turn.generate_s)
+        answers.append(answer)
+    low, high = wilson(sum(hits), len(hits))
+    return {
+        "hit_rate": float(np.mean(hits)),
+        "low": low,
+        "high": high,
+        "prompt_tokens": float(np.mean(tokens)),
+        "prefix_tokens": float(np.mean(slots)),
+        "generate_ms": 1e3 * float(np.median(seconds)),
+        "n": len(hits),
+        "answers": answers,
+    }
+
+
+def measure_matrix(loaded: LoadedModel, questions: list[Question]) -> dict[str, Any]:
+    """Leave one fact of a question's set out, for every question with one known supporting fact."""
+    builder, started, first, noise = PromptBuilder(loaded.tokenizer), time.perf_counter(), [], []
+    for facts in dict.fromkeys(question.facts for question in questions):
+        asked = [q for q in questions if q.facts == facts and q.supporting is not None]
+        if not asked:
+            continue
+        context = ScoreContext(
+            builder.head,
+            [builder.memory(fact) for fact in facts],
+            [builder.transcript(_scored(question), memories=True) for question in asked],
+        )
+        with torch.inference_mode():
+            rows = LeaveOneOut(loaded.model, context)
+            baseline = rows.row(None)
+            matrix = divergences(baseline, np.stack([rows.row(i) for i in range(len(facts))]))
+            noise.append(float(np.abs(rows.null_row() - baseline).max()))
+        first += [int(matrix[:, j].argmax()) == question.supporting for j, question in enumerate(asked)]
+    low, high = wilson(sum(first), len(first))
+    seconds = time.perf_counter() - started
+    return {"true_first": float(np.mean(first)), "low": low, "high": high, "n": len(first), "seconds": seconds,
+            "noise_floor": max(noise)}  # fmt: skip
+
+
+def _scored(question: Question) -> list[dict[str, str]]:
+    return [
+        {"role": "system", "content": SHORT_SYSTEM},
+        {"role": "user", "content": question.text},
+        {"role": "assistant", "content": question.answer},
+    ]
+
+
+def _nearest(questions: list[Question], facts: list[str]) -> np.ndarray:
+    embedder = Embedder()
+    return np.argsort(-(embedder.encode([q.text for q in questions]) @ embedder.encode(facts).T), axis=1)
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open() as file:
+        yield from map(json.loads, file)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--sets", type=int, default=10)
+    parser.add_argument("--policies", default="best_last,first_k,none")
+    parser.add_argument("--skip", default="", help="modes to leave out, as in full,off; matrix is one too")
+    parser.add_argument("--out", type=Path, default=Path("runs/letta.json"))
+    arguments = parser.parse_args()
+    skip = set(arguments.skip.split(","))
+    questions = read_questions(arguments.folder, arguments.sets)
+    loaded = load_model(arguments.model, arguments.dtype)
+    report: dict[str, Any] = {
+        "command": " ".join(sys.argv),
+        "model": Path(arguments.model).name,
+        "dtype": str(loaded.dtype),
+        "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "sets": arguments.sets,
+        "questions": len(questions),
+    }
+    report["modes"] = measure_modes(loaded, questions, arguments.policies.split(","), skip)
+    if "matrix" not in skip:
+        report["matrix"] = measure_matrix(loaded, questions)
+        print("matrix", report["matrix"], flush=True)
+    write_json(arguments.out, report)
+
+
+if __name__ == "__main__":
+    main()

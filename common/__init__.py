@@ -1,0 +1,1 @@
+"""What every room needs: errors, configuration, atomic files. Open `errors.py` first."""

@@ -1,0 +1,222 @@
+"""One YAML file, sections by component. Order of strength: defaults, file, environment, overrides.
+
+`SHARPWAVE_TRAIN__LR=1e-4` sets `train.lr`; `overrides={"train.lr": 1e-4}` is what `--set train.lr=1e-4`
+becomes. Unknown keys fail and name the valid ones. `config_hash` goes into every run and manifest.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from common.errors import InvalidInput
+
+ENV_PREFIX = "SHARPWAVE_"
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class ModelConfig(Section):
+    """The language model that answers, is scored, and is consolidated into."""
+
+    name: str = Field("smollm2-135m", description="short name, Hugging Face id, folder, or .gguf file")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 on a GPU, float32 on a CPU"
+    )
+    threads: int = Field(0, ge=0, description="torch threads of one replica; 0: its share of the CPUs")
+    max_adapters: int = Field(4, ge=1, description="adapter versions held in memory at once")
+
+
+class StoreConfig(Section):
+    """Durable shards, one LMDB log each."""
+
+    dir: str = Field(".sharpwave", description="folder of shards, KV blocks, adapters and instance state")
+    shards: int = Field(2, ge=1, le=1024)
+    map_size_bytes: int = Field(8 << 30, ge=10 << 20, description="upper bound of one shard's file")
+    max_text_bytes: int = Field(16_384, ge=1, description="a longer memory text is refused: split it")
+    gate_tau: float = Field(0.0, description="write gate: stored where S > tau; at 0 every write is")
+    gate_novelty: float = Field(1.0, ge=0.0)
+    gate_reward: float = Field(1.0, ge=0.0)
+    gate_pin: float = Field(1e9, ge=0.0)
+    salience_rate: float = Field(
+        0.3, gt=0.0, le=1.0, description="weight of a new divergence in salience's moving average"
+    )
+
+
+class EmbedConfig(Section):
+    model: str = Field("minilm", description="short name, sentence-transformers id, or folder")
+
+
+class RecallConfig(Section):
+    """Defaults of a request's `memory` field."""
+
+    mode: Literal["full", "text", "prefix", "hybrid", "off"] = "prefix"
+    k: int = Field(3, ge=1, le=1000)
+    reprocess: Literal["none", "first_k", "best_last"] = Field(
+        "best_last",
+        description="prefix assembly: which memory tokens are processed again with the question",
+    )
+    first_k: int = Field(8, ge=1, description="tokens of each later block processed again (first_k)")
+    block_cache_bytes: int = Field(1 << 30, ge=0, description="host memory for KV blocks; disk holds all")
+
+
+class ServeConfig(Section):
+    host: str = "127.0.0.1"
+    port: int = Field(8099, ge=0, le=65535, description="0: a free port")
+    api_keys: dict[str, list[str]] = Field(
+        default_factory=dict, description="key -> namespaces it may use; ['*'] for all"
+    )
+    max_body_bytes: int = Field(32 << 20, ge=1024)
+    max_queued: int = Field(64, ge=1, description="requests in flight before 429")
+    deadline_s: float = Field(120.0, gt=0.0)
+    max_new_tokens: int = Field(256, ge=1, description="where the request gives none")
+
+
+class ScoreConfig(Section):
+    actors: int = Field(1, ge=1)
+    batch_tokens: int = Field(4096, ge=64, description="tokens of one forward pass over responses")
+
+
+class ReplayConfig(Section):
+    policy: Literal["uniform", "priority"] = "priority"
+    mix: dict[str, float] = Field(
+        default_factory=lambda: {"episodic": 0.6, "relational": 0.3, "spatial": 0.1}
+    )
+    salience: float = Field(0.5, ge=0.0)
+    usage: float = Field(0.3, ge=0.0)
+    novelty: float = Field(0.2, ge=0.0)
+    exponent: float = Field(0.6, ge=0.0, description="a in p ~ (eps + s)^a; 0 is uniform")
+    eps: float = Field(0.1, gt=0.0)
+    max_items: int = Field(10_000, ge=1, description="memories a consolidation may touch")
+
+
+class TrainConfig(Section):
+    rounds: int = Field(12, ge=1, description="bounded replay passes")
+    samples_per_round: float = Field(
+        1.0, gt=0.0, description="memories drawn in a round, as a multiple of those stored"
+    )
+    forms_per_sample: int = Field(6, ge=1)
+    batch_size: int = Field(16, ge=1, description="forms in one optimiser step of one worker")
+    lr: float = Field(1e-3, gt=0.0)
+    rank: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    targets: list[str] = Field(default_factory=lambda: ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"])
+    kl_weight: float = Field(0.3, ge=0.0, description="weight of KL(base || student) on anchor text")
+    anchors: int = Field(64, ge=0, description="texts the base model writes itself, to stay close to")
+    anchor_batch: int = Field(8, ge=1)
+    zero_stage: Literal[1, 2] = 1
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    workers: int = Field(1, ge=1)
+    gpus_per_worker: float = Field(0, ge=0)
+    cpus_per_worker: float = Field(1, gt=0)
+    seed: int = 1337
+    max_failures: int = Field(2, ge=0)
+    checkpoint_every_rounds: int = Field(4, ge=1)
+
+
+class GateConfig(Section):
+    min_uplift: float = Field(0.2, description="exact match, adapter minus base, memory off")
+    max_sanity_drop: float = Field(0.01, ge=0.0)
+    max_refusal_rate: float = Field(0.5, ge=0.0, le=1.0)
+    max_anchor_kl: float = Field(0.5, gt=0.0, description="nats a token, on held-out anchors")
+
+
+class RayConfig(Section):
+    num_cpus: int = Field(0, ge=0, description="0: all of the machine")
+    object_store_bytes: int = Field(200 << 20, ge=78 << 20)
+    address: str | None = Field(None, description="an existing cluster; none: start one here")
+
+
+class Config(Section):
+    model: ModelConfig = ModelConfig()
+    store: StoreConfig = StoreConfig()
+    embed: EmbedConfig = EmbedConfig()
+    recall: RecallConfig = RecallConfig()
+    serve: ServeConfig = ServeConfig()
+    score: ScoreConfig = ScoreConfig()
+    replay: ReplayConfig = ReplayConfig()
+    train: TrainConfig = TrainConfig()
+    gate: GateConfig = GateConfig()
+    ray: RayConfig = RayConfig()
+
+    @property
+    def hash(self) -> str:
+        """Digest of the resolved configuration: 16 hex digits of BLAKE2b."""
+        canonical = json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":"))
+        return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()
+
+    @property
+    def store_dir(self) -> Path:
+        return Path(self.store.dir).expanduser().resolve()
+
+
+def load(
+    path: str | Path | None = None,
+    *,
+    env: Mapping[str, str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    base: "Config | None" = None,
+) -> Config:
+    """Resolve the configuration; `base` stands in for the defaults, as a running instance's does for its jobs.
+
+    Raises `InvalidInput` naming the key, its value and the rule.
+    """
+    values: dict[str, Any] = base.model_dump() if base is not None else {}
+    for section, content in (_read_yaml(Path(path)) if path is not None else {}).items():
+        values[section] = {**(values.get(section) or {}), **(content or {})}
+    for dotted, value in {**_from_env(os.environ if env is None else env), **(overrides or {})}.items():
+        _set(values, dotted, value)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise _explain(error) from error
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """`train.lr=1e-4` -> `("train.lr", 0.0001)`; the value is read as YAML."""
+    key, found, value = text.partition("=")
+    if not found or "." not in key:
+        raise InvalidInput(f"--set {text!r}: expected section.key=value, as in train.lr=1e-4", param="set")
+    return key.strip(), yaml.safe_load(value)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise InvalidInput(f"config {str(path)!r} is not a file; give a path to a YAML file", param="config")
+    loaded = yaml.safe_load(path.read_text()) or {}
+    if not isinstance(loaded, dict):
+        raise InvalidInput(f"config {str(path)!r} must hold sections, as in 'train:'", param="config")
+    return loaded
+
+
+def _from_env(env: Mapping[str, str]) -> dict[str, Any]:
+    found = {}
+    for name, text in env.items():
+        if name.startswith(ENV_PREFIX) and "__" in name:
+            found[name.removeprefix(ENV_PREFIX).lower().replace("__", ".")] = yaml.safe_load(text)
+    return found
+
+
+def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
+    section, _, key = dotted.partition(".")
+    values[section] = {**(values.get(section) or {}), key: value}
+
+
+def _explain(error: ValidationError) -> InvalidInput:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        section = Config.model_fields.get(str(first["loc"][0]))
+        fields = Config.model_fields if len(first["loc"]) == 1 else section.annotation.model_fields  # type: ignore[union-attr]
+        return InvalidInput(
+            f"unknown config key {where!r}; valid here: {', '.join(sorted(fields))}", param=where
+        )
+    return InvalidInput(f"config {where} = {first['input']!r}: {first['msg']}", param=where)

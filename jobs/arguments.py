@@ -1,0 +1,48 @@
+"""What every job does first: join the cluster it was submitted to, and take the instance's configuration."""
+
+import argparse
+import time
+from pathlib import Path
+
+import ray
+from ray import serve as ray_serve
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from actors.shards import RAY_NAMESPACE
+from common import config
+from common.config import Config
+from common.errors import NotReady
+from serve.app import NAME
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--namespace", default="default")
+    parser.add_argument(
+        "--out", type=Path, help="folder of the report; default: a new one under the store's runs/"
+    )
+    parser.add_argument("--config", help="YAML file over the running instance's configuration")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="repeatable")
+
+
+def join(arguments: argparse.Namespace) -> tuple[Config, DeploymentHandle]:
+    """Connect; returns the resolved configuration and the running application.
+
+    Raises `NotReady` where no instance runs on the cluster, `InvalidInput` for a bad setting.
+    """
+    overrides = dict(map(config.parse_override, arguments.set))
+    config.load(arguments.config, overrides=overrides)  # a typo must not wait for the cluster
+    ray.init(namespace=RAY_NAMESPACE, ignore_reinit_error=True, log_to_driver=False)
+    try:
+        app = ray_serve.get_app_handle(NAME)
+    except RayServeException as error:
+        raise NotReady("no instance runs on this cluster; start one with: sharpwave up") from error
+    base = app.running_config.remote().result(timeout_s=60)
+    return config.load(arguments.config, overrides=overrides, base=base), app
+
+
+def run_folder(settings: Config, arguments: argparse.Namespace, job: str) -> Path:
+    """Where a run's report goes: `--out`, or `<store>/runs/<job>-<time>`."""
+    if arguments.out is not None:
+        return Path(arguments.out).resolve()
+    return settings.store_dir / "runs" / f"{job}-{time.strftime('%Y%m%d-%H%M%S')}"

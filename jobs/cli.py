@@ -1,0 +1,497 @@
+"""The `sharpwave` command. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 partial result, 4 already running."""
+
+import contextlib
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+import yaml
+
+from common.config import Config, StoreConfig, load, parse_override
+from common.errors import Conflict, InvalidInput, NotFound, NotReady, SharpwaveError
+from jobs import instance as instances
+from jobs.client import Client
+from jobs.instance import Instance
+from jobs.output import Counter, emit, note, table
+from jobs.submit import submit
+from jobs.teach import Summary, teach_files
+from stores.filters import compile_filter
+
+OK, FAILED, USAGE, PARTIAL, RUNNING = range(5)
+LOCAL_CONFIG = Path("sharpwave.yaml")
+
+app = typer.Typer(
+    name="sharpwave",
+    help=f"""A memory for language models that ends in their weights.
+
+    \b
+    sharpwave up                                  start an instance here
+    sharpwave teach experiences.jsonl             write memories
+    sharpwave ask "Where does Ada live?"          answer with them
+    sharpwave score                               measure which memory matters to which response
+    sharpwave consolidate                         train them into an adapter; the gate decides
+    sharpwave ask "Where does Ada live?" --model base:latest --mode off
+    sharpwave down
+
+    Exit codes: {OK} done, {FAILED} failed, {USAGE} wrong usage, {PARTIAL} partial result, {RUNNING} already running.
+    """,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Store = Annotated[
+    Path,
+    typer.Option("--store", envvar="SHARPWAVE_STORE__DIR", file_okay=False, help="the instance's folder"),
+]
+Url = Annotated[
+    str | None, typer.Option(envvar="SHARPWAVE_URL", help="a server's address, in place of --store's")
+]
+Key = Annotated[
+    str | None, typer.Option(envvar="SHARPWAVE_API_KEY", help="API key, where the server wants one")
+]
+Json = Annotated[bool, typer.Option("--json", help="one JSON document on stdout, errors included")]
+Namespace = Annotated[str, typer.Option("--namespace", "-n", help="whose memories")]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", exists=True, dir_okay=False, help="YAML file; see docs/config.md")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="one setting, as in train.lr=1e-4; repeatable"),
+]
+Out = Annotated[
+    Path | None, typer.Option("--out", file_okay=False, help="folder of the report [default: runs/...]")
+]
+Mode = Literal["full", "text", "prefix", "hybrid", "off"]
+DEFAULT_STORE = Path(StoreConfig().dir)
+
+
+@app.command()
+def up(
+    model: Annotated[
+        str | None, typer.Option(help="short name, Hugging Face id, folder, or .gguf file")
+    ] = None,
+    store: Annotated[Path | None, typer.Option(file_okay=False, help="folder of everything it keeps")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="of HTTP; 0: a free one")] = None,
+    host: Annotated[str | None, typer.Option(help="of HTTP; all but loopback needs serve.api_keys")] = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    foreground: Annotated[bool, typer.Option("--foreground", help="stay; Ctrl-C stops the instance")] = False,
+    as_json: Json = False,
+) -> None:
+    """Start an instance on this machine; returns when it answers.
+
+    \b
+    sharpwave up
+    sharpwave up --model smollm2-135m --store ~/memory --port 8099
+    sharpwave up --store other --port 0           a second one beside it
+    """
+    flags = {"model.name": model, "serve.port": port, "serve.host": host}
+    resolved = _load(config, settings, flags | {"store.dir": None if store is None else str(store)})
+    with _signals():
+        started = instances.up(resolved, say=note)
+        shown = {
+            "url": started.url,
+            "store": started.store,
+            "model": started.model,
+            "dashboard": started.dashboard,
+        }
+        emit(shown, as_json=as_json, text=started.url)
+        option = "" if started.store == str(DEFAULT_STORE.resolve()) else f" --store {started.store}"
+        if not foreground:
+            note(f"next: sharpwave teach FILE{option}    stop: sharpwave down{option}")
+            return
+        try:
+            instances.wait(started)
+            raise NotReady("the instance ended by itself; logs are in " + str(Path(started.store) / "logs"))
+        finally:
+            note("stopping")
+            instances.down(Path(started.store))
+
+
+@app.command()
+def down(store: Store = DEFAULT_STORE, as_json: Json = False) -> None:
+    """Stop the instance of a store, and nothing else. What it keeps stays.
+
+    \b
+    sharpwave down
+    sharpwave down --store ~/memory
+    """
+    stopped = instances.down(store)
+    emit({"stopped": stopped}, as_json=as_json, text="stopped" if stopped else "nothing is running")
+
+
+@app.command()
+def teach(
+    files: Annotated[
+        list[Path], typer.Argument(exists=True, dir_okay=False, help="JSON lines or chat transcripts")
+    ],
+    namespace: Namespace = "default",
+    store: Store = DEFAULT_STORE,
+    url: Url = None,
+    api_key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """Write the experiences of files. Writing a file twice adds nothing; bad lines are told and skipped.
+
+    \b
+    sharpwave teach experiences.jsonl transcript.json
+    sharpwave teach acme.jsonl --namespace acme --json
+
+    \b
+    {"text": "Ada moved to Lisbon.", "cues": [{"question": "Where does Ada live?", "answer": "Lisbon"}]}
+    {"kind": "relational", "subject": "Ada", "relation": "lives_in", "object": "Lisbon"}
+    {"kind": "spatial", "place": "library", "relation": "left_of", "other": "cafe"}
+    {"messages": [{"role": "user", "content": "I moved to Lisbon."}]}
+    """
+    limit = _instance_config(store).store.max_text_bytes
+    with _client(store, url, api_key) as client, Counter("teaching") as counter:
+        summary = teach_files(
+            client,
+            files,
+            namespace=namespace,
+            max_text_bytes=limit,
+            report_bad=note,
+            progress=lambda so_far: counter.show(so_far.written, so_far.bad),
+        )
+    emit(vars(summary), as_json=as_json, text=_taught(summary))
+    raise typer.Exit(FAILED if summary.bad else OK)
+
+
+def _taught(summary: Summary) -> str:
+    text = f"{summary.stored} stored of {summary.written} written"
+    if summary.existing:
+        text += f", {summary.existing} were there already"
+    if summary.refused:
+        text += f", {summary.refused} refused by the write gate (store.gate_tau)"
+    return text + (f"; {summary.bad} bad" if summary.bad else "")
+
+
+@app.command()
+def ask(
+    question: Annotated[str, typer.Argument(help="the user's message")],
+    namespace: Namespace = "default",
+    mode: Annotated[Mode | None, typer.Option(help="how memories reach the model")] = None,
+    k: Annotated[int | None, typer.Option("-k", "--k", min=1, help="memories to inject")] = None,
+    model: Annotated[str, typer.Option(help="base, base:latest, or base:DIGEST")] = "base",
+    system: Annotated[str | None, typer.Option(help="system message")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="of the answer")] = None,
+    stream: Annotated[bool, typer.Option("--stream", help="print the answer as it comes")] = False,
+    store: Store = DEFAULT_STORE,
+    url: Url = None,
+    api_key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """Answer a question with the memories that matter to it; says on stderr which ones were used.
+
+    \b
+    sharpwave ask "Where does Ada live?"
+    sharpwave ask "Where does Ada live?" --mode text -k 5 --json
+    sharpwave ask "Where does Ada live?" --model base:latest --mode off
+    """
+    messages = [{"role": "system", "content": system}] if system else []
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": [*messages, {"role": "user", "content": question}],
+        "memory": {"namespace": namespace} | _given(mode=mode, k=k),
+        **_given(max_tokens=max_tokens),
+    }
+    with _client(store, url, api_key) as client:
+        if stream and not as_json:
+            memory = _print_stream(client, body)
+        else:
+            answer = client.post("/v1/chat/completions", body)
+            emit(answer, as_json=as_json, text=answer["choices"][0]["message"]["content"])
+            memory = answer["memory"]
+    note(_injected(memory))
+
+
+def _print_stream(client: Client, body: dict[str, Any]) -> dict[str, Any]:
+    memory: dict[str, Any] = {}
+    for event in client.stream("/v1/chat/completions", body):
+        memory = event.get("memory") or memory
+        for choice in event["choices"]:
+            print(choice["delta"].get("content") or "", end="", flush=True)
+    print()
+    return memory
+
+
+def _injected(memory: dict[str, Any]) -> str:
+    scores = {found["id"]: found["score"] for found in memory.get("retrieved", [])}
+    lines = [
+        f"  {scores[each]:.3f}  {each}" if each in scores else f"  {each}"
+        for each in memory.get("injected", [])
+    ]
+    head = f"mode {memory.get('mode')}: {len(lines)} memories, {memory.get('prefix_tokens', 0)} prefix tokens"
+    fallback = f" (fallback: {memory['fallback']})" if memory.get("fallback") else ""
+    return "\n".join([head + fallback, *lines])
+
+
+@app.command()
+def score(
+    namespace: Namespace = "default",
+    conversation: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help='its responses are scored: {"messages": [...]}'),
+    ] = None,
+    model: Annotated[str, typer.Option(help="base, base:latest, or base:DIGEST")] = "base",
+    config: ConfigFile = None,
+    settings: Settings = None,
+    out: Out = None,
+    store: Store = DEFAULT_STORE,
+    as_json: Json = False,
+) -> None:
+    """Leave each memory out once and measure how much each response suffers: the N x M divergence matrix.
+
+    \b
+    sharpwave score --namespace acme
+    sharpwave score --conversation talk.json --out runs/talk
+    """
+    extra = ["--model", model] + (["--conversation", str(conversation.resolve())] if conversation else [])
+    _run_job("score", extra, namespace, config, settings, out, store, as_json)
+
+
+@app.command()
+def consolidate(
+    namespace: Namespace = "default",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="do everything but publish")] = False,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    out: Out = None,
+    store: Store = DEFAULT_STORE,
+    as_json: Json = False,
+) -> None:
+    """Replay the memories into a LoRA adapter, and publish it if the gate accepts it.
+
+    \b
+    sharpwave consolidate --namespace acme
+    sharpwave consolidate --set train.rounds=20 --set gate.min_uplift=0.5
+    """
+    _run_job(
+        "consolidate", ["--dry-run"] if dry_run else [], namespace, config, settings, out, store, as_json
+    )
+
+
+@app.command()
+def evaluate(
+    namespace: Namespace = "default",
+    model: Annotated[str, typer.Option(help="base, base:latest, or base:DIGEST")] = "base:latest",
+    config: ConfigFile = None,
+    settings: Settings = None,
+    out: Out = None,
+    store: Store = DEFAULT_STORE,
+    as_json: Json = False,
+) -> None:
+    """Ask about the memories with memory off: does the model know them by itself now?
+
+    \b
+    sharpwave evaluate --namespace acme
+    sharpwave evaluate --model base --out runs/before
+    """
+    _run_job("evaluate", ["--model", model], namespace, config, settings, out, store, as_json)
+
+
+def _run_job(
+    job: str,
+    extra: list[str],
+    namespace: str,
+    config: Path | None,
+    settings: list[str] | None,
+    out: Path | None,
+    store: Path,
+    as_json: bool,
+) -> None:
+    """Submit, follow, and show where the report is. The job runs in a copy of the tree, so every path is absolute."""
+    running = _running(store)
+    folder = (out or Path("runs") / f"{job}-{time.strftime('%Y%m%d-%H%M%S')}").resolve()
+    arguments = ["--namespace", namespace, "--out", str(folder), *extra]
+    arguments += ["--config", str((config or running.config_path).resolve())]
+    for setting in settings or []:
+        parse_override(setting)
+        arguments += ["--set", setting]
+    code = submit(running, job, arguments, say=note)
+    report = folder / "report.json"
+    if report.is_file():
+        emit(json.loads(report.read_text()), as_json=as_json, text=str(folder))
+    if code not in (OK, PARTIAL):
+        raise SharpwaveError(f"{job} failed with exit code {code}; its log is above")
+    raise typer.Exit(code)
+
+
+@app.command()
+def forget(
+    ids: Annotated[list[str] | None, typer.Option("--id", help="a memory; repeatable")] = None,
+    where: Annotated[str | None, typer.Option("--filter", metavar="JSON", help="those that fit")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="the whole namespace")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say which")] = False,
+    force: Annotated[bool, typer.Option("--force", help="do not ask")] = False,
+    namespace: Namespace = "default",
+    store: Store = DEFAULT_STORE,
+    url: Url = None,
+    api_key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """Erase memories for good, and print the receipt of what was removed where.
+
+    \b
+    sharpwave forget --id 0190a7f2-... --force
+    sharpwave forget --namespace acme --all --dry-run
+    sharpwave forget --filter '{"field": "context.source", "op": "eq", "value": "test"}'
+    """
+    chosen: dict[str, Any] = _given(ids=ids or None, filter=_json(where), all=everything or None)
+    if len(chosen) != 1:
+        raise InvalidInput("give exactly one of --id, --filter, --all", param="id")
+    with _client(store, url, api_key) as client:
+        if dry_run or not force:
+            found = list(_selected(client, namespace, chosen))
+        if dry_run:
+            emit({"would_forget": found}, as_json=as_json, text="\n".join(found))
+            note(f"{len(found)} memories; nothing was erased")
+            return
+        if not force:
+            if not sys.stdin.isatty():
+                raise InvalidInput("erasing without a terminal to ask on needs --force", param="force")
+            typer.confirm(
+                f"Erase {len(found)} memories of namespace {namespace!r} for good?", abort=True, err=True
+            )
+        receipt = client.post("/v1/memories/forget", {"namespace": namespace, **chosen}, safe=True)
+    text = table((name, len(value) if isinstance(value, list) else value) for name, value in receipt.items())
+    emit(receipt, as_json=as_json, text=text)
+
+
+def _selected(client: Client, namespace: str, chosen: dict[str, Any]) -> Iterator[str]:
+    """Ids of the memories that `chosen` would erase."""
+    if "ids" in chosen:
+        for each in chosen["ids"]:
+            with contextlib.suppress(NotFound):
+                yield client.get(f"/v1/memories/{each}", namespace=namespace)["id"]
+        return
+    fits, cursor = compile_filter(chosen.get("filter")), None
+    while True:
+        page = client.get("/v1/memories", namespace=namespace, limit=1000, cursor=cursor)
+        yield from (memory["id"] for memory in page["memories"] if fits(memory))
+        if (cursor := page["next"]) is None:
+            return
+
+
+@app.command()
+def status(
+    env: Annotated[
+        bool,
+        typer.Option("--env", help='print what `ray job submit` needs: eval "$(sharpwave status --env)"'),
+    ] = False,
+    store: Store = DEFAULT_STORE,
+    url: Url = None,
+    api_key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """What runs, with which model, and what it holds. Exit code 1 where it is not ready.
+
+    \b
+    sharpwave status
+    sharpwave status --json | jq .ready.store
+    """
+    if env:
+        variables = _running(store).ray_environment()
+        lines = "\n".join(f"export {name}={json.dumps(value)}" for name, value in variables.items())
+        emit(variables, as_json=as_json, text=lines)
+        return
+    with _client(store, url, api_key, patience_s=0.0) as client:
+        ready = client.get("/ready")
+        models = [model["id"] for model in client.get("/v1/models")["data"]]
+    found = {"url": client.url, "models": models, "ready": ready}
+    running = None if url else _running(store)
+    if running is not None:
+        found |= {"store": running.store, "dashboard": running.dashboard, "config_hash": running.config_hash}
+    emit(found, as_json=as_json, text=table(_flat(found)))
+
+
+def _flat(value: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for name, inner in value.items():
+        if isinstance(inner, dict):
+            yield from _flat(inner, f"{above}{name}.")
+        elif isinstance(inner, list) and inner and isinstance(inner[0], dict):
+            yield from _flat({str(i): each for i, each in enumerate(inner)}, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", ", ".join(map(str, inner)) if isinstance(inner, list) else inner
+
+
+def _load(config: Path | None, settings: list[str] | None, flags: dict[str, Any]) -> Config:
+    if config is None and LOCAL_CONFIG.is_file():
+        config = LOCAL_CONFIG
+        note(f"settings from {config}")
+    overrides = dict(parse_override(setting) for setting in settings or [])
+    return load(
+        config, overrides=overrides | {name: value for name, value in flags.items() if value is not None}
+    )
+
+
+def _instance_config(store: Path) -> Config:
+    """What the store's instance runs with; the defaults where there is none here."""
+    path = store.expanduser() / "config.yaml"
+    return load(path, env={}) if path.is_file() else Config()
+
+
+def _running(store: Path) -> Instance:
+    found = instances.read(store.expanduser().resolve())
+    if found is None or not found.alive():
+        raise NotReady(f"no instance runs on store {str(store)!r}; start one: sharpwave up --store {store}")
+    return found
+
+
+def _client(store: Path, url: str | None, api_key: str | None, *, patience_s: float = 60.0) -> Client:
+    return Client(url or _running(store).url, api_key=api_key, patience_s=patience_s)
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _json(text: str | None) -> Any:
+    try:
+        return None if text is None else json.loads(text)
+    except ValueError as error:
+        raise InvalidInput(f"--filter is not JSON: {error}", param="filter") from error
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """SIGTERM unwinds like Ctrl-C, so that what was started is stopped."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def main() -> None:
+    try:
+        app()
+    except SharpwaveError as error:
+        if "--json" in sys.argv:
+            print(json.dumps(error.to_dict(), indent=2), flush=True)
+        note(f"sharpwave: {error.message}")
+        sys.exit(_exit_code(error))
+    except yaml.YAMLError as error:
+        note(f"sharpwave: the configuration is not YAML: {error}")
+        sys.exit(USAGE)
+
+
+def _exit_code(error: SharpwaveError) -> int:
+    if isinstance(error, Conflict) and error.code == "already_running":
+        return RUNNING
+    return USAGE if isinstance(error, InvalidInput) else FAILED
+
+
+if __name__ == "__main__":
+    main()

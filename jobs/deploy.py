@@ -1,0 +1,51 @@
+"""The short-lived Ray driver behind `sharpwave up`: shards first, then the application that needs them.
+
+python -m jobs.deploy CONFIG RESULT      # RAY_ADDRESS names the cluster
+python -m jobs.deploy --remove CONFIG    # takes both away again; the data stays on disk
+"""
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+
+import ray
+from ray import serve as ray_serve
+
+from common.config import Config, load
+from common.files import write_json
+
+RAY_NAMESPACE = "sharpwave"
+
+
+def deploy(config: Config) -> None:
+    from actors.shards import start_shards
+    from models.embed import Embedder
+    from serve import app
+
+    start_shards(config, Embedder(config.embed.model).dim)
+    app.deploy(config)
+
+
+def remove(config: Config) -> None:
+    ray_serve.shutdown()
+    for number in range(config.store.shards):
+        with contextlib.suppress(ValueError):  # not there
+            ray.kill(ray.get_actor(f"shard-{number}"), no_restart=True)
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = sys.argv[1:] if argv is None else argv
+    removing = arguments[0] == "--remove"
+    config = load(arguments[1] if removing else arguments[0], env={})
+    context = ray.init(os.environ["RAY_ADDRESS"], namespace=RAY_NAMESPACE)
+    if removing:
+        remove(config)
+        return
+    deploy(config)
+    dashboard = context.dashboard_url
+    write_json(Path(arguments[1]), {"dashboard": f"http://{dashboard}" if dashboard else ""})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""Examine a model version with memory off, against the base and against memory on. A Ray job:
+
+    ray job submit --working-dir . -- python jobs/evaluate.py --namespace demo --model base:latest
+
+Arms: base, base with memory as configured, and the version asked for. Nothing is trained and nothing is published.
+"""
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from actors.shards import ShardedStore
+from common.errors import SharpwaveError
+from common.files import write_json
+from jobs import served
+from jobs.arguments import add_common_arguments, join, run_folder
+from jobs.consolidate import TEST, compare, examine, questions_of
+from jobs.score import all_memories
+from models.adapters import BASE, AdapterStore
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="base:latest")
+    add_common_arguments(parser)
+    arguments = parser.parse_args(argv)
+    try:
+        config, app = join(arguments)
+        out = run_folder(config, arguments, "evaluate")
+        adapters = AdapterStore(config.store_dir / "adapters")
+        digest = adapters.resolve(arguments.model, config.model.name)
+        memories = asyncio.run(all_memories(ShardedStore(config), arguments.namespace))
+        questions = questions_of(memories, arguments.namespace)
+        base = examine(config, None, questions, out, "base")
+        memory = served.memory_on(app, [q for q in questions if q["family"] == TEST], arguments.namespace)
+        adapter = (
+            base if digest == BASE else examine(config, adapters.path(digest), questions, out, "adapter")
+        )
+    except SharpwaveError as error:
+        print(f"evaluate: {error.message}", file=sys.stderr)
+        return 2 if error.status == 400 else 1
+    report = {"model": arguments.model, "adapter": digest or None, **compare(base, memory, adapter)}
+    write_json(out / "report.json", report)
+    print(json.dumps({**report, "out": str(out)}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

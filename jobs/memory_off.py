@@ -1,0 +1,101 @@
+"""The honest half of an evaluation: a process of its own, weights and questions in, answers out.
+
+    python -m jobs.memory_off REQUEST.json RESULT.json
+
+It is started without the store's folder, cluster address or any Sharpwave setting in its environment, and refuses to run
+where Ray or the stores have been imported: what it answers can only come from the weights.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from common.files import read_json, write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """`questions`: `{question, answer, family, memory}` each; `adapter`: a PEFT folder, or None for the base."""
+
+    model: str
+    dtype: str
+    adapter: str | None
+    questions: list[dict[str, Any]]
+    sanity: bool
+    seed: int
+
+
+def evaluate(request: Request, folder: Path, arm: str) -> dict[str, Any]:
+    """Run the process for one arm; files stay in `folder`. Raises `RuntimeError` with the end of its log."""
+    asked, answered = folder / f"{arm}-request.json", folder / f"{arm}.json"
+    write_json(asked, dataclasses.asdict(request))
+    hidden = ("SHARPWAVE_", "RAY_")
+    kept = ("SHARPWAVE_CACHE",)
+    environment = {k: v for k, v in os.environ.items() if k in kept or not k.startswith(hidden)}
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs.memory_off", str(asked), str(answered)],
+        cwd=ROOT, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(f"evaluation of arm {arm!r} failed:\n{done.stderr[-2000:]}")
+    return read_json(answered)
+
+
+def answer(request: Request) -> dict[str, Any]:
+    """What the process does: load, ask, score. Exact match by family, refusals, sanity items."""
+    from peft import PeftModel
+
+    from models.load import load_model
+    from train import evaluate as suite
+
+    loaded = load_model(request.model, request.dtype)
+    model = loaded.model
+    if request.adapter is not None:
+        model = PeftModel.from_pretrained(model, request.adapter)
+    texts = [question["question"] for question in request.questions]
+    answers = suite.ask_batch(model, loaded.tokenizer, texts, suite.SHORT_SYSTEM)
+    rows = [
+        {**question, "given": given, "exact": suite.exact_match(given, question["answer"])}
+        for question, given in zip(request.questions, answers, strict=True)
+    ]
+    result: dict[str, Any] = {
+        "families": {family: summarise(rows, family) for family in sorted({row["family"] for row in rows})},
+        "refusal_rate": suite.refusal_rate(answers),
+        "answers": rows,
+        "prompts_digest": hashlib.blake2b("\n".join(texts).encode(), digest_size=8).hexdigest(),
+        "pid": os.getpid(),
+    }
+    if request.sanity:
+        items = suite.sanity_items(request.seed)
+        accuracy, correct = suite.sanity_accuracy(model, loaded.tokenizer, items)
+        result["sanity"] = {"accuracy": accuracy, "n": len(items), "correct": [bool(c) for c in correct]}
+    return result
+
+
+def summarise(rows: list[dict[str, Any]], family: str) -> dict[str, Any]:
+    """Exact match of one wording family with Wilson's 95% interval."""
+    from train.evaluate import wilson
+
+    exact = [row["exact"] for row in rows if row["family"] == family]
+    low, high = wilson(sum(exact), len(exact))
+    return {"em": sum(exact) / len(exact), "n": len(exact), "low": low, "high": high}
+
+
+def main(argv: list[str]) -> None:
+    asked, answered = map(Path, argv)
+    present = sorted({name.partition(".")[0] for name in sys.modules} & {"ray", "stores", "actors"})
+    if present:
+        raise RuntimeError(f"memory is not off: {', '.join(present)} imported")
+    request = Request(**json.loads(asked.read_text()))
+    write_json(answered, answer(request))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

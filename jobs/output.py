@@ -1,0 +1,68 @@
+"""What the command line writes where: data to stdout, everything said on the way to stderr."""
+
+import json
+import sys
+import time
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+LINE_EVERY_S = 5.0
+
+
+def note(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def emit(value: dict[str, Any], *, as_json: bool, text: str) -> None:
+    """One JSON document, or its reading for people."""
+    print(json.dumps(value, indent=2) if as_json else text, flush=True)
+
+
+def table(rows: Iterable[tuple[str, Any]]) -> str:
+    shown = [(name, str(value)) for name, value in rows]
+    width = max((len(name) for name, _ in shown), default=0)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in shown)
+
+
+class Counter:
+    """Work of unknown length: a live line on a terminal, a plain line every few seconds elsewhere."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._console = Console(stderr=True)
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._started = self._last = time.monotonic()
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            columns = (
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=20),
+                TimeElapsedColumn(),
+            )
+            self._bar = Progress(*columns, console=self._console, transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task(self._what, total=None)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def show(self, done: int, failed: int) -> None:
+        now = time.monotonic()
+        rate = done / max(now - self._started, 1e-9)
+        line = f"{self._what}: {done} done, {rate:.0f}/s, {failed} bad"
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, description=line)
+        elif now - self._last >= LINE_EVERY_S:
+            self._last = now
+            note(line)

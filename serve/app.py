@@ -1,0 +1,35 @@
+"""Wires the deployments together and starts them on a running Ray cluster.
+
+`serve.app:build` is the application builder for `serve run` and Serve's YAML as well.
+"""
+
+from ray import serve as ray_serve
+from ray.serve.handle import DeploymentHandle
+
+from common.config import Config
+from serve.access import check_bind
+from serve.api import Api
+from serve.replicas import EmbedderReplica, EngineReplica
+
+NAME = "sharpwave"
+
+
+def build(config: Config) -> ray_serve.Application:
+    """Raises `InvalidInput` for an open bind without API keys."""
+    check_bind(config.serve.host, config.serve.api_keys)
+    engine = EngineReplica.options(ray_actor_options={"num_cpus": 0.5}).bind(config)
+    embedder = EmbedderReplica.options(ray_actor_options={"num_cpus": 0.25}).bind(config)
+    return Api.options(ray_actor_options={"num_cpus": 0.1}).bind(config, engine, embedder)
+
+
+def deploy(config: Config) -> DeploymentHandle:
+    """Start Serve's proxy on the configured address and the application on it; returns when it runs."""
+    ray_serve.start(
+        proxy_location="HeadOnly",
+        http_options={
+            "host": config.serve.host,
+            "port": config.serve.port,
+            "request_timeout_s": config.serve.deadline_s,
+        },
+    )
+    return ray_serve.run(build(config), name=NAME, route_prefix="/")

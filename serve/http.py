@@ -1,0 +1,123 @@
+"""HTTP edges shared by all routes: the error shape and the body limit."""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import ray.exceptions
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from common.errors import InvalidInput, NotReady, Overloaded, SharpwaveError, TooLarge
+
+
+def unwrap(error: BaseException) -> SharpwaveError:
+    """The error as ours, also where it crossed a process. What we did not raise is an internal error."""
+    cause: Any = getattr(error, "cause", None) if isinstance(error, ray.exceptions.RayError) else None
+    for found in (cause, error):
+        if isinstance(found, SharpwaveError) and not isinstance(found, ray.exceptions.RayTaskError):
+            return found
+    if isinstance(error, TimeoutError | ray.exceptions.GetTimeoutError):
+        return NotReady("a part of the system did not answer in time; retry")
+    if isinstance(error, ray.exceptions.RayActorError):
+        return NotReady(f"a part of the system is restarting: {type(error).__name__}; retry")
+    return SharpwaveError(f"{type(error).__name__}: {error}".splitlines()[0])
+
+
+def respond(error: BaseException) -> JSONResponse:
+    ours = unwrap(error)
+    headers = {"Retry-After": f"{ours.retry_after_s:g}"} if isinstance(ours, Overloaded) else None
+    return JSONResponse(ours.to_dict(), status_code=ours.status, headers=headers)
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    @app.exception_handler(SharpwaveError)
+    async def ours(_: Request, error: SharpwaveError) -> JSONResponse:
+        return respond(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        return respond(explain(error, request))
+
+    @app.exception_handler(HTTPException)
+    async def http(_: Request, error: HTTPException) -> JSONResponse:
+        kind = "not_found_error" if error.status_code == 404 else "invalid_request_error"
+        body = {"message": str(error.detail), "type": kind, "param": None, "code": kind}
+        return JSONResponse({"error": body}, status_code=error.status_code, headers=error.headers)
+
+    @app.exception_handler(Exception)
+    async def other(_: Request, error: Exception) -> JSONResponse:
+        return respond(error)
+
+
+def explain(error: RequestValidationError, request: Request) -> InvalidInput:
+    """pydantic's first complaint as name, value, rule; for an unknown field, the valid ones."""
+    first = error.errors()[0]
+    names = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
+    where = ".".join(names) or "body"
+    if first["type"] == "json_invalid":
+        return InvalidInput(f"the body is not JSON: {first.get('ctx', {}).get('error', '')}", param="body")
+    if first["type"] == "extra_forbidden":
+        valid = ", ".join(sorted(_fields(request, names[:-1])))
+        return InvalidInput(f"unknown field {where!r}; valid here: {valid}", param=where)
+    value = repr(first.get("input"))
+    return InvalidInput(f"{where} = {value[:80]}: {first['msg']}", param=where)
+
+
+def _fields(request: Request, path: list[str]) -> Iterable[str]:
+    """Names of the fields that the route's body has at `path`."""
+    model: Any = request.scope["route"].body_field.field_info.annotation
+    for name in path:
+        model = model.model_fields[name].annotation
+    return model.model_fields
+
+
+class BodyLimit:
+    """Refuses a body over `app.state.max_body_bytes` with 413, by its header or as it arrives."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        limit = scope["app"].state.max_body_bytes
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        body, more = b"", True
+        too_large = declared.isdigit() and int(declared) > limit
+        while more and not too_large:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            too_large = len(body) > limit
+        if too_large:
+            await _send_json(
+                send, TooLarge(f"the body is over the limit of {limit} bytes; send less at once")
+            )
+            return
+        await self._app(scope, _replay(body, receive), send)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    sent = False
+
+    async def replay() -> Message:
+        nonlocal sent
+        if sent:
+            return await receive()
+        sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
+
+
+async def _send_json(send: Send, error: SharpwaveError) -> None:
+    headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": json.dumps(error.to_dict()).encode()})

@@ -1,0 +1,107 @@
+"""Which memories a request gets: embed the question, search the shards, keep the trace."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray.exceptions
+from ray.serve.handle import DeploymentHandle
+
+from actors.shards import ShardedStore
+from common.errors import NotReady
+from serve.http import unwrap
+from serve.schema import ChatBody
+from serve.telemetry import Telemetry
+
+FULL_PAGE = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recalled:
+    """What recall gave a chat request. `memories`: most relevant first, or all by time in mode `full`."""
+
+    memories: list[dict[str, Any]] = field(default_factory=list)
+    retrieved: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+    failure: str | None = None
+
+    @property
+    def for_engine(self) -> list[dict[str, str]]:
+        return [{"id": memory["id"], "text": memory["text"]} for memory in self.memories]
+
+
+class Recall:
+    def __init__(self, store: ShardedStore, embedder: DeploymentHandle, telemetry: Telemetry) -> None:
+        self._store = store
+        self._embedder = embedder
+        self._telemetry = telemetry
+
+    async def for_chat(self, body: ChatBody, mode: str, default_k: int) -> Recalled:
+        """Memories for a chat request. A store that does not answer degrades to none, and the answer says so."""
+        if mode == "off":
+            return Recalled()
+        asked = body.memory
+        started = time.perf_counter()
+        try:
+            if mode == "full":
+                memories = await self._everything(asked.namespace, asked.kinds, asked.filter)
+                retrieved = []
+            else:
+                results, _ = await self.search(
+                    asked.namespace,
+                    _question(body.messages),
+                    asked.k or default_k,
+                    kinds=asked.kinds,
+                    where=asked.filter,
+                    retrieval=asked.retrieval,
+                )
+                memories = [result["memory"] for result in results]
+                retrieved = [{"id": r["memory"]["id"], "score": r["score"]} for r in results]
+        except (NotReady, TimeoutError, ray.exceptions.RayActorError) as error:
+            self._telemetry.recall_failed()
+            return Recalled(seconds=time.perf_counter() - started, failure=f"off: {unwrap(error).message}")
+        return Recalled(memories=memories, retrieved=retrieved, seconds=time.perf_counter() - started)
+
+    async def search(
+        self,
+        namespace: str,
+        query: str,
+        k: int,
+        *,
+        kinds: list[str] | None,
+        where: dict[str, Any] | None,
+        retrieval: str,
+    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """Results most relevant first, and the milliseconds of each stage. `full` ranks as `flat` does, for now."""
+        self._telemetry.retrieval_requested()
+        started = time.perf_counter()
+        [vector] = await self._embedder.encode.remote([query])
+        embedded = time.perf_counter()
+        results = await self._store.search(namespace, vector, k, kinds=kinds, where=where)
+        searched = time.perf_counter()
+        trace = {
+            "retrieval": retrieval,
+            "stages": [
+                {"stage": "embed", "ms": 1e3 * (embedded - started)},
+                {"stage": "dense", "ms": 1e3 * (searched - embedded), "candidates": len(results)},
+            ],
+        }
+        return results, trace
+
+    async def _everything(
+        self, namespace: str, kinds: list[str] | None, where: dict[str, Any] | None
+    ) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        cursor = None
+        while True:
+            page = await self._store.list(namespace, limit=FULL_PAGE, after=cursor, where=where)
+            found += [memory for memory in page["memories"] if kinds is None or memory["kind"] in kinds]
+            cursor = page["next"]
+            if cursor is None:
+                return found
+
+
+def _question(messages: list[dict[str, Any]]) -> str:
+    """The last user turn is what memories are sought for."""
+    asked = [m.get("content") for m in messages if m.get("role") == "user"]
+    return str(asked[-1]) if asked else ""

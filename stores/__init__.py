@@ -1,0 +1,13 @@
+"""Memories and their durable shards; no Ray, no torch. Open `shard.py` first.
+
+- `memory.py`: what a memory is; reading one from the API's JSON
+- `ingest.py`: memories from JSON lines and chat transcripts
+- `filters.py`: trees of and / or / not over comparisons, as predicates
+- `record.py`: one operation of the log as bytes: CRC, salted digest, anchor
+- `log.py`: the append-only log in LMDB; acknowledged means fsynced
+- `gate.py`: what is stored, and why not
+- `index.py`: exact cosine search in Faiss
+- `view.py`: what the log says now, in memory; rebuilt from it on open
+- `locks.py`: many readers or one writer
+- `shard.py`: one log with its view
+"""

@@ -1,0 +1,155 @@
+"""One operation of a shard's log, as bytes.
+
+    | crc32 | op | seq | epoch | time | digest | salt | anchor | 3 lengths | op_id | body | vector |
+
+The CRC covers everything after it, so a flipped bit is found, and so is a record filed under the wrong
+number. `digest` is BLAKE2b-256 of operation, time, body and vector under a random salt; `anchor` chains
+it to the record before: `anchor_n = BLAKE2b-64(anchor_{n-1} || digest_n)`. An erased record has lost
+body, vector and salt but not its digest: the chain still verifies, and without the salt nobody can test
+a guess of the content against the digest.
+"""
+
+import json
+import secrets
+import struct
+import zlib
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from hashlib import blake2b
+from itertools import pairwise
+from typing import Any
+
+from common.errors import StoreCorrupt
+
+GENESIS = bytes(8)
+_HEADER = struct.Struct(">IBQQd32s16s8sHII")
+_ERASED = bytes(16)
+_CRC_BYTES = 4
+
+
+class Op(IntEnum):
+    """What a record does to the shard."""
+
+    PUT = 1
+    TOUCH = 2
+    SCORE = 3
+    FORGET = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """`body` is JSON; `vector` the memory's embedding as raw little-endian float32, for puts only."""
+
+    op: Op
+    seq: int
+    epoch: int
+    time: float
+    op_id: str
+    digest: bytes
+    salt: bytes
+    anchor: bytes
+    body: bytes
+    vector: bytes
+
+    @property
+    def erased(self) -> bool:
+        return self.salt == _ERASED
+
+    def content(self) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads(self.body)
+        return content
+
+
+def make(
+    op: Op, *, seq: int, epoch: int, time: float, op_id: str, previous: bytes, body: bytes, vector: bytes
+) -> Record:
+    """A record that follows the one whose anchor is `previous`."""
+    salt = secrets.token_bytes(16)
+    digest = _digest(op, time, body, vector, salt)
+    return Record(
+        op=op,
+        seq=seq,
+        epoch=epoch,
+        time=time,
+        op_id=op_id,
+        digest=digest,
+        salt=salt,
+        anchor=link(previous, digest),
+        body=body,
+        vector=vector,
+    )
+
+
+def link(previous: bytes, digest: bytes) -> bytes:
+    return blake2b(previous + digest, digest_size=8).digest()
+
+
+def intact(record: Record) -> bool:
+    """Does the content, where it is still there, match its digest?"""
+    if record.erased:
+        return not record.body and not record.vector
+    return record.digest == _digest(record.op, record.time, record.body, record.vector, record.salt)
+
+
+def erase(record: Record) -> Record:
+    return replace(record, body=b"", vector=b"", salt=_ERASED)
+
+
+def encode(record: Record) -> bytes:
+    op_id = record.op_id.encode()
+    header = _HEADER.pack(
+        0,
+        record.op,
+        record.seq,
+        record.epoch,
+        record.time,
+        record.digest,
+        record.salt,
+        record.anchor,
+        len(op_id),
+        len(record.body),
+        len(record.vector),
+    )
+    return seal(b"".join((header[_CRC_BYTES:], op_id, record.body, record.vector)))
+
+
+def decode(raw: bytes, seq: int) -> Record:
+    """Raises `StoreCorrupt` naming `seq` where the bytes are not what was written."""
+    unseal(raw, f"record {seq}")
+    _, op, number, epoch, time, digest, salt, anchor, *lengths = _HEADER.unpack_from(raw)
+    if number != seq:
+        raise StoreCorrupt(f"record {seq} holds record {number}: the log was changed from outside")
+    ends = [_HEADER.size]
+    for length in lengths:
+        ends.append(ends[-1] + length)
+    op_id, body, vector = (raw[start:end] for start, end in pairwise(ends))
+    return Record(
+        op=Op(op),
+        seq=seq,
+        epoch=epoch,
+        time=time,
+        op_id=op_id.decode(),
+        digest=digest,
+        salt=salt,
+        anchor=anchor,
+        body=body,
+        vector=vector,
+    )
+
+
+def seal(data: bytes) -> bytes:
+    """Put a CRC in front."""
+    return zlib.crc32(data).to_bytes(_CRC_BYTES, "big") + data
+
+
+def unseal(raw: bytes, what: str) -> bytes:
+    """Take the CRC off. Raises `StoreCorrupt` where it does not match."""
+    data = raw[_CRC_BYTES:]
+    if len(raw) < _CRC_BYTES or zlib.crc32(data).to_bytes(_CRC_BYTES, "big") != raw[:_CRC_BYTES]:
+        raise StoreCorrupt(f"{what} fails its checksum: restore this shard from a copy")
+    return data
+
+
+def _digest(op: Op, time: float, body: bytes, vector: bytes, salt: bytes) -> bytes:
+    head = struct.pack(">BdI", op, time, len(body))
+    return blake2b(head + body + vector, digest_size=32, salt=salt).digest()

@@ -1,0 +1,367 @@
+"""One shard: a durable log with its view. Open this file first.
+
+Every write takes the same five steps under one lock: has this `op_id` been done, plan, stage, commit
+(fsync), apply to the view. Readers never wait for the disk: they share the view's lock, which a writer
+takes only for the last step, so they see an operation whole or not at all.
+"""
+
+import math
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from common.config import StoreConfig
+from common.errors import Conflict, InvalidInput
+from stores import gate
+from stores.filters import compile_filter
+from stores.index import Vectors
+from stores.locks import ReadWriteLock
+from stores.log import LmdbLog
+from stores.memory import Memory, from_json, same_content, to_json
+from stores.record import Op, Record
+from stores.view import Entry, View, describe
+
+Json = dict[str, Any]
+Items = Sequence[tuple[Memory, Vectors]]
+Page = list[Json]
+
+
+class Shard:
+    """Safe for many threads of one process; a second process is kept out.
+
+    Opening replays the log and raises `StoreCorrupt` where a record is damaged: nothing is served from
+    a log that fails its checks.
+    """
+
+    def __init__(
+        self, path: Path, *, number: int, dim: int, config: StoreConfig, wait_s: float = 0.0
+    ) -> None:
+        """`dim` is the embedder's dimension, `wait_s` how long to wait for a former owner to end."""
+        self.number = number
+        self.dim = dim
+        self.config = config
+        self._writing = threading.Lock()
+        self._viewing = ReadWriteLock()
+        self._view = View(dim)
+        self._log = LmdbLog(
+            path,
+            map_size_bytes=config.map_size_bytes,
+            identity={"shard": number, "dim": dim},
+            wait_s=wait_s,
+        )
+        try:
+            for record in self._log.records():
+                self._view.apply(record)
+        except BaseException:
+            self._log.close()
+            raise
+        self._state = self._log.state()
+
+    # Writes
+
+    def put(self, items: Items, *, op_id: str, now: float, elsewhere: Sequence[float] | None = None) -> Page:
+        """Write memories with their embeddings (float32 `[dim]`, unit norm): all of them or none.
+
+        `elsewhere` is each item's highest cosine to its namespace in other shards, which counts in its
+        novelty. Raises `Conflict` where an id exists with other content. One answer an item:
+        `{id, kind, stored, status, gate: {score, reason}, anchor, shard, seq}`; status is `new`,
+        `existing` (written before), `duplicate` (earlier in this call) or `refused` (by the gate).
+        """
+        vectors = self._vectors([vector for _, vector in items])
+        memories = [memory for memory, _ in items]
+        with self._writing:
+            first: Page | None = self._log.seen(op_id, Op.PUT)
+            if first is not None:
+                return first
+            for conflict in self._conflicts(memories):
+                if conflict:
+                    raise Conflict(conflict, param="id")
+            novelties = self._novelties(memories, vectors, elsewhere)
+            answers = [self._answer(*pair) for pair in zip(memories, novelties, strict=True)]
+            chosen = _first_of_each(memories, answers)
+            drafts = [
+                (Op.PUT, {"memory": to_json(memories[i]), "novelty": novelties[i]}, vectors[i].tobytes())
+                for i in chosen
+            ]
+            staged = self._log.stage(op_id, drafts, now=now)
+            _settle(memories, answers, dict(zip(chosen, staged, strict=True)))
+            counted = {
+                "gate_attempts": sum(answer["status"] in ("new", "refused") for answer in answers),
+                "gate_accepts": len(staged),
+            }
+            self._commit(op_id, Op.PUT, staged, answers, counts=counted)
+            return answers
+
+    def touch(self, namespace: str, ids: Sequence[str], *, op_id: str, now: float) -> Json:
+        """Count one use of each memory. Returns `{touched, unknown}`."""
+        with self._writing:
+            first: Json | None = self._log.seen(op_id, Op.TOUCH)
+            if first is not None:
+                return first
+            touched = [id for id in ids if self._view.find(namespace, id)]
+            result = {"touched": touched, "unknown": [id for id in ids if id not in set(touched)]}
+            drafts = [(Op.TOUCH, {"namespace": namespace, "ids": touched}, b"")] if touched else []
+            self._commit(op_id, Op.TOUCH, self._log.stage(op_id, drafts, now=now), result)
+            return result
+
+    def score(self, namespace: str, scores: Sequence[tuple[str, float]], *, op_id: str, now: float) -> Json:
+        """Take measured divergences (nats, signed) into salience. Returns `{scored: {id: salience},
+        unknown}`. An id may come once a call."""
+        if not all(math.isfinite(divergence) for _, divergence in scores):
+            raise InvalidInput("scores: every divergence must be finite", param="scores")
+        if len({id for id, _ in scores}) < len(scores):
+            raise InvalidInput("scores: an id may come once a call", param="scores")
+        with self._writing:
+            first: Json | None = self._log.seen(op_id, Op.SCORE)
+            if first is not None:
+                return first
+            rate = self.config.salience_rate
+            rows = [
+                (id, float(divergence), entry.salience_after(divergence, rate))
+                for id, divergence in scores
+                if (entry := self._view.find(namespace, id))
+            ]
+            scored = {id: salience for id, _, salience in rows}
+            result = {"scored": scored, "unknown": [id for id, _ in scores if id not in scored]}
+            drafts = [(Op.SCORE, {"namespace": namespace, "scores": rows}, b"")] if rows else []
+            self._commit(op_id, Op.SCORE, self._log.stage(op_id, drafts, now=now), result)
+            return result
+
+    def forget(
+        self,
+        namespace: str,
+        *,
+        ids: Sequence[str] | None = None,
+        where: Mapping[str, Any] | None = None,
+        everything: bool = False,
+        op_id: str,
+        now: float,
+    ) -> Json:
+        """Erase memories chosen by exactly one of `ids`, `where` (a filter) or `everything`.
+
+        Content and vector leave the log, the file on disk and the index; digests and anchors stay. The
+        receipt: `{namespace, forgotten: [ids], log_records, index_rows, scrubbed}`, where `scrubbed` is
+        false as long as the disk had no room to rewrite the file. Unknown ids are passed over.
+        """
+        if (ids is not None) + (where is not None) + bool(everything) != 1:
+            raise InvalidInput("forget: give exactly one of ids, filter, all", param="ids")
+        keep = None if where is None else compile_filter(where)
+        with self._writing:
+            receipt = self._log.seen(op_id, Op.FORGET)
+            if receipt is None:
+                space = self._view.spaces.get(namespace)
+                entries = space.entries if space else {}
+                names = dict.fromkeys(ids) if ids is not None else entries
+                gone = [e for id in names if (e := entries.get(id)) and (keep is None or keep(e.memory))]
+                receipt = self._erase(namespace, gone, op_id, now)
+            return {**receipt, "scrubbed": self._log.scrub() if self._log.scrub_due else True}
+
+    def _erase(self, namespace: str, gone: list[Entry], op_id: str, now: float) -> Json:
+        forgotten = [entry.memory["id"] for entry in gone]
+        drafts = [(Op.FORGET, {"namespace": namespace, "ids": forgotten}, b"")] if gone else []
+        receipt = {
+            "namespace": namespace,
+            "forgotten": forgotten,
+            "log_records": len(gone),
+            "index_rows": len(gone),
+        }
+        staged = self._log.stage(op_id, drafts, now=now)
+        self._commit(op_id, Op.FORGET, staged, receipt, erase=[entry.seq for entry in gone])
+        return receipt
+
+    def _commit(self, op_id: str, op: Op, staged: Sequence[Record], result: Any, **details: Any) -> None:
+        """Disk first, then memory: what a reader sees can no longer be lost."""
+        self._log.commit(op_id, op, staged, result, **details)
+        with self._viewing.write():
+            for record in staged:
+                self._view.apply(record)
+            self._state = self._log.state()
+
+    # The plan of a put
+
+    def check(self, memories: Sequence[Memory]) -> list[str | None]:
+        """Why each memory could not be written, or None where it could. Nothing is written."""
+        with self._viewing.read():
+            return self._conflicts(memories)
+
+    def nearest(self, namespaces: Sequence[str], vectors: Vectors) -> list[float]:
+        """Highest cosine of each vector to its namespace in this shard, in 0 to 1."""
+        vectors = self._vectors(vectors)
+        with self._viewing.read():
+            return self._nearest(namespaces, vectors)
+
+    def _conflicts(self, memories: Sequence[Memory]) -> list[str | None]:
+        found: list[str | None] = []
+        earlier: dict[tuple[str, str], Memory] = {}
+        for memory in memories:
+            key = memory.namespace, memory.id
+            entry = self._view.find(*key)
+            other = earlier.setdefault(key, memory) if entry is None else from_json(entry.memory)
+            found.append(
+                None
+                if other is memory or same_content(memory, other)
+                else f"id {memory.id!r} exists with other content; give a new id, or none"
+            )
+        return found
+
+    def _nearest(self, namespaces: Sequence[str], vectors: Vectors) -> list[float]:
+        found = [0.0] * len(namespaces)
+        for namespace, places in gate.group(namespaces).items():
+            for i, cosine in zip(places, self._view.nearest(namespace, vectors[places]), strict=True):
+                found[i] = cosine
+        return found
+
+    def _novelties(
+        self, memories: Sequence[Memory], vectors: Vectors, elsewhere: Sequence[float] | None
+    ) -> list[float]:
+        """1 - highest cosine to the namespace: this shard, other shards, and earlier items of the call."""
+        namespaces = [memory.namespace for memory in memories]
+        known = zip(self._nearest(namespaces, vectors), elsewhere or [0.0] * len(memories), strict=True)
+        within = gate.nearest_earlier(namespaces, vectors)
+        return [1.0 - max(*pair, earlier) for pair, earlier in zip(known, within, strict=True)]
+
+    def _answer(self, memory: Memory, novelty: float) -> Json:
+        entry = self._view.find(memory.namespace, memory.id)
+        if entry:
+            stored, status, gated = True, "existing", {"score": None, "reason": "written before"}
+        else:
+            stored, gated = gate.decide(memory, novelty, self.config)
+            status = "new" if stored else "refused"
+        return {
+            "id": memory.id,
+            "kind": memory.kind,
+            "stored": stored,
+            "status": status,
+            "gate": gated,
+            "anchor": entry.anchor if entry else None,
+            "shard": self.number,
+            "seq": entry.seq if entry else None,
+        }
+
+    def _vectors(self, vectors: Any) -> Vectors:
+        """float32 `[n, dim]`, checked: a vector that is not unit would win or lose every search."""
+        if not len(vectors):
+            return np.empty((0, self.dim), np.float32)
+        if {np.shape(vector) for vector in vectors} != {(self.dim,)}:
+            raise InvalidInput(f"vector: every one must have shape ({self.dim},)", param="vector")
+        array = np.asarray(vectors, dtype="<f4")
+        if not np.allclose(np.linalg.norm(array, axis=1), 1.0, atol=1e-3):  # false for NaN as well
+            raise InvalidInput("vector: must have norm 1; normalise it after the embedder", param="vector")
+        return array
+
+    # Reads
+
+    def get(self, namespace: str, id: str) -> Json | None:
+        """The memory with `statistics`, `anchor`, `shard`, `seq` and `versions`, or None."""
+        with self._viewing.read():
+            entry = self._view.find(namespace, id)
+            return describe(entry, self.number) if entry else None
+
+    def list(
+        self,
+        namespace: str,
+        *,
+        kind: str | None = None,
+        conversation: str | None = None,
+        after: str | None = None,
+        limit: int = 100,
+        where: Mapping[str, Any] | None = None,
+    ) -> Page:
+        """Up to `limit` memories in order of (time, id), from behind the cursor `after` on; see
+        `cursor_of`."""
+        keep = compile_filter(where)
+        with self._viewing.read():
+            space = self._view.spaces.get(namespace)
+            found = (
+                describe(entry, self.number)
+                for entry in (space.after(after) if space else ())
+                if kind in (None, entry.memory["kind"])
+                and conversation in (None, entry.memory["conversation"])
+                and keep(entry.memory)
+            )
+            return [*islice(found, max(0, limit))]
+
+    def search(
+        self,
+        namespace: str,
+        vector: Vectors,
+        k: int,
+        *,
+        kinds: Iterable[str] | None = None,
+        where: Mapping[str, Any] | None = None,
+    ) -> Page:
+        """The `k` memories of highest cosine among those that kinds and filter admit, best first:
+        `{memory, score, scores: {dense, lexical, concert}}`."""
+        query = self._vectors([vector])
+        keep = None if where is None else compile_filter(where)
+        allowed = None if kinds is None else [*kinds]
+        with self._viewing.read():
+            space = self._view.spaces.get(namespace)
+            if space is None:
+                return []
+            cosines, rows = space.index.search(query, k, space.rows(allowed, keep))
+            found = [
+                (float(cosine), space.by_row[int(row)])
+                for cosine, row in zip(cosines[0], rows[0], strict=True)
+            ]
+            found.sort(key=lambda pair: (-pair[0], pair[1].memory["id"]))
+            return [
+                {
+                    "memory": describe(entry, self.number),
+                    "score": cosine,
+                    "scores": {"dense": cosine, "lexical": None, "concert": None},
+                }
+                for cosine, entry in found
+            ]
+
+    def statistics(self, namespace: str) -> pa.Table:
+        """One row a memory: id, kind, salience, usage, novelty, generation."""
+        with self._viewing.read():
+            return self._view.statistics(namespace)
+
+    def counts(self) -> Json:
+        """`{memories, namespaces: {name: memories}, gate_attempts, gate_accepts, seq, epoch, anchor,
+        failure}`; `failure` says why writes are refused, if they are."""
+        with self._viewing.read():
+            namespaces = {name: len(space.entries) for name, space in self._view.spaces.items()}
+            return {
+                "memories": sum(namespaces.values()),
+                "namespaces": namespaces,
+                **self._state,
+                "failure": self._log.failure,
+            }
+
+    def verify(self) -> int | None:
+        """The first broken record of the log on disk, or None. Writes wait meanwhile."""
+        with self._writing:
+            return self._log.verify()
+
+    def close(self) -> None:
+        with self._writing:
+            self._log.close()
+
+
+def _first_of_each(memories: Sequence[Memory], answers: Page) -> list[int]:
+    """Places of the new memories, the first of each id."""
+    first: dict[tuple[str, str], int] = {}
+    for i, memory in enumerate(memories):
+        if answers[i]["status"] == "new":
+            first.setdefault((memory.namespace, memory.id), i)
+    return [*first.values()]
+
+
+def _settle(memories: Sequence[Memory], answers: Page, written: Mapping[int, Record]) -> None:
+    """Say where each written memory went; one that was given twice was written once."""
+    by_id = {(memories[i].namespace, memories[i].id): (i, record) for i, record in written.items()}
+    for i, (memory, answer) in enumerate(zip(memories, answers, strict=True)):
+        source, record = by_id.get((memory.namespace, memory.id), (i, None))
+        if record is not None:
+            answer |= {"stored": True, "anchor": record.anchor.hex(), "seq": record.seq}
+        if source != i:
+            reason = "given before in this call"
+            answer |= {"status": "duplicate", "gate": {"score": None, "reason": reason}}
