@@ -6,6 +6,7 @@ work, hence `fan_out`: one task in flight an actor, a dead actor replaced, a tas
 and then reported as failed, never as zeros.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,9 @@ class Scorer:
                 context = self._context(*block)
                 self._held = (block, LeaveOneOut(model, context, batch_tokens=self._job.batch_tokens))
             return np.stack([self._row(self._held[1], row) for row in task.rows])
+
+    def pid(self) -> int:
+        return os.getpid()
 
     @staticmethod
     def _row(matrix: LeaveOneOut, row: int) -> np.ndarray:

@@ -3,9 +3,9 @@
     python benchmarks/letta.py FOLDER --model MODEL [--sets 10] [--policies best_last,first_k,none] [--out FILE]
 
 FOLDER holds core_memory_read.jsonl and core_memory_update.jsonl (letta-ai/letta-evals, Apache-2.0). The facts of all
-sets share one namespace; `full` holds them all; the others the k nearest of them. A hit is the expected answer, normalised,
-contained in the model's. `true_first`: the supporting fact of a question has the highest divergence among its set's ten.
-Intervals are Wilson's, 95%. In one process, without Ray: what is measured is the engine.
+sets share one namespace; `full` holds them all; the others the k nearest of them. A hit is the expected answer,
+normalised, contained in the model's. `true_first`: the supporting fact of a question has the highest divergence among
+its set's ten. Intervals are Wilson's, 95%. In one process, without Ray: what is measured is the engine.
 """
 
 import argparse
@@ -34,7 +34,8 @@ from models.load import LoadedModel, load_model
 from models.prompt import PromptBuilder
 from models.sampling import Sampling
 from models.scoring import LeaveOneOut, ScoreContext, divergences
-from train.evaluate import SHORT_SYSTEM, normalise, wilson
+from train.chat import SHORTEST_SPAN
+from train.evaluate import normalise, wilson
 
 K = 3
 MAX_TOKENS = 16
@@ -102,7 +103,7 @@ def _measure(
     for question, order in zip(questions, nearest, strict=True):
         chosen = range(len(facts)) if mode == "full" else order[:K]
         turn = Turn(mode=mode)
-        messages = [{"role": "system", "content": SHORT_SYSTEM}, {"role": "user", "content": question.text}]
+        messages = [{"role": "system", "content": SHORTEST_SPAN}, {"role": "user", "content": question.text}]
         pieces = engine.answer(
             messages,
             [] if mode == "off" else [Recalled(id=str(i), text=facts[i]) for i in chosen],
@@ -158,7 +159,7 @@ def measure_matrix(loaded: LoadedModel, questions: list[Question]) -> dict[str, 
 
 def _scored(question: Question) -> list[dict[str, str]]:
     return [
-        {"role": "system", "content": SHORT_SYSTEM},
+        {"role": "system", "content": SHORTEST_SPAN},
         {"role": "user", "content": question.text},
         {"role": "assistant", "content": question.answer},
     ]

@@ -1,4 +1,4 @@
-"""The `sharpwave` command. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 partial result, 4 already running."""
+"""The `sharpwave` command. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done in part, 4 already running."""
 
 import contextlib
 import json
@@ -24,6 +24,7 @@ from stores.filters import compile_filter
 
 OK, FAILED, USAGE, PARTIAL, RUNNING = range(5)
 LOCAL_CONFIG = Path("sharpwave.yaml")
+REPORTS = ("report.json", "summary.json")  # what a job leaves in --out: the whole run, or a matrix
 
 app = typer.Typer(
     name="sharpwave",
@@ -38,7 +39,8 @@ app = typer.Typer(
     sharpwave ask "Where does Ada live?" --model base:latest --mode off
     sharpwave down
 
-    Exit codes: {OK} done, {FAILED} failed, {USAGE} wrong usage, {PARTIAL} partial result, {RUNNING} already running.
+    Exit codes: {OK} done, {FAILED} failed, {USAGE} wrong usage, {PARTIAL} done in part (rows of a
+    matrix failed, or the gate rolled an adapter back), {RUNNING} already running.
     """,
     no_args_is_help=True,
     add_completion=False,
@@ -311,17 +313,21 @@ def _run_job(
     running = _running(store)
     folder = (out or Path("runs") / f"{job}-{time.strftime('%Y%m%d-%H%M%S')}").resolve()
     arguments = ["--namespace", namespace, "--out", str(folder), *extra]
-    arguments += ["--config", str((config or running.config_path).resolve())]
+    arguments += ["--config", str(config.resolve())] if config else []
     for setting in settings or []:
         parse_override(setting)
         arguments += ["--set", setting]
     code = submit(running, job, arguments, say=note)
-    report = folder / "report.json"
-    if report.is_file():
+    report = next((folder / name for name in REPORTS if (folder / name).is_file()), None)
+    if report is not None:
         emit(json.loads(report.read_text()), as_json=as_json, text=str(folder))
-    if code not in (OK, PARTIAL):
-        raise SharpwaveError(f"{job} failed with exit code {code}; its log is above")
-    raise typer.Exit(code)
+    if code in (OK, USAGE, PARTIAL):
+        raise typer.Exit(code)
+    failure = f"{job} failed with exit code {code}; its log is above"
+    if report is None:
+        raise SharpwaveError(failure)
+    note(failure)
+    raise typer.Exit(FAILED)
 
 
 @app.command()

@@ -1,9 +1,9 @@
 """Replay a namespace's memories into a LoRA adapter, and accept it only on proof. A Ray job:
 
-    ray job submit --working-dir . -- python jobs/consolidate.py --namespace demo [--config FILE] [--set gate.min_uplift=0.6]
+    ray job submit --working-dir . -- python jobs/consolidate.py --namespace demo [--set gate.min_uplift=0.6]
 
-`consolidate` names the stages. The adapter is published as an immutable version and the alias `latest` moves to it, or it
-is rolled back with the reasons; either way `report.json` in --out says what was measured.
+`consolidate` names the stages. The adapter is published as an immutable version and the alias `latest` moves to it,
+or it is rolled back with the reasons; either way `report.json` in --out says what was measured.
 """
 
 import argparse
@@ -108,15 +108,19 @@ def questions_of(memories: Sequence[dict[str, Any]], namespace: str) -> list[dic
 def compare(base: dict[str, Any], memory: dict[str, Any], adapter: dict[str, Any]) -> dict[str, Any]:
     """The arms on the test wording, which neither training nor its audits have seen; sanity before and after."""
     before, after = base["sanity"]["accuracy"], adapter["sanity"]["accuracy"]
+    tested = {"base": base["families"][TEST], "memory": memory, "adapter": adapter["families"][TEST]}
+    audited = {"base": base["families"][AUDIT], "adapter": adapter["families"][AUDIT]}
     return {
-        "base": base["families"][TEST],
-        "memory": memory_off.summarise(memory["answers"], TEST),
-        "adapter": adapter["families"][TEST],
-        "audit": {"base": base["families"][AUDIT], "adapter": adapter["families"][AUDIT]},
-        "uplift": adapter["families"][TEST]["em"] - base["families"][TEST]["em"],
-        "refusal_rate": adapter["refusal_rate"],
+        **{arm: _rate(found) for arm, found in tested.items()},
+        "audit": {arm: _rate(found) for arm, found in audited.items()},
+        "uplift": tested["adapter"]["em"] - tested["base"]["em"],
+        "refusal_rate": tested["adapter"]["refusal_rate"],
         "sanity": {"before": before, "after": after, "delta": after - before, "n": adapter["sanity"]["n"]},
     }
+
+
+def _rate(found: dict[str, Any]) -> dict[str, Any]:
+    return {name: found[name] for name in ("em", "n", "low", "high")}
 
 
 def publish(

@@ -8,7 +8,7 @@ from typing import Any
 
 from common.errors import InvalidInput
 from models.prompt import check_messages
-from train.evaluate import SHORT_SYSTEM
+from train.chat import SHORTEST_SPAN
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def from_cues(memories: Sequence[dict[str, Any]], family: str = "train") -> list
 
 def question(text: str, answer: str) -> tuple[dict[str, Any], ...]:
     return (
-        {"role": "system", "content": SHORT_SYSTEM},
+        {"role": "system", "content": SHORTEST_SPAN},
         {"role": "user", "content": text},
         {"role": "assistant", "content": answer},
     )

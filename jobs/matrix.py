@@ -1,6 +1,5 @@
 """The finished N x M divergence matrix: table, summary, picture."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

@@ -2,12 +2,11 @@
 
     python -m jobs.memory_off REQUEST.json RESULT.json
 
-It is started without the store's folder, cluster address or any Sharpwave setting in its environment, and refuses to run
-where Ray or the stores have been imported: what it answers can only come from the weights.
+It is started without the store's folder, cluster address or any Sharpwave setting in its environment, and refuses
+to run where Ray or the stores have been imported: what it answers can only come from the weights.
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 import subprocess
@@ -49,43 +48,31 @@ def evaluate(request: Request, folder: Path, arm: str) -> dict[str, Any]:
 
 
 def answer(request: Request) -> dict[str, Any]:
-    """What the process does: load, ask, score. Exact match by family, refusals, sanity items."""
+    """What the process does: load, ask each wording family, score the sanity items."""
     from peft import PeftModel
 
     from models.load import load_model
-    from train import evaluate as suite
+    from train.evaluate import evaluate_arm, sanity_accuracy
+    from train.sanity import sanity_items
 
     loaded = load_model(request.model, request.dtype)
     model = loaded.model
     if request.adapter is not None:
         model = PeftModel.from_pretrained(model, request.adapter)
-    texts = [question["question"] for question in request.questions]
-    answers = suite.ask_batch(model, loaded.tokenizer, texts, suite.SHORT_SYSTEM)
-    rows = [
-        {**question, "given": given, "exact": suite.exact_match(given, question["answer"])}
-        for question, given in zip(request.questions, answers, strict=True)
-    ]
+    asked = {family: [q for q in request.questions if q["family"] == family] for family in families(request)}
     result: dict[str, Any] = {
-        "families": {family: summarise(rows, family) for family in sorted({row["family"] for row in rows})},
-        "refusal_rate": suite.refusal_rate(answers),
-        "answers": rows,
-        "prompts_digest": hashlib.blake2b("\n".join(texts).encode(), digest_size=8).hexdigest(),
+        "families": {family: evaluate_arm(model, loaded.tokenizer, rows) for family, rows in asked.items()},
         "pid": os.getpid(),
     }
     if request.sanity:
-        items = suite.sanity_items(request.seed)
-        accuracy, correct = suite.sanity_accuracy(model, loaded.tokenizer, items)
-        result["sanity"] = {"accuracy": accuracy, "n": len(items), "correct": [bool(c) for c in correct]}
+        items = sanity_items(request.seed)
+        accuracy, correct = sanity_accuracy(model, loaded.tokenizer, items)
+        result["sanity"] = {"accuracy": accuracy, "n": len(items), "correct": correct}
     return result
 
 
-def summarise(rows: list[dict[str, Any]], family: str) -> dict[str, Any]:
-    """Exact match of one wording family with Wilson's 95% interval."""
-    from train.evaluate import wilson
-
-    exact = [row["exact"] for row in rows if row["family"] == family]
-    low, high = wilson(sum(exact), len(exact))
-    return {"em": sum(exact) / len(exact), "n": len(exact), "low": low, "high": high}
+def families(request: Request) -> list[str]:
+    return sorted({question["family"] for question in request.questions})
 
 
 def main(argv: list[str]) -> None:

@@ -1,7 +1,7 @@
 """Writes what is documented from the code, so that it cannot drift: docs/config.md, docs/cli.md, sharpwave.yaml.
 
-    python -m jobs.reference             # write
-    python -m jobs.reference --check     # exit 1 and name the files that are out of date
+python -m jobs.reference             # write
+python -m jobs.reference --check     # exit 1 and name the files that are out of date
 """
 
 import sys
@@ -44,7 +44,9 @@ def config_page() -> str:
 
 def default_config() -> str:
     """Every setting with its default value, as a file to copy and change."""
-    lines = ["# Profile `local`: one machine, nothing but Python. These are the defaults; docs/config.md explains all."]
+    lines = [
+        "# Profile `local`: one machine, nothing but Python. These are the defaults; docs/config.md explains all."
+    ]
     for name, section in _sections():
         lines += ["", *([f"# {section.__doc__.strip()}"] if section.__doc__ else []), f"{name}:"]
         for key, field in section.model_fields.items():
@@ -55,7 +57,9 @@ def default_config() -> str:
 
 def cli_page() -> str:
     root = typer.main.get_command(app)
-    context = typer.Context(root, info_name="sharpwave", terminal_width=HELP_WIDTH, max_content_width=HELP_WIDTH)
+    context = typer.Context(
+        root, info_name="sharpwave", terminal_width=HELP_WIDTH, max_content_width=HELP_WIDTH
+    )
     pages = ["# Command line", "", "Made by `python -m jobs.reference` from `jobs/cli.py`.", ""]
     pages += _help("sharpwave", root, context)
     for name, command in root.commands.items():  # type: ignore[attr-defined]

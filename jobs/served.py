@@ -6,7 +6,8 @@ from typing import Any
 from ray.serve.handle import DeploymentHandle
 
 from serve.schema import ChatBody
-from train import evaluate as suite
+from train.chat import SHORTEST_SPAN
+from train.evaluate import MAX_NEW_TOKENS, exact_match, wilson
 
 ENCODE_DEADLINE_S = 600.0
 
@@ -26,8 +27,8 @@ def ask(
     """One greedy, short answer as the evaluation asks for it; the whole chat response."""
     body = ChatBody(
         model=model,
-        messages=[{"role": "system", "content": suite.SHORT_SYSTEM}, {"role": "user", "content": question}],
-        max_tokens=suite.MAX_NEW_TOKENS,
+        messages=[{"role": "system", "content": SHORTEST_SPAN}, {"role": "user", "content": question}],
+        max_tokens=MAX_NEW_TOKENS,
         memory={"namespace": namespace, **({"mode": mode} if mode else {})},
     )
     return app.ask.remote(body).result(timeout_s=300)
@@ -41,5 +42,14 @@ def memory_on(app: DeploymentHandle, questions: list[dict[str, Any]], namespace:
         reply = ask(app, question["question"], namespace, None)
         given = reply["choices"][0]["message"]["content"]
         retrieved += len(reply["memory"]["retrieved"])
-        rows.append({**question, "given": given, "exact": suite.exact_match(given, question["answer"])})
-    return {"answers": rows, "retrieved": retrieved}
+        rows.append({**question, "given": given, "exact": exact_match(given, question["answer"])})
+    exact = [row["exact"] for row in rows]
+    low, high = wilson(sum(exact), len(exact))
+    return {
+        "em": sum(exact) / len(exact),
+        "n": len(exact),
+        "low": low,
+        "high": high,
+        "retrieved": retrieved,
+        "answers": rows,
+    }

@@ -10,7 +10,7 @@ would prove nothing about the first: reads go on, writes are refused, and reopen
 
     folder/data.mdb, lock.mdb   LMDB       folder/owner.lock   who owns it
     log      seq -> record                 meta      one JSON object: seq, anchor, epoch, counters, ...
-    results  op_id -> commit number, result          order    commit number -> op_id
+    results  op_id -> commit number, answer          order    commit number -> op_id
 """
 
 import fcntl
@@ -100,10 +100,11 @@ class LmdbLog:
         """Why the log refuses writes; None while it takes them."""
         return self._failure
 
-    def seen(self, op_id: str, op: Op) -> Any:
+    def seen(self, op_id: str, request: str) -> Any:
         """The result of an operation already committed under this id, or None.
 
-        Raises `Conflict` where the id belongs to an operation of another sort.
+        `request` is a digest of what is asked for. Raises `Conflict` where the id belongs to something
+        else: the result may be another tenant's.
         """
         key = op_id.encode()
         if not 0 < len(key) <= MAX_OP_ID_BYTES:
@@ -115,9 +116,8 @@ class LmdbLog:
         if raw is None:
             return None
         first = json.loads(records.unseal(raw, f"the result of operation {op_id!r}")[_NUMBER.size :])
-        if first["op"] != op:
-            used = Op(first["op"]).name.lower()
-            raise Conflict(f"op_id {op_id!r} was used for a {used}; give a fresh one", param="op_id")
+        if first["request"] != request:
+            raise Conflict(f"op_id {op_id!r} was used for another request; give a fresh one", param="op_id")
         return first["result"]
 
     def stage(self, op_id: str, drafts: Sequence[tuple[Op, Any, bytes]], *, now: float) -> list[Record]:
@@ -142,7 +142,7 @@ class LmdbLog:
     def commit(
         self,
         op_id: str,
-        op: Op,
+        request: str,
         staged: Sequence[Record],
         result: Any,
         *,
@@ -162,7 +162,7 @@ class LmdbLog:
         meta["counters"] = {name: n + (counts or {}).get(name, 0) for name, n in meta["counters"].items()}
         if staged:
             meta["seq"], meta["anchor"] = staged[-1].seq, staged[-1].anchor.hex()
-        answer = json.dumps({"op": op, "result": result}, ensure_ascii=False).encode()
+        answer = json.dumps({"request": request, "result": result}, ensure_ascii=False).encode()
         try:
             with self._env.begin(write=True) as txn:
                 self._check_owner(txn)

@@ -8,6 +8,8 @@ takes only for the last step, so they see an operation whole or not at all.
 import math
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from stores.filters import compile_filter
 from stores.index import Vectors
 from stores.locks import ReadWriteLock
 from stores.log import LmdbLog
-from stores.memory import Memory, from_json, same_content, to_json
+from stores.memory import Memory, canonical, content_digest, from_json, same_content, to_json
 from stores.record import Op, Record
 from stores.view import Entry, View, describe
 
@@ -74,8 +76,9 @@ class Shard:
         """
         vectors = self._vectors([vector for _, vector in items])
         memories = [memory for memory, _ in items]
+        request = _request("put", [content_digest(m if m.timed else replace(m, time=0.0)) for m in memories])
         with self._writing:
-            first: Page | None = self._log.seen(op_id, Op.PUT)
+            first: Page | None = self._log.seen(op_id, request)
             if first is not None:
                 return first
             for conflict in self._conflicts(memories):
@@ -94,19 +97,20 @@ class Shard:
                 "gate_attempts": sum(answer["status"] in ("new", "refused") for answer in answers),
                 "gate_accepts": len(staged),
             }
-            self._commit(op_id, Op.PUT, staged, answers, counts=counted)
+            self._commit(op_id, request, staged, answers, counts=counted)
             return answers
 
     def touch(self, namespace: str, ids: Sequence[str], *, op_id: str, now: float) -> Json:
         """Count one use of each memory. Returns `{touched, unknown}`."""
+        request = _request("touch", namespace, [*ids])
         with self._writing:
-            first: Json | None = self._log.seen(op_id, Op.TOUCH)
+            first: Json | None = self._log.seen(op_id, request)
             if first is not None:
                 return first
             touched = [id for id in ids if self._view.find(namespace, id)]
             result = {"touched": touched, "unknown": [id for id in ids if id not in set(touched)]}
             drafts = [(Op.TOUCH, {"namespace": namespace, "ids": touched}, b"")] if touched else []
-            self._commit(op_id, Op.TOUCH, self._log.stage(op_id, drafts, now=now), result)
+            self._commit(op_id, request, self._log.stage(op_id, drafts, now=now), result)
             return result
 
     def score(self, namespace: str, scores: Sequence[tuple[str, float]], *, op_id: str, now: float) -> Json:
@@ -116,8 +120,9 @@ class Shard:
             raise InvalidInput("scores: every divergence must be finite", param="scores")
         if len({id for id, _ in scores}) < len(scores):
             raise InvalidInput("scores: an id may come once a call", param="scores")
+        request = _request("score", namespace, [*scores])
         with self._writing:
-            first: Json | None = self._log.seen(op_id, Op.SCORE)
+            first: Json | None = self._log.seen(op_id, request)
             if first is not None:
                 return first
             rate = self.config.salience_rate
@@ -129,7 +134,7 @@ class Shard:
             scored = {id: salience for id, _, salience in rows}
             result = {"scored": scored, "unknown": [id for id, _ in scores if id not in scored]}
             drafts = [(Op.SCORE, {"namespace": namespace, "scores": rows}, b"")] if rows else []
-            self._commit(op_id, Op.SCORE, self._log.stage(op_id, drafts, now=now), result)
+            self._commit(op_id, request, self._log.stage(op_id, drafts, now=now), result)
             return result
 
     def forget(
@@ -151,17 +156,18 @@ class Shard:
         if (ids is not None) + (where is not None) + bool(everything) != 1:
             raise InvalidInput("forget: give exactly one of ids, filter, all", param="ids")
         keep = None if where is None else compile_filter(where)
+        request = _request("forget", namespace, ids and [*ids], where, everything)
         with self._writing:
-            receipt = self._log.seen(op_id, Op.FORGET)
+            receipt = self._log.seen(op_id, request)
             if receipt is None:
                 space = self._view.spaces.get(namespace)
                 entries = space.entries if space else {}
                 names = dict.fromkeys(ids) if ids is not None else entries
                 gone = [e for id in names if (e := entries.get(id)) and (keep is None or keep(e.memory))]
-                receipt = self._erase(namespace, gone, op_id, now)
+                receipt = self._erase(namespace, gone, op_id, request, now)
             return {**receipt, "scrubbed": self._log.scrub() if self._log.scrub_due else True}
 
-    def _erase(self, namespace: str, gone: list[Entry], op_id: str, now: float) -> Json:
+    def _erase(self, namespace: str, gone: list[Entry], op_id: str, request: str, now: float) -> Json:
         forgotten = [entry.memory["id"] for entry in gone]
         drafts = [(Op.FORGET, {"namespace": namespace, "ids": forgotten}, b"")] if gone else []
         receipt = {
@@ -171,12 +177,14 @@ class Shard:
             "index_rows": len(gone),
         }
         staged = self._log.stage(op_id, drafts, now=now)
-        self._commit(op_id, Op.FORGET, staged, receipt, erase=[entry.seq for entry in gone])
+        self._commit(op_id, request, staged, receipt, erase=[entry.seq for entry in gone])
         return receipt
 
-    def _commit(self, op_id: str, op: Op, staged: Sequence[Record], result: Any, **details: Any) -> None:
+    def _commit(
+        self, op_id: str, request: str, staged: Sequence[Record], result: Any, **details: Any
+    ) -> None:
         """Disk first, then memory: what a reader sees can no longer be lost."""
-        self._log.commit(op_id, op, staged, result, **details)
+        self._log.commit(op_id, request, staged, result, **details)
         with self._viewing.write():
             for record in staged:
                 self._view.apply(record)
@@ -344,6 +352,11 @@ class Shard:
     def close(self) -> None:
         with self._writing:
             self._log.close()
+
+
+def _request(*parts: Any) -> str:
+    """What an operation asks for, in short: an `op_id` stands for one request."""
+    return blake2b(canonical(parts), digest_size=8).hexdigest()
 
 
 def _first_of_each(memories: Sequence[Memory], answers: Page) -> list[int]:

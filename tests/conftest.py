@@ -26,3 +26,28 @@ def builder(loaded):
     from models.prompt import PromptBuilder
 
     return PromptBuilder(loaded.tokenizer)
+
+
+@pytest.fixture(scope="session")
+def instance(tmp_path_factory):
+    """A running instance with two shards, as `sharpwave up` starts it; tests use namespaces of their own."""
+    from common import config
+    from jobs import instance as instances
+
+    store = tmp_path_factory.mktemp("instance") / "store"
+    settings = config.load(
+        overrides={"store.dir": str(store), "serve.port": 0, "serve.max_body_bytes": 1 << 20}
+    )
+    try:
+        yield instances.up(settings)
+    finally:
+        instances.down(store)
+
+
+@pytest.fixture
+def http(instance):
+    """An HTTP client on the running instance."""
+    import httpx
+
+    with httpx.Client(base_url=instance.url, timeout=180) as client:
+        yield client

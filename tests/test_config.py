@@ -46,7 +46,13 @@ def test_an_unknown_key_lists_the_valid_ones() -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("serve.port", 70000), ("store.shards", 0), ("recall.mode", "psychic"), ("train.lr", "fast"), ("train.lr", -1)],
+    [
+        ("serve.port", 70000),
+        ("store.shards", 0),
+        ("recall.mode", "psychic"),
+        ("train.lr", "fast"),
+        ("train.lr", -1),
+    ],
 )
 def test_a_value_that_breaks_a_rule_is_named_with_its_value(key: str, value: object) -> None:
     with pytest.raises(InvalidInput, match=str(value)) as caught:

@@ -38,7 +38,7 @@ def append(log, number, *, body="x", vector=b"", erase=(), op=Op.PUT):
     """One operation of one record; its result is its number."""
     op_id = f"op-{number}"
     staged = log.stage(op_id, [(op, {"number": number, "body": body}, vector)], now=float(number))
-    log.commit(op_id, op, staged, number, erase=erase)
+    log.commit(op_id, op.name, staged, number, erase=erase)
     return staged[0]
 
 
@@ -153,14 +153,14 @@ def test_equal_contents_have_unequal_digests(log):
 
 def test_an_operation_sent_again_returns_its_first_result(tmp_path):
     log = open_log(tmp_path / "log")
-    assert log.seen("op-1", Op.PUT) is None
+    assert log.seen("op-1", "PUT") is None
     append(log, 1)
-    assert log.seen("op-1", Op.PUT) == 1
+    assert log.seen("op-1", "PUT") == 1
     with pytest.raises(Conflict):
-        log.seen("op-1", Op.FORGET)
+        log.seen("op-1", "FORGET")
     log.close()
     log = open_log(tmp_path / "log")
-    assert log.seen("op-1", Op.PUT) == 1
+    assert log.seen("op-1", "PUT") == 1
     log.close()
 
 
@@ -168,13 +168,13 @@ def test_results_are_kept_for_the_last_operations_only(log, monkeypatch):
     monkeypatch.setattr(log_module, "RESULTS_KEPT", 5)
     for i in range(1, 21):
         append(log, i)
-    assert [i for i in range(1, 21) if log.seen(f"op-{i}", Op.PUT)] == [16, 17, 18, 19, 20]
+    assert [i for i in range(1, 21) if log.seen(f"op-{i}", "PUT")] == [16, 17, 18, 19, 20]
 
 
 @pytest.mark.parametrize("op_id", ["", "x" * 129, "é" * 65])
 def test_an_op_id_of_the_wrong_length_is_refused(log, op_id):
     with pytest.raises(InvalidInput):
-        log.seen(op_id, Op.PUT)
+        log.seen(op_id, "PUT")
 
 
 def test_every_owner_has_a_higher_epoch(tmp_path):
@@ -371,7 +371,7 @@ for number in range(1, 21):
     op_id = f"op-{number}"
     try:
         staged = log.stage(op_id, [(Op.PUT, {"number": number, "body": "x" * 9000}, b"")], now=0.0)
-        log.commit(op_id, Op.PUT, staged, number)
+        log.commit(op_id, "PUT", staged, number)
         acknowledged.append(number)
     except NotReady as error:
         told.append([number, error.code, error.message])

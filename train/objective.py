@@ -1,0 +1,63 @@
+"""What training minimises: cross-entropy on answers, and KL(base || student) on text the base wrote itself."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded sequences, and the positions whose next token is predicted."""
+
+    ids: Tensor  # [rows, width] int64
+    mask: Tensor  # [rows, width] int64, 1 on tokens
+    rows: Tensor  # [positions] int64, the row of each position
+    columns: Tensor  # [positions] int64, its column: where the token before the target stands
+    targets: Tensor  # [positions] int64
+
+
+def make_batch(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], pad: int, device: Any = "cpu") -> Batch:
+    """From (prompt ids, answer ids); only answer tokens are targets, and the last token is not fed."""
+    texts = [[*prompt, *answer[:-1]] for prompt, answer in pairs]
+    width = max(len(text) for text in texts)
+    where = [
+        (row, len(prompt) - 1 + offset, target)
+        for row, (prompt, answer) in enumerate(pairs)
+        for offset, target in enumerate(answer)
+    ]
+    ids = torch.tensor([text + [pad] * (width - len(text)) for text in texts])
+    mask = torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in texts])
+    rows, columns, targets = (torch.tensor(column) for column in zip(*where, strict=True))
+    return Batch(*(part.to(device) for part in (ids, mask, rows, columns, targets)))
+
+
+def position_logits(model: Any, batch: Batch) -> Tensor:
+    """Logits `[positions, vocabulary]` in float32; the head of the model runs at these positions only."""
+    hidden = model.get_decoder()(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)[0]
+    return model.get_output_embeddings()(hidden[batch.rows, batch.columns]).float()
+
+
+def answer_loss(logits: Tensor, batch: Batch, weights: Tensor) -> Tensor:
+    """Mean cross-entropy in nats a token over the rows of weight 1; 0 where all rows are padding.
+
+    `weights` `[rows]` are 1, or 0 for padding rows.
+    """
+    losses = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none")
+    share = weights[batch.rows]
+    return (losses * share).sum() / share.sum().clamp_min(1.0)
+
+
+def kl_to_base(logits: Tensor, log_probs: Tensor, tokens: Tensor) -> Tensor:
+    """Mean KL(base || student) in nats a position, from the base's top k and one bucket for the rest.
+
+    `log_probs` and `tokens` are `[positions, k]`. Merging the rest into a bucket can only lower the KL.
+    """
+    student = logits.log_softmax(-1).gather(-1, tokens)
+    base = log_probs.exp()
+    inside = (base * (log_probs - student)).sum(-1)
+    base_rest = (1.0 - base.sum(-1)).clamp_min(1e-6)
+    student_rest = (1.0 - student.exp().sum(-1)).clamp_min(1e-6)
+    return (inside + base_rest * (base_rest.log() - student_rest.log())).mean()
