@@ -143,7 +143,8 @@ def fan_out(job: ScoreJob, actors: Sequence[Any], tasks: Sequence[Task]) -> Iter
     """Yield each task's result as it completes. Actors in `actors` that die are replaced."""
     waiting = list(reversed(tasks))
     attempts = dict.fromkeys(tasks, 0)
-    idle, flying = list(actors), {}
+    idle = list(actors)
+    flying: dict[Any, tuple[Task, Any]] = {}
     while waiting or flying:
         while waiting and idle:
             task, actor = waiting.pop(), idle.pop()

@@ -27,7 +27,7 @@ class SharpwaveError(Exception):
         self.param = param
         self.code = code or self.kind
 
-    def __reduce__(self):  # exceptions with keyword-only arguments do not pickle by default
+    def __reduce__(self) -> tuple:  # exceptions with keyword-only arguments do not pickle by default
         return _rebuild, (type(self), self.message, self.__dict__)
 
     def to_dict(self) -> dict:
@@ -81,7 +81,7 @@ class Overloaded(SharpwaveError):
     status = 429
     kind = "overloaded_error"
 
-    def __init__(self, message: str, *, retry_after_s: float = 1.0, **details) -> None:
+    def __init__(self, message: str, *, retry_after_s: float = 1.0, **details: str | None) -> None:
         super().__init__(message, **details)
         self.retry_after_s = retry_after_s
 

@@ -1,7 +1,9 @@
 """The short-lived Ray driver behind `sharpwave up`: shards first, then the application that needs them.
 
-python -m jobs.deploy CONFIG RESULT      # RAY_ADDRESS names the cluster
-python -m jobs.deploy --remove CONFIG    # takes both away again; the data stays on disk
+    python -m jobs.deploy CONFIG RESULT      # RESULT gets the dashboard's address
+    python -m jobs.deploy --remove CONFIG    # takes both away again; the data stays on disk
+
+RAY_ADDRESS names the cluster.
 """
 
 import contextlib
@@ -28,7 +30,11 @@ def deploy(config: Config) -> None:
 
 
 def remove(config: Config) -> None:
-    ray_serve.shutdown()
+    from serve import app
+
+    ray_serve.delete(app.NAME)
+    if not ray_serve.status().applications:  # nobody else's either
+        ray_serve.shutdown()
     for number in range(config.store.shards):
         with contextlib.suppress(ValueError):  # not there
             ray.kill(ray.get_actor(f"shard-{number}"), no_restart=True)

@@ -14,6 +14,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -144,11 +145,15 @@ def answers(url: str) -> bool:
 
 def _resolved(config: Config) -> Config:
     """Check what would fail later, and make paths and ports definite."""
-    from models.load import resolve  # imports torch: seconds that the other commands need not wait
+    from transformers import AutoConfig  # with torch, seconds of import that the other commands need not wait
+
+    from models.load import check_architecture, resolve
 
     check_bind(config.serve.host, config.serve.api_keys)
     name = resolve(config.model.name) if Path(config.model.name).expanduser().exists() else config.model.name
-    resolve(name)
+    source = resolve(name)
+    if Path(source).is_dir():
+        check_architecture(AutoConfig.from_pretrained(source))
     port = config.serve.port or _free_port(config.serve.host)
     if config.ray.address is None and not _is_free(config.serve.host, port):
         raise InvalidInput(
@@ -321,10 +326,13 @@ def _head_environment(config: Config, token_path: Path) -> dict[str, str]:
 
 
 def _failed(what: str, log: Path, lines: int = 25) -> SharpwaveError:
-    text = log.read_text(errors="replace").splitlines()[-lines:] if log.is_file() else []
-    return NotReady(
-        "\n".join([f"{what}; the end of {log}:", *(f"  {line}" for line in text)]), code="start_failed"
-    )
+    """The error of ours that the log ends with, or, where it is somebody else's, the end of the log."""
+    text = log.read_text(errors="replace") if log.is_file() else ""
+    ours = re.findall(rf"{SharpwaveError.__module__}\.\w+: (.+)", text)
+    if ours:
+        return NotReady(f"{what}: {ours[-1]}\n  log: {log}", code="start_failed")
+    end = "".join(f"\n  {line}" for line in text.splitlines()[-lines:])
+    return NotReady(f"{what}; the end of {log}:{end}", code="start_failed")
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import contextlib
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,7 +55,9 @@ def _no_memory(memory_id: str, namespace: str) -> NotFound:
     )
 
 
-@ray_serve.deployment(max_ongoing_requests=1024, health_check_timeout_s=120)
+@ray_serve.deployment(
+    max_ongoing_requests=1024, health_check_timeout_s=120, ray_actor_options={"num_cpus": 0.1}
+)
 @ray_serve.ingress(app)
 class Api:
     def __init__(self, config: Config, engine: DeploymentHandle, embedder: DeploymentHandle) -> None:
@@ -213,7 +215,7 @@ class Api:
 
     def _parse(self, body: WriteBody) -> tuple[list[Memory], dict[int, dict[str, Any]]]:
         """Memories and, where the call is partial, the refused items by index. Else the first bad item raises."""
-        memories, refused, now = [], {}, time.time()
+        memories, refused, started = [], {}, time.time()
         for i, item in enumerate(body.memories):
             try:
                 memories.append(
@@ -246,7 +248,7 @@ class Api:
 
     async def _generate(
         self, body: ChatBody, mode: str, adapter: str, recalled: Recalled
-    ) -> AsyncIterator[str | dict[str, Any]]:
+    ) -> AsyncGenerator[str | dict[str, Any]]:
         request = {
             "messages": body.messages,
             "memories": recalled.for_engine,
@@ -274,10 +276,10 @@ class Api:
         self,
         reply: shapes.Reply,
         first: str | dict[str, Any],
-        pieces: AsyncIterator[str | dict[str, Any]],
+        pieces: AsyncGenerator[str | dict[str, Any]],
         held: contextlib.AsyncExitStack,
     ) -> AsyncIterator[str]:
-        async with held, contextlib.aclosing(pieces):  # type: ignore[type-var]
+        async with held, contextlib.aclosing(pieces):
             try:
                 yield reply.opening()
                 yield self._event(reply, first)

@@ -17,9 +17,7 @@ NAME = "sharpwave"
 def build(config: Config) -> ray_serve.Application:
     """Raises `InvalidInput` for an open bind without API keys."""
     check_bind(config.serve.host, config.serve.api_keys)
-    engine = EngineReplica.options(ray_actor_options={"num_cpus": 0.5}).bind(config)
-    embedder = EmbedderReplica.options(ray_actor_options={"num_cpus": 0.25}).bind(config)
-    return Api.options(ray_actor_options={"num_cpus": 0.1}).bind(config, engine, embedder)
+    return Api.bind(config, EngineReplica.bind(config), EmbedderReplica.bind(config))  # type: ignore[attr-defined]
 
 
 def deploy(config: Config) -> DeploymentHandle:

@@ -1,6 +1,7 @@
 """Which memories a request gets: embed the question, search the shards, keep the trace."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,7 +69,7 @@ class Recall:
         query: str,
         k: int,
         *,
-        kinds: list[str] | None,
+        kinds: Sequence[str] | None,
         where: dict[str, Any] | None,
         retrieval: str,
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -89,7 +90,7 @@ class Recall:
         return results, trace
 
     async def _everything(
-        self, namespace: str, kinds: list[str] | None, where: dict[str, Any] | None
+        self, namespace: str, kinds: Sequence[str] | None, where: dict[str, Any] | None
     ) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
         cursor = None

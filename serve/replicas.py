@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 import dataclasses
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,12 @@ from models.sampling import Sampling
 _END = object()
 
 
-@ray_serve.deployment(max_ongoing_requests=256, health_check_timeout_s=120, graceful_shutdown_timeout_s=5)
+@ray_serve.deployment(
+    max_ongoing_requests=256,
+    health_check_timeout_s=120,
+    graceful_shutdown_timeout_s=5,
+    ray_actor_options={"num_cpus": 0.5},
+)
 class EngineReplica:
     """A thin shell around `models.engine.Engine`.
 
@@ -67,7 +73,7 @@ class EngineReplica:
         """Encode these memories' blocks soon, for each of these model versions."""
         recalled = [Recalled(**memory) for memory in memories]
         for adapter in adapters:
-            await self._run(lambda adapter=adapter: self._engine.enqueue(namespace, recalled, adapter))
+            await self._run(partial(self._engine.enqueue, namespace, recalled, adapter))
         self._wanted.set()
 
     async def score(self, messages: list[dict[str, Any]], adapter: str) -> list[dict[str, Any]]:
@@ -91,7 +97,7 @@ class EngineReplica:
         if self._encoder.done():
             self._encoder.result()  # raises what stopped it, and Serve replaces this replica
 
-    async def _pull(self, pieces: Iterator[str]) -> AsyncIterator[str]:
+    async def _pull(self, pieces: Iterator[str]) -> AsyncGenerator[str]:
         try:
             while (piece := await self._run(lambda: next(pieces, _END))) is not _END:
                 yield piece
@@ -111,7 +117,7 @@ class EngineReplica:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
 
-@ray_serve.deployment(max_ongoing_requests=64)
+@ray_serve.deployment(max_ongoing_requests=64, ray_actor_options={"num_cpus": 0.25})
 class EmbedderReplica:
     """A thin shell around `models.embed.Embedder`, for memories and queries alike."""
 

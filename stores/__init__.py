@@ -6,6 +6,7 @@
 - `record.py`: one operation of the log as bytes: CRC, salted digest, anchor
 - `log.py`: the append-only log in LMDB; acknowledged means fsynced
 - `gate.py`: what is stored, and why not
+- `plan.py`: what a put would do, decided before anything is written
 - `index.py`: exact cosine search in Faiss
 - `view.py`: what the log says now, in memory; rebuilt from it on open
 - `locks.py`: many readers or one writer

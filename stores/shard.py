@@ -8,23 +8,20 @@ takes only for the last step, so they see an operation whole or not at all.
 import math
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from common.config import StoreConfig
 from common.errors import Conflict, InvalidInput
-from stores import gate
+from stores import plan
 from stores.filters import compile_filter
 from stores.index import Vectors
 from stores.locks import ReadWriteLock
 from stores.log import LmdbLog
-from stores.memory import Memory, canonical, content_digest, from_json, same_content, to_json
+from stores.memory import Memory, to_json
 from stores.record import Op, Record
 from stores.view import Entry, View, describe
 
@@ -74,25 +71,28 @@ class Shard:
         `{id, kind, stored, status, gate: {score, reason}, anchor, shard, seq}`; status is `new`,
         `existing` (written before), `duplicate` (earlier in this call) or `refused` (by the gate).
         """
-        vectors = self._vectors([vector for _, vector in items])
         memories = [memory for memory, _ in items]
-        request = _request("put", [content_digest(m if m.timed else replace(m, time=0.0)) for m in memories])
+        vectors = plan.check_vectors([vector for _, vector in items], self.dim)
+        request = plan.put_digest(memories)
         with self._writing:
             first: Page | None = self._log.seen(op_id, request)
             if first is not None:
                 return first
-            for conflict in self._conflicts(memories):
+            for conflict in plan.conflicts(self._view, memories):
                 if conflict:
                     raise Conflict(conflict, param="id")
-            novelties = self._novelties(memories, vectors, elsewhere)
-            answers = [self._answer(*pair) for pair in zip(memories, novelties, strict=True)]
-            chosen = _first_of_each(memories, answers)
+            novelties = plan.novelties(self._view, memories, vectors, elsewhere)
+            answers = [
+                plan.answer(self._view, memory, novelty, self.config, self.number)
+                for memory, novelty in zip(memories, novelties, strict=True)
+            ]
+            chosen = plan.to_write(memories, answers)
             drafts = [
                 (Op.PUT, {"memory": to_json(memories[i]), "novelty": novelties[i]}, vectors[i].tobytes())
                 for i in chosen
             ]
             staged = self._log.stage(op_id, drafts, now=now)
-            _settle(memories, answers, dict(zip(chosen, staged, strict=True)))
+            plan.settle(memories, answers, dict(zip(chosen, staged, strict=True)))
             counted = {
                 "gate_attempts": sum(answer["status"] in ("new", "refused") for answer in answers),
                 "gate_accepts": len(staged),
@@ -102,7 +102,7 @@ class Shard:
 
     def touch(self, namespace: str, ids: Sequence[str], *, op_id: str, now: float) -> Json:
         """Count one use of each memory. Returns `{touched, unknown}`."""
-        request = _request("touch", namespace, [*ids])
+        request = plan.request_digest("touch", namespace, [*ids])
         with self._writing:
             first: Json | None = self._log.seen(op_id, request)
             if first is not None:
@@ -120,7 +120,7 @@ class Shard:
             raise InvalidInput("scores: every divergence must be finite", param="scores")
         if len({id for id, _ in scores}) < len(scores):
             raise InvalidInput("scores: an id may come once a call", param="scores")
-        request = _request("score", namespace, [*scores])
+        request = plan.request_digest("score", namespace, [*scores])
         with self._writing:
             first: Json | None = self._log.seen(op_id, request)
             if first is not None:
@@ -156,7 +156,7 @@ class Shard:
         if (ids is not None) + (where is not None) + bool(everything) != 1:
             raise InvalidInput("forget: give exactly one of ids, filter, all", param="ids")
         keep = None if where is None else compile_filter(where)
-        request = _request("forget", namespace, ids and [*ids], where, everything)
+        request = plan.request_digest("forget", namespace, ids and [*ids], where, everything)
         with self._writing:
             receipt = self._log.seen(op_id, request)
             if receipt is None:
@@ -190,77 +190,18 @@ class Shard:
                 self._view.apply(record)
             self._state = self._log.state()
 
-    # The plan of a put
+    # Asked before a put
 
     def check(self, memories: Sequence[Memory]) -> list[str | None]:
         """Why each memory could not be written, or None where it could. Nothing is written."""
         with self._viewing.read():
-            return self._conflicts(memories)
+            return plan.conflicts(self._view, memories)
 
     def nearest(self, namespaces: Sequence[str], vectors: Vectors) -> list[float]:
         """Highest cosine of each vector to its namespace in this shard, in 0 to 1."""
-        vectors = self._vectors(vectors)
+        vectors = plan.check_vectors(vectors, self.dim)
         with self._viewing.read():
-            return self._nearest(namespaces, vectors)
-
-    def _conflicts(self, memories: Sequence[Memory]) -> list[str | None]:
-        found: list[str | None] = []
-        earlier: dict[tuple[str, str], Memory] = {}
-        for memory in memories:
-            key = memory.namespace, memory.id
-            entry = self._view.find(*key)
-            other = earlier.setdefault(key, memory) if entry is None else from_json(entry.memory)
-            found.append(
-                None
-                if other is memory or same_content(memory, other)
-                else f"id {memory.id!r} exists with other content; give a new id, or none"
-            )
-        return found
-
-    def _nearest(self, namespaces: Sequence[str], vectors: Vectors) -> list[float]:
-        found = [0.0] * len(namespaces)
-        for namespace, places in gate.group(namespaces).items():
-            for i, cosine in zip(places, self._view.nearest(namespace, vectors[places]), strict=True):
-                found[i] = cosine
-        return found
-
-    def _novelties(
-        self, memories: Sequence[Memory], vectors: Vectors, elsewhere: Sequence[float] | None
-    ) -> list[float]:
-        """1 - highest cosine to the namespace: this shard, other shards, and earlier items of the call."""
-        namespaces = [memory.namespace for memory in memories]
-        known = zip(self._nearest(namespaces, vectors), elsewhere or [0.0] * len(memories), strict=True)
-        within = gate.nearest_earlier(namespaces, vectors)
-        return [1.0 - max(*pair, earlier) for pair, earlier in zip(known, within, strict=True)]
-
-    def _answer(self, memory: Memory, novelty: float) -> Json:
-        entry = self._view.find(memory.namespace, memory.id)
-        if entry:
-            stored, status, gated = True, "existing", {"score": None, "reason": "written before"}
-        else:
-            stored, gated = gate.decide(memory, novelty, self.config)
-            status = "new" if stored else "refused"
-        return {
-            "id": memory.id,
-            "kind": memory.kind,
-            "stored": stored,
-            "status": status,
-            "gate": gated,
-            "anchor": entry.anchor if entry else None,
-            "shard": self.number,
-            "seq": entry.seq if entry else None,
-        }
-
-    def _vectors(self, vectors: Any) -> Vectors:
-        """float32 `[n, dim]`, checked: a vector that is not unit would win or lose every search."""
-        if not len(vectors):
-            return np.empty((0, self.dim), np.float32)
-        if {np.shape(vector) for vector in vectors} != {(self.dim,)}:
-            raise InvalidInput(f"vector: every one must have shape ({self.dim},)", param="vector")
-        array = np.asarray(vectors, dtype="<f4")
-        if not np.allclose(np.linalg.norm(array, axis=1), 1.0, atol=1e-3):  # false for NaN as well
-            raise InvalidInput("vector: must have norm 1; normalise it after the embedder", param="vector")
-        return array
+            return plan.nearest(self._view, namespaces, vectors)
 
     # Reads
 
@@ -305,7 +246,7 @@ class Shard:
     ) -> Page:
         """The `k` memories of highest cosine among those that kinds and filter admit, best first:
         `{memory, score, scores: {dense, lexical, concert}}`."""
-        query = self._vectors([vector])
+        query = plan.check_vectors([vector], self.dim)
         keep = None if where is None else compile_filter(where)
         allowed = None if kinds is None else [*kinds]
         with self._viewing.read():
@@ -352,29 +293,3 @@ class Shard:
     def close(self) -> None:
         with self._writing:
             self._log.close()
-
-
-def _request(*parts: Any) -> str:
-    """What an operation asks for, in short: an `op_id` stands for one request."""
-    return blake2b(canonical(parts), digest_size=8).hexdigest()
-
-
-def _first_of_each(memories: Sequence[Memory], answers: Page) -> list[int]:
-    """Places of the new memories, the first of each id."""
-    first: dict[tuple[str, str], int] = {}
-    for i, memory in enumerate(memories):
-        if answers[i]["status"] == "new":
-            first.setdefault((memory.namespace, memory.id), i)
-    return [*first.values()]
-
-
-def _settle(memories: Sequence[Memory], answers: Page, written: Mapping[int, Record]) -> None:
-    """Say where each written memory went; one that was given twice was written once."""
-    by_id = {(memories[i].namespace, memories[i].id): (i, record) for i, record in written.items()}
-    for i, (memory, answer) in enumerate(zip(memories, answers, strict=True)):
-        source, record = by_id.get((memory.namespace, memory.id), (i, None))
-        if record is not None:
-            answer |= {"stored": True, "anchor": record.anchor.hex(), "seq": record.seq}
-        if source != i:
-            reason = "given before in this call"
-            answer |= {"status": "duplicate", "gate": {"score": None, "reason": reason}}

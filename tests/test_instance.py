@@ -109,11 +109,15 @@ def test_what_must_fail_fails_before_anything_starts(tmp_path: Path, monkeypatch
         instances.up(overrides(tmp_path, model__name="no-such-model"))
     with pytest.raises(NotFound, match=r"no such \.gguf file"):
         instances.up(overrides(tmp_path, model__name=str(tmp_path / "absent.gguf")))
+    (tmp_path / "gpt2").mkdir()
+    write_json(tmp_path / "gpt2" / "config.json", {"model_type": "gpt2"})
+    with pytest.raises(InvalidInput, match=r"'gpt2' is not supported.*llama"):
+        instances.up(overrides(tmp_path / "store", model__name=str(tmp_path / "gpt2")))
     with instances.socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(InvalidInput, match=f"serve.port = {port}"):
             instances.up(overrides(tmp_path, serve__port=port))
-    assert list(tmp_path.iterdir()) == []
+    assert not (tmp_path / "store").exists() and not (tmp_path / "instance.json").exists()
 
 
 def test_a_second_up_at_the_same_time_is_refused(tmp_path: Path) -> None:
@@ -208,6 +212,15 @@ def test_what_ray_says_while_it_fails_to_start_is_shown(
     with pytest.raises(NotReady, match=r"code 3 while starting[\s\S]*no space left"):
         instances.up(overrides(tmp_path / "store"))
     assert instances.read(tmp_path / "store") is None
+
+
+def test_our_own_error_is_found_in_a_long_log(tmp_path: Path) -> None:
+    log = tmp_path / "deploy.log"
+    noise = "(ProxyActor pid=1) INFO proxy\n" * 50
+    log.write_text(
+        f"Traceback ...\n(Replica pid=7) common.errors.StoreCorrupt: shard 0: bad CRC at seq 9\n{noise}"
+    )
+    assert "did not start: shard 0: bad CRC at seq 9" in str(instances._failed("did not start", log))
 
 
 def test_the_environment_for_ray_job_submit_names_the_token(tmp_path: Path) -> None:

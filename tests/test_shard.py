@@ -425,9 +425,18 @@ def test_writers_of_many_threads_lose_nothing(shard):
 
 
 def test_a_waiting_writer_goes_before_new_readers():
-    lock, order = ReadWriteLock(), []
-    writer = threading.Thread(target=lambda: [lock.write().__enter__(), order.append("writer")])
-    reader = threading.Thread(target=lambda: [lock.read().__enter__(), order.append("reader")])
+    lock, order, done = ReadWriteLock(), [], threading.Event()
+
+    def write():
+        with lock.write():
+            order.append("writer")
+            done.wait(10)
+
+    def read():
+        with lock.read():
+            order.append("reader")
+
+    writer, reader = threading.Thread(target=write), threading.Thread(target=read)
     with lock.read():
         writer.start()
         while not lock._writers_waiting:
@@ -435,11 +444,11 @@ def test_a_waiting_writer_goes_before_new_readers():
         reader.start()
         reader.join(0.05)
         assert order == []
-    writer.join(10)
+    while not order:
+        time.sleep(0.001)
+    reader.join(0.05)
     assert order == ["writer"]
-    lock._writing = False
-    with lock._changed:
-        lock._changed.notify_all()
+    done.set()
     reader.join(10)
     assert order == ["writer", "reader"]
 

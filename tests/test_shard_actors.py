@@ -22,17 +22,22 @@ SHARDS = 2
 
 @pytest.fixture(scope="module")
 def cluster():
-    if ray.is_initialized():
-        yield
-        return
     os.environ["RAY_AUTH_MODE"] = "disabled"  # a local ray.init would set it to token for every later test
-    ray.init(
-        num_cpus=2,
-        include_dashboard=False,
-        object_store_memory=80 << 20,
-        namespace=RAY_NAMESPACE,
-        log_to_driver=False,
-    )
+    for attempt in range(3):
+        try:
+            ray.init(
+                address="local",  # never somebody's cluster on this machine
+                num_cpus=2,
+                include_dashboard=False,
+                object_store_memory=80 << 20,
+                namespace=RAY_NAMESPACE,
+                log_to_driver=False,
+            )
+            break
+        except Exception:  # Ray gives its own start 30 s, too few on a machine that is very busy
+            ray.shutdown()
+            if attempt == 2:
+                raise
     yield
     ray.shutdown()
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from train.chat import SYSTEMS, batches_by_length, prompt_ids
-from train.objective import kl_to_base, make_batch, position_logits
+from train.objective import Batch, kl_to_base, make_batch, position_logits
 
 TOP_K = 64
 MAX_NEW_TOKENS = 48
@@ -48,8 +48,12 @@ class Anchor:
 
 def split(anchors: Sequence[Anchor]) -> tuple[list[Anchor], list[Anchor]]:
     """(to train on, held out); no prompt is on both sides."""
-    held = [anchor for number, anchor in enumerate(anchors) if number % len(PROMPTS) % HELD_OUT == HELD_OUT - 1]
-    kept = [anchor for number, anchor in enumerate(anchors) if number % len(PROMPTS) % HELD_OUT != HELD_OUT - 1]
+    held = [
+        anchor for number, anchor in enumerate(anchors) if number % len(PROMPTS) % HELD_OUT == HELD_OUT - 1
+    ]
+    kept = [
+        anchor for number, anchor in enumerate(anchors) if number % len(PROMPTS) % HELD_OUT != HELD_OUT - 1
+    ]
     return kept, held
 
 
@@ -72,30 +76,37 @@ def load_or_make(
 
 def make_anchors(model: Any, tokenizer: Any, *, count: int, seed: int) -> list[Anchor]:
     """Sample `count` answers of `model` to generic prompts, and keep what it thought at each token."""
-    chosen = [(PROMPTS[number % len(PROMPTS)], SYSTEMS[(number + number // len(PROMPTS)) % len(SYSTEMS)]) for number in range(count)]
+    chosen = [
+        (PROMPTS[number % len(PROMPTS)], SYSTEMS[(number + number // len(PROMPTS)) % len(SYSTEMS)])
+        for number in range(count)
+    ]
     prompts = [prompt_ids(tokenizer, question, system) for question, system in chosen]
     texts = _write(model, tokenizer, prompts, seed)
     return [_remember(model, tokenizer, prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def anchor_kl(model: Any, anchors: Sequence[Anchor], pad: int) -> float:
     """Mean KL(base || model) in nats a token over the anchors' text; 0 where there are none."""
     total, positions = 0.0, 0
     for rows in batches_by_length([len(a.prompt) + len(a.text) for a in anchors], 16, BATCH_TOKENS):
         chosen = [anchors[row] for row in rows]
-        value = batch_kl(model, chosen, pad)
-        number = sum(len(anchor.text) for anchor in chosen)
+        batch = anchor_batch(chosen, pad, model.device)
+        value = batch_kl(position_logits(model, batch), chosen)
+        number = len(batch.targets)
         total, positions = total + float(value) * number, positions + number
     return total / positions if positions else 0.0
 
 
-def batch_kl(model: Any, anchors: Sequence[Anchor], pad: int) -> Tensor:
-    """KL(base || model) of one batch of anchors, with its gradient."""
-    batch = make_batch([(anchor.prompt, anchor.text) for anchor in anchors], pad, model.device)
-    log_probs = torch.cat([anchor.log_probs for anchor in anchors]).to(model.device)
-    tokens = torch.cat([anchor.tokens for anchor in anchors]).to(model.device)
-    return kl_to_base(position_logits(model, batch), log_probs, tokens)
+def anchor_batch(anchors: Sequence[Anchor], pad: int, device: Any) -> Batch:
+    return make_batch([(anchor.prompt, anchor.text) for anchor in anchors], pad, device)
+
+
+def batch_kl(logits: Tensor, anchors: Sequence[Anchor]) -> Tensor:
+    """Mean KL(base || student) from the student's logits at the positions of `anchor_batch`."""
+    log_probs = torch.cat([anchor.log_probs for anchor in anchors]).to(logits.device)
+    tokens = torch.cat([anchor.tokens for anchor in anchors]).to(logits.device)
+    return kl_to_base(logits, log_probs, tokens)
 
 
 @torch.inference_mode()
@@ -115,15 +126,21 @@ def _write(model: Any, tokenizer: Any, prompts: list[list[int]], seed: int) -> l
             ids = torch.tensor([[pad] * (width - len(prompts[row])) + prompts[row] for row in rows])
             mask = torch.tensor([[0] * (width - len(prompts[row])) + [1] * len(prompts[row]) for row in rows])
             output = model.generate(
-                input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=sampled
+                input_ids=ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                generation_config=sampled,
             )
             for row, tokens in zip(rows, output[:, width:].tolist(), strict=True):
-                end = tokens.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in tokens else len(tokens)
+                end = (
+                    tokens.index(tokenizer.eos_token_id) + 1
+                    if tokenizer.eos_token_id in tokens
+                    else len(tokens)
+                )
                 texts[row] = tokens[:end]
     return texts
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _remember(model: Any, tokenizer: Any, prompt: list[int], text: list[int]) -> Anchor:
     batch = make_batch([(prompt, text)], tokenizer.eos_token_id, model.device)
     top = position_logits(model, batch).log_softmax(-1).topk(TOP_K)

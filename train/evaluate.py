@@ -19,9 +19,9 @@ MAX_NEW_TOKENS = 16
 BATCH_ROWS = 64
 BATCH_TOKENS = 4096
 REFUSALS = (
-    "i don't know", "i do not know", "i'm sorry", "i am sorry", "i cannot", "i can't", "i'm not able", "i am not able",
-    "i'm unable", "i am unable", "i don't have", "i do not have", "as an ai", "not enough information", "no information",
-    "unknown", "not specified", "not mentioned", "not provided",
+    "i don't know", "i do not know", "i'm sorry", "i am sorry", "i cannot", "i can't", "i'm not able",
+    "i am not able", "i'm unable", "i am unable", "i don't have", "i do not have", "as an ai",
+    "not enough information", "no information", "unknown", "not specified", "not mentioned", "not provided",
 )  # fmt: skip
 
 
@@ -46,7 +46,7 @@ def contains(answer: str, expected: str | Sequence[str]) -> bool:
 
 def is_refusal(answer: str) -> bool:
     """Whether `answer` declines: empty, or with one of the usual phrases near its beginning."""
-    start = answer.strip().lower().replace("’", "'")[:80]
+    start = answer.strip().lower().replace("\u2019", "'")[:80]
     return not start or any(phrase in start for phrase in REFUSALS)
 
 
@@ -157,7 +157,9 @@ def continuation_log_probs(
     for batch in batches_by_length([len(text) for text in texts], 2 * BATCH_ROWS, BATCH_TOKENS):
         width = len(texts[batch[0]])
         ids = torch.tensor([[*texts[number], *[0] * (width - len(texts[number]))] for number in batch])
-        mask = torch.tensor([[1] * len(texts[number]) + [0] * (width - len(texts[number])) for number in batch])
+        mask = torch.tensor(
+            [[1] * len(texts[number]) + [0] * (width - len(texts[number])) for number in batch]
+        )
         where = [
             (row, place, len(rows[row][0]) - 1 + offset, target)
             for place, number in enumerate(batch)

@@ -80,7 +80,9 @@ def _place(memory: Mapping[str, Any]) -> Iterator[Form]:
     if memory.get("relation") is None:
         for wording in () if cued else COORDINATES:
             answer = f"{memory['x']:g}, {memory['y']:g}"
-            yield Form(memory_id=memory["id"], kind="question", question=wording.format(x=place), answer=answer)
+            yield Form(
+                memory_id=memory["id"], kind="question", question=wording.format(x=place), answer=answer
+            )
         return
     words = memory["relation"].replace("_", " ")
     for wording in () if cued else SPATIAL:

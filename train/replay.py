@@ -43,7 +43,9 @@ class SumTree:
 
     def set(self, index: int, weight: float) -> None:
         if not 0 <= index < self.size or not np.isfinite(weight) or weight < 0:
-            raise ValueError(f"set({index}, {weight}): index below {self.size} and a finite weight >= 0 are needed")
+            raise ValueError(
+                f"set({index}, {weight}): index below {self.size} and a finite weight >= 0 are needed"
+            )
         node = self._leaves + index
         self._sums[node] = weight
         while node > 1:
@@ -89,7 +91,9 @@ class Sampler:
         """
         rows = list(records)
         weights = priorities([row.get("statistics") or {} for row in rows], config)
-        kept = sorted(range(len(rows)), key=lambda number: (-weights[number], rows[number]["id"]))[: config.max_items]
+        kept = sorted(range(len(rows)), key=lambda number: (-weights[number], rows[number]["id"]))[
+            : config.max_items
+        ]
         groups: dict[tuple[str, str], list[int]] = {}
         for number in sorted(kept, key=lambda number: rows[number]["id"]):
             row = rows[number]
@@ -97,7 +101,9 @@ class Sampler:
         self.seed = seed
         self.num_items = len(kept)
         self._keys = sorted(groups)
-        self._ids = [np.array([rows[number]["id"] for number in groups[key]], dtype=object) for key in self._keys]
+        self._ids = [
+            np.array([rows[number]["id"] for number in groups[key]], dtype=object) for key in self._keys
+        ]
         self._trees = [SumTree(weights[groups[key]]) for key in self._keys]
         self._scales = self._kind_scales(config.mix)
 
@@ -109,7 +115,9 @@ class Sampler:
         shares = {kind: max(0.0, mix.get(kind, 0.0)) for kind, mass in masses.items() if mass > 0}
         if not any(shares.values()):  # none of the kinds present is in the mix: the mix says nothing
             shares = dict.fromkeys(shares, 1.0)
-        return np.array([shares.get(kind, 0.0) / masses[kind] if masses[kind] else 0.0 for kind, _ in self._keys])
+        return np.array(
+            [shares.get(kind, 0.0) / masses[kind] if masses[kind] else 0.0 for kind, _ in self._keys]
+        )
 
     def probabilities(self) -> dict[str, float]:
         """The chance of each id at one draw; they sum to 1."""

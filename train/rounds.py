@@ -39,7 +39,9 @@ SCHEMA = pa.schema(
 class Planner:
     """Makes the block of a round; a pure function of the records, the configuration and the round's number."""
 
-    def __init__(self, records: Sequence[Mapping[str, Any]], replay: ReplayConfig, train: TrainConfig) -> None:
+    def __init__(
+        self, records: Sequence[Mapping[str, Any]], replay: ReplayConfig, train: TrainConfig
+    ) -> None:
         self._train = train
         self._sampler = Sampler(records, replay, train.seed)
         self._forms: dict[str, list[Form]] = {record["id"]: forms_of(record) for record in records}
@@ -49,19 +51,32 @@ class Planner:
         """One row a form, `SCHEMA`, in random order. Draws whose memory has no form at all are left out."""
         rng = random.Random(f"{self._train.seed}/{round_number}")
         rows = [
-            (round_number, sample, form.memory_id, form.kind, rng.choice(SYSTEMS), form.question, form.answer, 1.0)
+            (
+                round_number,
+                sample,
+                form.memory_id,
+                form.kind,
+                rng.choice(SYSTEMS),
+                form.question,
+                form.answer,
+                1.0,
+            )
             for sample, memory_id in enumerate(self._sampler.sample(self.samples, round_number))
             for form in pick_forms(self._forms[memory_id], self._train.forms_per_sample, rng)
         ]
         rng.shuffle(rows)
         columns = zip(*rows, strict=True) if rows else [()] * len(SCHEMA)
-        return pa.table([pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)], SCHEMA)
+        return pa.table(
+            [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)], SCHEMA
+        )
 
 
 class ReplaySource(Datasource):
     """Blocks of rounds 0, 1, .. in this order, read by one task, which plans each block as it is asked for."""
 
-    def __init__(self, records: Sequence[Mapping[str, Any]], replay: ReplayConfig, train: TrainConfig) -> None:
+    def __init__(
+        self, records: Sequence[Mapping[str, Any]], replay: ReplayConfig, train: TrainConfig
+    ) -> None:
         super().__init__()
         self._records = list(records)
         self._replay = replay
@@ -116,7 +131,9 @@ class ReplayData(ray.train.DataConfig):
         return shares
 
 
-CPUS = 0.1  # of a task that plans rounds: it is short, and must start even where training holds every whole CPU
+CPUS = (
+    0.1  # of a task that plans rounds: it is short, and must start even where training holds every whole CPU
+)
 
 
 def share_of(block: pa.Table, rank: int, world_size: int) -> pa.Table:
@@ -124,7 +141,10 @@ def share_of(block: pa.Table, rank: int, world_size: int) -> pa.Table:
     length = math.ceil(block.num_rows / world_size)
     wanted = [rank + world_size * number for number in range(length)]
     share = block.take([number if number < block.num_rows else 0 for number in wanted])
-    weights = [weight if number < block.num_rows else 0.0 for number, weight in zip(wanted, share["weight"].to_pylist(), strict=True)]
+    weights = [
+        weight if number < block.num_rows else 0.0
+        for number, weight in zip(wanted, share["weight"].to_pylist(), strict=True)
+    ]
     return share.set_column(SCHEMA.get_field_index("weight"), "weight", pa.array(weights, pa.float32()))
 
 
@@ -134,7 +154,12 @@ def replay_stream(
     """What `TorchTrainer(datasets={"replay": ...})` takes: called again for every worker group."""
 
     def make() -> ray.data.Dataset:
-        return ray.data.read_datasource(ReplaySource(records, replay, train), ray_remote_args={"num_cpus": CPUS})
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False  # a job's log is no terminal
+        # One block a task says "do not split": a round stays one block.
+        return ray.data.read_datasource(
+            ReplaySource(records, replay, train), override_num_blocks=1, ray_remote_args={"num_cpus": CPUS}
+        )
 
     return make
 

@@ -19,7 +19,7 @@ class SanityItem:
     wrong: str
 
 
-NOUNS = "dog cat boy girl teacher doctor farmer bird horse child student driver king soldier tree car house book".split()
+NOUNS = "dog cat boy girl teacher doctor farmer bird horse child student driver king soldier tree car book".split()
 PLURALS = {"child": "children"}
 PLACES = ("near the window", "in the garden", "behind the house", "next to the road")
 SINGULAR_VERBS = (("is", "are"), ("was", "were"), ("has", "have"))
