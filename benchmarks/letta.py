@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.config import RecallConfig
 from common.files import write_json
-from models.adapters import BASE, AdapterStore, Weights
+from models.adapters import BASE, AdapterStore
 from models.blocks import BlockStore
 from models.embed import Embedder
 from models.engine import Engine, Recalled, Turn
@@ -34,6 +34,7 @@ from models.load import LoadedModel, load_model
 from models.prompt import PromptBuilder
 from models.sampling import Sampling
 from models.scoring import LeaveOneOut, ScoreContext, divergences
+from models.weights import Weights
 from train.chat import SHORTEST_SPAN
 from train.evaluate import normalise, wilson
 

@@ -4,27 +4,41 @@ import contextlib
 import json
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 import yaml
 
-from common.config import Config, StoreConfig, load, parse_override
+from common.config import Config, load, parse_override
 from common.errors import Conflict, InvalidInput, NotFound, NotReady, SharpwaveError
 from jobs import instance as instances
 from jobs.client import Client
-from jobs.instance import Instance
-from jobs.output import Counter, emit, note, table
-from jobs.submit import submit
-from jobs.teach import Summary, teach_files
+from jobs.job_commands import consolidate, evaluate, score
+from jobs.options import (
+    DEFAULT_STORE,
+    FAILED,
+    OK,
+    PARTIAL,
+    RUNNING,
+    USAGE,
+    ConfigFile,
+    Json,
+    Key,
+    Mode,
+    Namespace,
+    Settings,
+    Store,
+    Url,
+    connect,
+    running,
+)
+from jobs.output import Counter, emit, flat, injected, note, table, taught
+from jobs.teach import teach_files
 from stores.filters import compile_filter
 
-OK, FAILED, USAGE, PARTIAL, RUNNING = range(5)
 LOCAL_CONFIG = Path("sharpwave.yaml")
-REPORTS = ("report.json", "summary.json")  # what a job leaves in --out: the whole run, or a matrix
 
 app = typer.Typer(
     name="sharpwave",
@@ -47,31 +61,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-Store = Annotated[
-    Path,
-    typer.Option("--store", envvar="SHARPWAVE_STORE__DIR", file_okay=False, help="the instance's folder"),
-]
-Url = Annotated[
-    str | None, typer.Option(envvar="SHARPWAVE_URL", help="a server's address, in place of --store's")
-]
-Key = Annotated[
-    str | None, typer.Option(envvar="SHARPWAVE_API_KEY", help="API key, where the server wants one")
-]
-Json = Annotated[bool, typer.Option("--json", help="one JSON document on stdout, errors included")]
-Namespace = Annotated[str, typer.Option("--namespace", "-n", help="whose memories")]
-ConfigFile = Annotated[
-    Path | None, typer.Option("--config", exists=True, dir_okay=False, help="YAML file; see docs/config.md")
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="one setting, as in train.lr=1e-4; repeatable"),
-]
-Out = Annotated[
-    Path | None, typer.Option("--out", file_okay=False, help="folder of the report [default: runs/...]")
-]
-Mode = Literal["full", "text", "prefix", "hybrid", "off"]
-DEFAULT_STORE = Path(StoreConfig().dir)
 
 
 @app.command()
@@ -153,7 +142,7 @@ def teach(
     {"messages": [{"role": "user", "content": "I moved to Lisbon."}]}
     """
     limit = _instance_config(store).store.max_text_bytes
-    with _client(store, url, api_key) as client, Counter("teaching") as counter:
+    with connect(store, url, api_key) as client, Counter("teaching") as counter:
         summary = teach_files(
             client,
             files,
@@ -162,17 +151,8 @@ def teach(
             report_bad=note,
             progress=lambda so_far: counter.show(so_far.written, so_far.bad),
         )
-    emit(vars(summary), as_json=as_json, text=_taught(summary))
+    emit(vars(summary), as_json=as_json, text=taught(summary))
     raise typer.Exit(FAILED if summary.bad else OK)
-
-
-def _taught(summary: Summary) -> str:
-    text = f"{summary.stored} stored of {summary.written} written"
-    if summary.existing:
-        text += f", {summary.existing} were there already"
-    if summary.refused:
-        text += f", {summary.refused} refused by the write gate (store.gate_tau)"
-    return text + (f"; {summary.bad} bad" if summary.bad else "")
 
 
 @app.command()
@@ -204,14 +184,14 @@ def ask(
         "memory": {"namespace": namespace} | _given(mode=mode, k=k),
         **_given(max_tokens=max_tokens),
     }
-    with _client(store, url, api_key) as client:
+    with connect(store, url, api_key) as client:
         if stream and not as_json:
             memory = _print_stream(client, body)
         else:
             answer = client.post("/v1/chat/completions", body)
             emit(answer, as_json=as_json, text=answer["choices"][0]["message"]["content"])
             memory = answer["memory"]
-    note(_injected(memory))
+    note(injected(memory))
 
 
 def _print_stream(client: Client, body: dict[str, Any]) -> dict[str, Any]:
@@ -224,110 +204,8 @@ def _print_stream(client: Client, body: dict[str, Any]) -> dict[str, Any]:
     return memory
 
 
-def _injected(memory: dict[str, Any]) -> str:
-    scores = {found["id"]: found["score"] for found in memory.get("retrieved", [])}
-    lines = [
-        f"  {scores[each]:.3f}  {each}" if each in scores else f"  {each}"
-        for each in memory.get("injected", [])
-    ]
-    head = f"mode {memory.get('mode')}: {len(lines)} memories, {memory.get('prefix_tokens', 0)} prefix tokens"
-    fallback = f" (fallback: {memory['fallback']})" if memory.get("fallback") else ""
-    return "\n".join([head + fallback, *lines])
-
-
-@app.command()
-def score(
-    namespace: Namespace = "default",
-    conversation: Annotated[
-        Path | None,
-        typer.Option(exists=True, dir_okay=False, help='its responses are scored: {"messages": [...]}'),
-    ] = None,
-    model: Annotated[str, typer.Option(help="base, base:latest, or base:DIGEST")] = "base",
-    config: ConfigFile = None,
-    settings: Settings = None,
-    out: Out = None,
-    store: Store = DEFAULT_STORE,
-    as_json: Json = False,
-) -> None:
-    """Leave each memory out once and measure how much each response suffers: the N x M divergence matrix.
-
-    \b
-    sharpwave score --namespace acme
-    sharpwave score --conversation talk.json --out runs/talk
-    """
-    extra = ["--model", model] + (["--conversation", str(conversation.resolve())] if conversation else [])
-    _run_job("score", extra, namespace, config, settings, out, store, as_json)
-
-
-@app.command()
-def consolidate(
-    namespace: Namespace = "default",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="do everything but publish")] = False,
-    config: ConfigFile = None,
-    settings: Settings = None,
-    out: Out = None,
-    store: Store = DEFAULT_STORE,
-    as_json: Json = False,
-) -> None:
-    """Replay the memories into a LoRA adapter, and publish it if the gate accepts it.
-
-    \b
-    sharpwave consolidate --namespace acme
-    sharpwave consolidate --set train.rounds=20 --set gate.min_uplift=0.5
-    """
-    _run_job(
-        "consolidate", ["--dry-run"] if dry_run else [], namespace, config, settings, out, store, as_json
-    )
-
-
-@app.command()
-def evaluate(
-    namespace: Namespace = "default",
-    model: Annotated[str, typer.Option(help="base, base:latest, or base:DIGEST")] = "base:latest",
-    config: ConfigFile = None,
-    settings: Settings = None,
-    out: Out = None,
-    store: Store = DEFAULT_STORE,
-    as_json: Json = False,
-) -> None:
-    """Ask about the memories with memory off: does the model know them by itself now?
-
-    \b
-    sharpwave evaluate --namespace acme
-    sharpwave evaluate --model base --out runs/before
-    """
-    _run_job("evaluate", ["--model", model], namespace, config, settings, out, store, as_json)
-
-
-def _run_job(
-    job: str,
-    extra: list[str],
-    namespace: str,
-    config: Path | None,
-    settings: list[str] | None,
-    out: Path | None,
-    store: Path,
-    as_json: bool,
-) -> None:
-    """Submit, follow, and show where the report is. The job runs in a copy of the tree, so every path is absolute."""
-    running = _running(store)
-    folder = (out or Path("runs") / f"{job}-{time.strftime('%Y%m%d-%H%M%S')}").resolve()
-    arguments = ["--namespace", namespace, "--out", str(folder), *extra]
-    arguments += ["--config", str(config.resolve())] if config else []
-    for setting in settings or []:
-        parse_override(setting)
-        arguments += ["--set", setting]
-    code = submit(running, job, arguments, say=note)
-    report = next((folder / name for name in REPORTS if (folder / name).is_file()), None)
-    if report is not None:
-        emit(json.loads(report.read_text()), as_json=as_json, text=str(folder))
-    if code in (OK, USAGE, PARTIAL):
-        raise typer.Exit(code)
-    failure = f"{job} failed with exit code {code}; its log is above"
-    if report is None:
-        raise SharpwaveError(failure)
-    note(failure)
-    raise typer.Exit(FAILED)
+for job in (score, consolidate, evaluate):
+    app.command()(job)
 
 
 @app.command()
@@ -353,7 +231,7 @@ def forget(
     chosen: dict[str, Any] = _given(ids=ids or None, filter=_json(where), all=everything or None)
     if len(chosen) != 1:
         raise InvalidInput("give exactly one of --id, --filter, --all", param="id")
-    with _client(store, url, api_key) as client:
+    with connect(store, url, api_key) as client:
         if dry_run or not force:
             found = list(_selected(client, namespace, chosen))
         if dry_run:
@@ -404,28 +282,18 @@ def status(
     sharpwave status --json | jq .ready.store
     """
     if env:
-        variables = _running(store).ray_environment()
+        variables = running(store).ray_environment()
         lines = "\n".join(f"export {name}={json.dumps(value)}" for name, value in variables.items())
         emit(variables, as_json=as_json, text=lines)
         return
-    with _client(store, url, api_key, patience_s=0.0) as client:
+    with connect(store, url, api_key, patience_s=0.0) as client:
         ready = client.get("/ready")
         models = [model["id"] for model in client.get("/v1/models")["data"]]
     found = {"url": client.url, "models": models, "ready": ready}
-    running = None if url else _running(store)
-    if running is not None:
-        found |= {"store": running.store, "dashboard": running.dashboard, "config_hash": running.config_hash}
-    emit(found, as_json=as_json, text=table(_flat(found)))
-
-
-def _flat(value: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for name, inner in value.items():
-        if isinstance(inner, dict):
-            yield from _flat(inner, f"{above}{name}.")
-        elif isinstance(inner, list) and inner and isinstance(inner[0], dict):
-            yield from _flat({str(i): each for i, each in enumerate(inner)}, f"{above}{name}.")
-        else:
-            yield f"{above}{name}", ", ".join(map(str, inner)) if isinstance(inner, list) else inner
+    if not url:
+        here = running(store)
+        found |= {"store": here.store, "dashboard": here.dashboard, "config_hash": here.config_hash}
+    emit(found, as_json=as_json, text=table(flat(found)))
 
 
 def _load(config: Path | None, settings: list[str] | None, flags: dict[str, Any]) -> Config:
@@ -442,17 +310,6 @@ def _instance_config(store: Path) -> Config:
     """What the store's instance runs with; the defaults where there is none here."""
     path = store.expanduser() / "config.yaml"
     return load(path, env={}) if path.is_file() else Config()
-
-
-def _running(store: Path) -> Instance:
-    found = instances.read(store.expanduser().resolve())
-    if found is None or not found.alive():
-        raise NotReady(f"no instance runs on store {str(store)!r}; start one: sharpwave up --store {store}")
-    return found
-
-
-def _client(store: Path, url: str | None, api_key: str | None, *, patience_s: float = 60.0) -> Client:
-    return Client(url or _running(store).url, api_key=api_key, patience_s=patience_s)
 
 
 def _given(**values: Any) -> dict[str, Any]:

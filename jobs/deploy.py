@@ -1,4 +1,5 @@
-"""The short-lived Ray driver behind `sharpwave up`: shards first, then the application that needs them.
+"""The short-lived Ray driver behind `sharpwave up`: the application, then the shards that need to know
+its embedder's dimension; `/ready` waits for both.
 
     python -m jobs.deploy CONFIG RESULT      # RESULT gets the dashboard's address
     python -m jobs.deploy --remove CONFIG    # takes both away again; the data stays on disk
@@ -22,11 +23,10 @@ RAY_NAMESPACE = "sharpwave"
 
 def deploy(config: Config) -> None:
     from actors.shards import start_shards
-    from models.embed import Embedder
     from serve import app
 
-    start_shards(config, Embedder(config.embed.model).dim)
     app.deploy(config)
+    start_shards(config, app.embedding_dim())
 
 
 def remove(config: Config) -> None:

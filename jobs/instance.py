@@ -17,7 +17,6 @@ import os
 import re
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -34,6 +33,7 @@ from common.config import ENV_PREFIX, Config
 from common.errors import Conflict, InvalidInput, NotReady, SharpwaveError
 from common.files import read_json, write_bytes, write_json
 from jobs import processes
+from jobs.ports import free_port, is_free, url_of
 from serve.access import check_bind
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -147,15 +147,19 @@ def _resolved(config: Config) -> Config:
     """Check what would fail later, and make paths and ports definite."""
     from transformers import AutoConfig  # with torch, seconds of import that the other commands need not wait
 
-    from models.load import check_architecture, resolve
+    from models.load import check_architecture, dequantised, resolve
 
     check_bind(config.serve.host, config.serve.api_keys)
     name = resolve(config.model.name) if Path(config.model.name).expanduser().exists() else config.model.name
     source = resolve(name)
+    if source.endswith(
+        ".gguf"
+    ):  # once, and minutes for a large one: not within the time a replica has to start
+        source = str(dequantised(Path(source)))
     if Path(source).is_dir():
         check_architecture(AutoConfig.from_pretrained(source))
-    port = config.serve.port or _free_port(config.serve.host)
-    if config.ray.address is None and not _is_free(config.serve.host, port):
+    port = config.serve.port or free_port(config.serve.host)
+    if config.ray.address is None and not is_free(config.serve.host, port):
         raise InvalidInput(
             f"serve.port = {port}: another program listens there; choose another, or 0 for a free one",
             param="serve.port",
@@ -182,7 +186,7 @@ def _start(instance: Instance, config: Config, say: Say, deadline: float) -> Ins
         instance = _record(instance, ray_address=config.ray.address)
     say(f"loading {instance.model}")
     deployed = _run_deploy(instance, config, logs / "deploy.log", deadline)
-    url = _url(config.serve.host, config.serve.port)
+    url = url_of(config.serve.host, config.serve.port)
     while not answers(url):
         if time.monotonic() > deadline:
             raise _failed(f"{url}/ready did not turn true in time", logs / "deploy.log")
@@ -204,7 +208,7 @@ def _start_head(instance: Instance, config: Config, log: Path, deadline: float) 
         *("--object-store-memory", str(config.ray.object_store_bytes)),
         # 0: the system picks. The client server alone insists on a number; nobody connects to it.
         *("--port", "0", "--dashboard-port", "0", "--dashboard-agent-listen-port", "0"),
-        *("--ray-client-server-port", str(_free_port("127.0.0.1"))),
+        *("--ray-client-server-port", str(free_port("127.0.0.1"))),
         *("--include-dashboard", "true", "--dashboard-host", "127.0.0.1"),
     ]
     with log.open("wb") as output:
@@ -317,6 +321,8 @@ def _head_environment(config: Config, token_path: Path) -> dict[str, str]:
         **_local_ray(token_path),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         "PYTHONPATH": os.pathsep.join(path),
+        # Several processes share the cores: torch threads that spin while they wait slow each other down fivefold.
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
         # Ray would wait for detached actors, which never end. What was acknowledged is on disk; nothing needs the wait.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         "AUTOSCALER_METRIC_PORT": "0",
@@ -343,29 +349,3 @@ def _locked(store: Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise Conflict(f"another `up` or `down` is at work on {str(store)!r}", code="busy") from error
         yield
-
-
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
-
-
-def _free_port(host: str) -> int:
-    with socket.socket(_family(host)) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
-
-
-def _is_free(host: str, port: int) -> bool:
-    """Serve shares a port with whoever listens on it already, so a collision would go unnoticed there."""
-    with socket.socket(_family(host)) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-        return True
-
-
-def _url(host: str, port: int) -> str:
-    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"

@@ -3,12 +3,14 @@
 import json
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from jobs.teach import Summary
 
 LINE_EVERY_S = 5.0
 
@@ -26,6 +28,39 @@ def table(rows: Iterable[tuple[str, Any]]) -> str:
     shown = [(name, str(value)) for name, value in rows]
     width = max((len(name) for name, _ in shown), default=0)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in shown)
+
+
+def taught(summary: Summary) -> str:
+    """What was written is not always stored: both are said."""
+    text = f"{summary.stored} stored of {summary.written} written"
+    if summary.existing:
+        text += f", {summary.existing} were there already"
+    if summary.refused:
+        text += f", {summary.refused} refused by the write gate (store.gate_tau)"
+    return text + (f"; {summary.bad} bad" if summary.bad else "")
+
+
+def injected(memory: dict[str, Any]) -> str:
+    """The `memory` field of a chat response: how it was answered, and with which memories."""
+    scores = {found["id"]: found["score"] for found in memory.get("retrieved", [])}
+    lines = [
+        f"  {scores[each]:.3f}  {each}" if each in scores else f"  {each}"
+        for each in memory.get("injected", [])
+    ]
+    head = f"mode {memory.get('mode')}: {len(lines)} memories, {memory.get('prefix_tokens', 0)} prefix tokens"
+    fallback = f" (fallback: {memory['fallback']})" if memory.get("fallback") else ""
+    return "\n".join([head + fallback, *lines])
+
+
+def flat(value: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested values under dotted names."""
+    for name, inner in value.items():
+        if isinstance(inner, dict):
+            yield from flat(inner, f"{above}{name}.")
+        elif isinstance(inner, list) and inner and isinstance(inner[0], dict):
+            yield from flat({str(i): each for i, each in enumerate(inner)}, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", ", ".join(map(str, inner)) if isinstance(inner, list) else inner
 
 
 class Counter:

@@ -35,7 +35,7 @@ def submit(instance: Instance, job: str, arguments: Sequence[str], *, say: Calla
 
     if not instance.dashboard:
         raise NotReady(f"the instance of {instance.store} has no job server; use `ray job submit`")
-    for chatty in ("ray.dashboard", "ray._private"):
+    for chatty in ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk", "ray._private"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     headers = {}
     if instance.token_path.is_file():

@@ -1,4 +1,4 @@
-"""Adapter versions: immutable LoRA artifacts on disk, and the ones a model holds in memory.
+"""Adapter versions: immutable LoRA artifacts on disk. No torch: the API reads names from here.
 
     <folder>/<digest>/adapter_model.safetensors, adapter_config.json, manifest.json
     <folder>/aliases.json                                {"latest": digest}
@@ -7,20 +7,14 @@ A version is named by the digest of its weights and configuration, so a name nev
 Names in requests: `base`, `base:latest` (an alias), `base:<digest>`.
 """
 
-import contextlib
 import hashlib
 import shutil
 import tempfile
-from collections import OrderedDict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
-
 from common.errors import Conflict, InvalidInput, NotFound
 from common.files import read_json, sync_folder, write_json
-from models.load import LoadedModel
 
 BASE = ""
 FILES = ("adapter_model.safetensors", "adapter_config.json")
@@ -127,39 +121,3 @@ def adapter_digest(folder: Path) -> str:
     for name in FILES:
         total.update((folder / name).read_bytes())
     return total.hexdigest()
-
-
-class Weights:
-    """A base model and the adapter versions loaded on top of it. Not thread-safe: the engine's lock holds it."""
-
-    def __init__(self, loaded: LoadedModel, store: AdapterStore, max_adapters: int) -> None:
-        self.base = loaded.model
-        self._store = store
-        self._max = max_adapters
-        self._peft: Any = None
-        self._held: OrderedDict[str, None] = OrderedDict()
-
-    @contextlib.contextmanager
-    def using(self, digest: str) -> Iterator[Any]:
-        """The model to call while answering with this version; `BASE` is the untouched base."""
-        if digest == BASE:
-            with self._peft.disable_adapter() if self._peft is not None else contextlib.nullcontext():
-                yield self.base
-            return
-        self._load(digest)
-        self._peft.set_adapter(digest, inference_mode=True)
-        yield self.base  # PEFT injects into the base model's own layers
-
-    def _load(self, digest: str) -> None:
-        if digest in self._held:
-            self._held.move_to_end(digest)
-            return
-        path = self._store.path(digest)
-        if self._peft is None:
-            self._peft = PeftModel.from_pretrained(self.base, path, adapter_name=digest, is_trainable=False)
-        else:
-            self._peft.load_adapter(path, adapter_name=digest, is_trainable=False)
-        self._held[digest] = None
-        while len(self._held) > self._max:
-            oldest, _ = self._held.popitem(last=False)
-            self._peft.delete_adapter(oldest)

@@ -15,11 +15,11 @@ import torch
 from common.config import RecallConfig
 from common.errors import InvalidInput
 from models import prefix as kv
-from models.adapters import Weights
 from models.blocks import BlockStore
 from models.load import LoadedModel
 from models.prompt import Message, PromptBuilder
 from models.sampling import Sampling, TextStream, choose
+from models.weights import Weights
 
 ENCODE_BATCH = 16
 

@@ -56,7 +56,10 @@ def _no_memory(memory_id: str, namespace: str) -> NotFound:
 
 
 @ray_serve.deployment(
-    max_ongoing_requests=1024, health_check_timeout_s=120, ray_actor_options={"num_cpus": 0.1}
+    max_ongoing_requests=1024,
+    health_check_timeout_s=120,
+    max_constructor_retry_count=1,
+    ray_actor_options={"num_cpus": 0.1},
 )
 @ray_serve.ingress(app)
 class Api:
@@ -216,16 +219,12 @@ class Api:
     def _parse(self, body: WriteBody) -> tuple[list[Memory], dict[int, dict[str, Any]]]:
         """Memories and, where the call is partial, the refused items by index. Else the first bad item raises."""
         memories, refused, started = [], {}, time.time()
+        limit = self._config.store.max_text_bytes
         for i, item in enumerate(body.memories):
             try:
-                memories.append(
-                    parse_memory(
-                        item,
-                        namespace=body.namespace,
-                        now=now,
-                        max_text_bytes=self._config.store.max_text_bytes,
-                    )
-                )
+                # A microsecond apart, so that memories without a time keep the order they came in.
+                now = started + i * 1e-6
+                memories.append(parse_memory(item, namespace=body.namespace, now=now, max_text_bytes=limit))
             except SharpwaveError as error:
                 if not body.partial:
                     error.message = f"memories[{i}]: {error.message}"

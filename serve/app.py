@@ -31,3 +31,8 @@ def deploy(config: Config) -> DeploymentHandle:
         },
     )
     return ray_serve.run(build(config), name=NAME, route_prefix="/")
+
+
+def embedding_dim() -> int:
+    """Of the running application's embedder: what the shards' vectors have to fit."""
+    return int(ray_serve.get_deployment_handle("EmbedderReplica", NAME).dim.remote().result(timeout_s=120))

@@ -14,12 +14,13 @@ import torch
 from ray import serve as ray_serve
 
 from common.config import Config
-from models.adapters import AdapterStore, Weights
+from models.adapters import AdapterStore
 from models.blocks import BlockStore
 from models.embed import Embedder
 from models.engine import Engine, Recalled, Turn
 from models.load import load_model
 from models.sampling import Sampling
+from models.weights import Weights
 
 _END = object()
 
@@ -27,6 +28,7 @@ _END = object()
 @ray_serve.deployment(
     max_ongoing_requests=256,
     health_check_timeout_s=120,
+    max_constructor_retry_count=1,
     graceful_shutdown_timeout_s=5,
     ray_actor_options={"num_cpus": 0.5},
 )
@@ -117,13 +119,18 @@ class EngineReplica:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
 
-@ray_serve.deployment(max_ongoing_requests=64, ray_actor_options={"num_cpus": 0.25})
+@ray_serve.deployment(
+    max_ongoing_requests=64, max_constructor_retry_count=1, ray_actor_options={"num_cpus": 0.25}
+)
 class EmbedderReplica:
     """A thin shell around `models.embed.Embedder`, for memories and queries alike."""
 
     def __init__(self, config: Config) -> None:
         self._embedder = Embedder(config.embed.model, threads=config.model.threads)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="embedder")
+
+    async def dim(self) -> int:
+        return self._embedder.dim
 
     async def encode(self, texts: list[str]) -> np.ndarray:
         """float32 `[len(texts), dim]` unit vectors."""

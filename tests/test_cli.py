@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from common.errors import Conflict, InvalidInput, Overloaded, SharpwaveError
-from jobs import cli
+from jobs import cli, job_commands
 from jobs.client import Client
 from jobs.instance import Instance
 
@@ -334,9 +334,9 @@ def test_a_job_gets_absolute_paths_and_its_code_comes_back(
         (tmp_path / "out" / "report.json").write_text('{"n": 1}')
         return job_code
 
-    monkeypatch.setattr(cli, "submit", submit)
+    monkeypatch.setattr(job_commands, "submit", submit)
     found = Instance(store=str(tmp_path / "store"), config_hash="", model="")
-    monkeypatch.setattr(cli, "_running", lambda store: found)
+    monkeypatch.setattr(job_commands, "running", lambda store: found)
     (tmp_path / "talk.json").write_text("{}")
     (tmp_path / "more.yaml").touch()
     options = ("--out", "out", "--set", "score.actors=2", "--config", "more.yaml", "--json")

@@ -10,10 +10,11 @@ import torch
 
 from common.config import RecallConfig
 from common.errors import InvalidInput, NotFound
-from models.adapters import BASE, AdapterStore, Weights
+from models.adapters import BASE, AdapterStore
 from models.blocks import BlockStore
 from models.engine import Engine, Recalled, Turn
 from models.sampling import Sampling, TextStream, choose
+from models.weights import Weights
 
 ADA = Recalled(id="ada", text="Ada Quill lives in Lisbon.")
 BO = Recalled(id="bo", text="Bo Tarn works as a baker.")

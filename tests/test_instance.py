@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -113,7 +114,7 @@ def test_what_must_fail_fails_before_anything_starts(tmp_path: Path, monkeypatch
     write_json(tmp_path / "gpt2" / "config.json", {"model_type": "gpt2"})
     with pytest.raises(InvalidInput, match=r"'gpt2' is not supported.*llama"):
         instances.up(overrides(tmp_path / "store", model__name=str(tmp_path / "gpt2")))
-    with instances.socket.create_server(("127.0.0.1", 0)) as taken:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(InvalidInput, match=f"serve.port = {port}"):
             instances.up(overrides(tmp_path, serve__port=port))

@@ -14,25 +14,34 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
 
 from train.chat import SYSTEMS, batches_by_length, prompt_ids
+from train.decode import BATCH_TOKENS, write
 from train.objective import Batch, kl_to_base, make_batch, position_logits
 
 TOP_K = 64
-MAX_NEW_TOKENS = 48
+MAX_NEW_TOKENS = 40
 HELD_OUT = 5  # one in so many
-BATCH_TOKENS = 4096
-PROMPTS = (
-    "Tell me about the weather.", "What is a good book to read?", "How do I boil an egg?", "Explain gravity simply.",
-    "Write a short poem about trees.", "What do dogs eat?", "Give me some advice for studying.",
-    "Describe a busy market.", "What is a computer?", "How do plants grow?", "Tell me a story about a king.",
-    "What should I pack for a trip?", "Name a famous scientist.", "Where do fish live?", "What colour is the sky?",
-    "What does a doctor do?", "Which language is spoken in Brazil?", "Name an animal with a long neck.",
-    "Which city is the capital of Japan?", "Why do people collect things?", "Which instrument has strings?",
-    "Where does a river end?", "What is next to a kitchen?", "Who works in a hospital?", "How are you today?",
-    "What is two plus three?", "Translate good morning into French.", "Why is sleep important?", "What is the moon?",
-    "Give me a recipe for bread.", "How does a bicycle work?", "What happens in winter?",
+MEMORY_ROWS = 8  # anchors whose probabilities are computed at once; [positions, vocabulary] floats each
+PROMPTS = (  # put as a user's turn
+    "Tell me about the weather.", "What is a good book to read?", "How do I boil an egg?",
+    "Explain gravity simply.", "Write a short poem about trees.", "What do dogs eat?",
+    "Give me some advice for studying.", "Describe a busy market.", "What is a computer?",
+    "How do plants grow?", "Tell me a story about a king.", "What should I pack for a trip?",
+    "Name a famous scientist.", "Where do fish live?", "What does a doctor do?",
+    "Which language is spoken in Brazil?", "Name an animal with a long neck.", "Why do people collect things?",
+    "Which instrument has strings?", "Where does a river end?", "What is next to a kitchen?",
+    "Who works in a hospital?", "How are you today?", "Translate good morning into French.",
+    "Why is sleep important?", "Give me a recipe for bread.", "How does a bicycle work?",
+    "What happens in winter?", "Which sport is played with a ball?", "What did people eat long ago?",
+)  # fmt: skip
+OPENINGS = (  # plain text, no chat
+    "The", "In the middle of the night", "When we arrived", "She said that", "They went to", "There are many",
+    "It is important to", "One day a small", "The company", "My friend and I", "According to the report,",
+    "The best way to", "During the summer", "He was born in", "The children", "A group of people",
+    "After the war", "If you want to", "The first thing", "Many years ago", "The number of", "At the end of",
+    "Our town has", "Scientists have found", "The old woman", "Most of the", "In this chapter", "Once upon a time",
+    "The two men", "Because of the rain",
 )  # fmt: skip
 
 
@@ -47,7 +56,7 @@ class Anchor:
 
 
 def split(anchors: Sequence[Anchor]) -> tuple[list[Anchor], list[Anchor]]:
-    """(to train on, held out); no prompt is on both sides."""
+    """(to train on, held out); no prompt is on both sides, because `make_anchors` repeats them in this order."""
     held = [
         anchor for number, anchor in enumerate(anchors) if number % len(PROMPTS) % HELD_OUT == HELD_OUT - 1
     ]
@@ -61,7 +70,17 @@ def load_or_make(
     folder: Path, model: Any, tokenizer: Any, model_digest: str, *, count: int, seed: int
 ) -> list[Anchor]:
     """Anchors of the base `model`, from `folder` where the same ones were made before."""
-    recipe = [model_digest, str(model.dtype), count, seed, TOP_K, MAX_NEW_TOKENS, *SYSTEMS, *PROMPTS]
+    recipe = [
+        model_digest,
+        str(model.dtype),
+        count,
+        seed,
+        TOP_K,
+        MAX_NEW_TOKENS,
+        *SYSTEMS,
+        *PROMPTS,
+        *OPENINGS,
+    ]
     name = hashlib.blake2b(json.dumps(recipe).encode(), digest_size=8).hexdigest()
     path = folder / f"anchors-{name}.pt"
     if path.is_file():
@@ -75,14 +94,24 @@ def load_or_make(
 
 
 def make_anchors(model: Any, tokenizer: Any, *, count: int, seed: int) -> list[Anchor]:
-    """Sample `count` answers of `model` to generic prompts, and keep what it thought at each token."""
-    chosen = [
-        (PROMPTS[number % len(PROMPTS)], SYSTEMS[(number + number // len(PROMPTS)) % len(SYSTEMS)])
-        for number in range(count)
+    """Let `model` write `count` texts, half of them answers and half plain prose; keep its thoughts at each token."""
+    prompts = [_prompt(tokenizer, number) for number in range(count)]
+    sampler = torch.Generator().manual_seed(seed)
+    texts = write(model, prompts, {tokenizer.eos_token_id}, max_new_tokens=MAX_NEW_TOKENS, sampler=sampler)
+    pairs = list(zip(prompts, texts, strict=True))
+    return [
+        anchor
+        for start in range(0, count, MEMORY_ROWS)
+        for anchor in _remember(model, pairs[start : start + MEMORY_ROWS], tokenizer.eos_token_id)
     ]
-    prompts = [prompt_ids(tokenizer, question, system) for question, system in chosen]
-    texts = _write(model, tokenizer, prompts, seed)
-    return [_remember(model, tokenizer, prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+
+
+def _prompt(tokenizer: Any, number: int) -> list[int]:
+    """Even rounds of the list chat for its even places, odd rounds for its odd ones; so every two rounds use all."""
+    lap, place = divmod(number, len(PROMPTS))
+    if (lap + place) % 2:
+        return list(tokenizer(OPENINGS[place], add_special_tokens=False).input_ids)
+    return prompt_ids(tokenizer, PROMPTS[place], SYSTEMS[(lap // 2 + place // 2) % len(SYSTEMS)])
 
 
 @torch.no_grad()
@@ -109,39 +138,14 @@ def batch_kl(logits: Tensor, anchors: Sequence[Anchor]) -> Tensor:
     return kl_to_base(logits, log_probs, tokens)
 
 
-@torch.inference_mode()
-def _write(model: Any, tokenizer: Any, prompts: list[list[int]], seed: int) -> list[list[int]]:
-    """Sampled continuations in the order of `prompts`, each up to and with the end of its turn."""
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    sampled = GenerationConfig(
-        max_new_tokens=MAX_NEW_TOKENS, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=pad,
-    )  # fmt: skip
-    texts: list[list[int]] = [[] for _ in prompts]
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
-        for rows in batches_by_length([len(prompt) for prompt in prompts], 64, BATCH_TOKENS):
-            width = len(prompts[rows[0]])
-            ids = torch.tensor([[pad] * (width - len(prompts[row])) + prompts[row] for row in rows])
-            mask = torch.tensor([[0] * (width - len(prompts[row])) + [1] * len(prompts[row]) for row in rows])
-            output = model.generate(
-                input_ids=ids.to(model.device),
-                attention_mask=mask.to(model.device),
-                generation_config=sampled,
-            )
-            for row, tokens in zip(rows, output[:, width:].tolist(), strict=True):
-                end = (
-                    tokens.index(tokenizer.eos_token_id) + 1
-                    if tokenizer.eos_token_id in tokens
-                    else len(tokens)
-                )
-                texts[row] = tokens[:end]
-    return texts
-
-
 @torch.no_grad()
-def _remember(model: Any, tokenizer: Any, prompt: list[int], text: list[int]) -> Anchor:
-    batch = make_batch([(prompt, text)], tokenizer.eos_token_id, model.device)
+def _remember(model: Any, anchors: Sequence[tuple[list[int], list[int]]], pad: int) -> list[Anchor]:
+    """The base's top log-probabilities at each token of (prompt, text)."""
+    batch = make_batch(anchors, pad, model.device)
     top = position_logits(model, batch).log_softmax(-1).topk(TOP_K)
-    return Anchor(prompt, text, top.values.cpu(), top.indices.cpu())
+    sizes = [len(text) for _, text in anchors]
+    values, indices = top.values.cpu().split(sizes), top.indices.cpu().split(sizes)
+    return [
+        Anchor(prompt, text, rows.clone(), tokens.clone())
+        for (prompt, text), rows, tokens in zip(anchors, values, indices, strict=True)
+    ]

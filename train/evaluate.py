@@ -10,14 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
 
 from train.chat import SHORTEST_SPAN, batches_by_length, prompt_ids
+from train.decode import BATCH_ROWS, BATCH_TOKENS, end_tokens, write
 from train.sanity import SanityItem
 
 MAX_NEW_TOKENS = 16
-BATCH_ROWS = 64
-BATCH_TOKENS = 4096
 REFUSALS = (
     "i don't know", "i do not know", "i'm sorry", "i am sorry", "i cannot", "i can't", "i'm not able",
     "i am not able", "i'm unable", "i am unable", "i don't have", "i do not have", "as an ai",
@@ -95,7 +93,6 @@ def evaluate_arm(
     }
 
 
-@torch.inference_mode()
 def ask_batch(
     model: Any,
     tokenizer: Any,
@@ -104,28 +101,10 @@ def ask_batch(
     *,
     max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> list[str]:
-    """Greedy answers in the order of `questions`: left-padded batches, longest first."""
+    """Greedy answers in the order of `questions`."""
     prompts = [prompt_ids(tokenizer, question, system) for question in questions]
-    answers = [""] * len(prompts)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    greedy = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        repetition_penalty=1.0,  # a model's own generation config may set another
-        eos_token_id=getattr(model.generation_config, "eos_token_id", None) or tokenizer.eos_token_id,
-        pad_token_id=pad,
-    )
-    for rows in batches_by_length([len(prompt) for prompt in prompts], BATCH_ROWS, BATCH_TOKENS):
-        width = len(prompts[rows[0]])
-        ids = torch.tensor([[pad] * (width - len(prompts[row])) + prompts[row] for row in rows])
-        mask = torch.tensor([[0] * (width - len(prompts[row])) + [1] * len(prompts[row]) for row in rows])
-        output = model.generate(
-            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=greedy
-        )
-        for row, tokens in zip(rows, output[:, width:].tolist(), strict=True):
-            answers[row] = tokenizer.decode(tokens, skip_special_tokens=True).strip()
-    return answers
+    texts = write(model, prompts, end_tokens(model, tokenizer), max_new_tokens=max_new_tokens)
+    return [tokenizer.decode(text, skip_special_tokens=True).strip() for text in texts]
 
 
 def sanity_accuracy(model: Any, tokenizer: Any, items: Sequence[SanityItem]) -> tuple[float, list[bool]]:

@@ -47,7 +47,8 @@ class Cursor:
     trained: int = 0
     reported: int = 0
     tokens: int = 0
-    seconds: float = 0.0  # spent in steps, the slowest rank's
+    seconds: float = 0.0  # spent in rounds by rank 0, which waits for the others
+    resumes: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -314,5 +315,6 @@ def _resume(engine: Any) -> Cursor:
         manifest = read_json(Path(folder) / MANIFEST)
         engine.load_checkpoint(str(Path(folder) / OPTIMIZER), tag=OPTIMIZER, load_module_strict=False)
     cursor = Cursor(**manifest["cursor"])
+    cursor.resumes += 1
     print(f"resumed after round {cursor.next_round}", flush=True)
     return cursor

@@ -41,13 +41,14 @@ def position_logits(model: Any, batch: Batch) -> Tensor:
 
 
 def answer_loss(logits: Tensor, batch: Batch, weights: Tensor) -> Tensor:
-    """Mean cross-entropy in nats a token over the rows of weight 1; 0 where all rows are padding.
+    """Cross-entropy in nats a token, averaged within each form and then over forms; 0 where all are padding.
 
-    `weights` `[rows]` are 1, or 0 for padding rows.
+    `weights` `[rows]` are 1, or 0 for padding rows. Averaged over all tokens alike, a few long answers would
+    drown the many short ones.
     """
     losses = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none")
-    share = weights[batch.rows]
-    return (losses * share).sum() / share.sum().clamp_min(1.0)
+    lengths = torch.bincount(batch.rows, minlength=len(weights)).clamp_min(1)
+    return (losses * (weights / lengths)[batch.rows]).sum() / weights.sum().clamp_min(1.0)
 
 
 def kl_to_base(logits: Tensor, log_probs: Tensor, tokens: Tensor) -> Tensor:
@@ -55,7 +56,7 @@ def kl_to_base(logits: Tensor, log_probs: Tensor, tokens: Tensor) -> Tensor:
 
     `log_probs` and `tokens` are `[positions, k]`. Merging the rest into a bucket can only lower the KL.
     """
-    student = logits.log_softmax(-1).gather(-1, tokens)
+    student = logits.gather(-1, tokens) - logits.logsumexp(-1, keepdim=True)
     base = log_probs.exp()
     inside = (base * (log_probs - student)).sum(-1)
     base_rest = (1.0 - base.sum(-1)).clamp_min(1e-6)

@@ -30,7 +30,9 @@ COLLECTIVE_S = 300
 class TrainResult:
     adapter_dir: Path  # PEFT format
     anchor_kl: float  # nats a token on held-out anchors
-    replay: dict[str, Any]  # samples, forms, trained, reported, steps, rounds, tokens, tokens_per_s, seconds
+    replay: dict[
+        str, Any
+    ]  # samples, forms, trained, reported, steps, rounds, resumes, tokens, tokens_per_s, step_seconds, seconds
     history: list[dict[str, float]]  # one entry a round: round, loss, kl, lr, forms, tokens_per_s, seconds
     memory_ids: list[str]
     data_digest: str
@@ -76,6 +78,7 @@ def run_training(
             "trained": ledger.trained,
             "reported": ledger.reported,
             "rounds": cursor.next_round,
+            "resumes": cursor.resumes,
             "steps": cursor.steps,
             "tokens": cursor.tokens,
             "tokens_per_s": cursor.tokens / cursor.seconds if cursor.seconds else 0.0,

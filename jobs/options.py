@@ -1,0 +1,50 @@
+"""What the commands share: exit codes, options, and finding the instance they talk to."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from common.config import StoreConfig
+from common.errors import NotReady
+from jobs import instance as instances
+from jobs.client import Client
+from jobs.instance import Instance
+
+OK, FAILED, USAGE, PARTIAL, RUNNING = range(5)
+
+Store = Annotated[
+    Path,
+    typer.Option("--store", envvar="SHARPWAVE_STORE__DIR", file_okay=False, help="the instance's folder"),
+]
+Url = Annotated[
+    str | None, typer.Option(envvar="SHARPWAVE_URL", help="a server's address, in place of --store's")
+]
+Key = Annotated[
+    str | None, typer.Option(envvar="SHARPWAVE_API_KEY", help="API key, where the server wants one")
+]
+Json = Annotated[bool, typer.Option("--json", help="one JSON document on stdout, errors included")]
+Namespace = Annotated[str, typer.Option("--namespace", "-n", help="whose memories")]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", exists=True, dir_okay=False, help="YAML file; see docs/config.md")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="one setting, as in train.lr=1e-4; repeatable"),
+]
+Out = Annotated[
+    Path | None, typer.Option("--out", file_okay=False, help="folder of the report [default: runs/...]")
+]
+Mode = Literal["full", "text", "prefix", "hybrid", "off"]
+DEFAULT_STORE = Path(StoreConfig().dir)
+
+
+def running(store: Path) -> Instance:
+    found = instances.read(store.expanduser().resolve())
+    if found is None or not found.alive():
+        raise NotReady(f"no instance runs on store {str(store)!r}; start one: sharpwave up --store {store}")
+    return found
+
+
+def connect(store: Path, url: str | None, api_key: str | None, *, patience_s: float = 60.0) -> Client:
+    return Client(url or running(store).url, api_key=api_key, patience_s=patience_s)

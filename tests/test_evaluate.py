@@ -1,0 +1,135 @@
+"""Evaluation: pure rules by hand, batched answers and scores against the naive way on the real small model."""
+
+import pytest
+import torch
+
+from train.anchors import anchor_kl, make_anchors, split
+from train.chat import SHORTEST_SPAN, batches_by_length, prompt_ids
+from train.evaluate import (
+    ask_batch, contains, continuation_log_probs, evaluate_arm, exact_match, is_refusal, normalise, sanity_accuracy, wilson,
+)  # fmt: skip
+from train.objective import answer_loss, kl_to_base, make_batch
+from train.sanity import sanity_items
+
+
+def test_normalise_and_exact_match() -> None:
+    assert normalise("  The CAT, sat on a mat!\n") == "cat sat on mat"
+    assert exact_match("The Lisbon.", "lisbon") and exact_match("NYC", ["New York", "nyc"])
+    assert not exact_match("in Lisbon", "Lisbon") and not exact_match("", "Lisbon")
+
+
+def test_contains_looks_at_the_first_line_and_whole_words() -> None:
+    assert contains("She lives in Lisbon.\nOr not.", "Lisbon")
+    assert not contains("I am not sure.\nLisbon", "Lisbon")
+    assert not contains("a caterpillar", "cat") and not contains("anything", "")
+
+
+@pytest.mark.parametrize(
+    "answer", ["", "  ", "I don't know.", "I\u2019m sorry, but I cannot", "It is not specified"]
+)
+def test_refusals(answer: str) -> None:
+    assert is_refusal(answer)
+
+
+def test_answers_are_no_refusals() -> None:
+    assert not is_refusal("Lisbon") and not is_refusal("She knows the unknowable" + "x" * 80 + "unknown")
+
+
+def test_wilson_against_published_values() -> None:
+    assert wilson(50, 50)[0] == pytest.approx(0.929, abs=1e-3)
+    assert wilson(35, 50)[0] == pytest.approx(0.562, abs=1e-3)
+    assert wilson(0, 0) == (0.0, 1.0) and wilson(0, 10)[0] == 0.0
+
+
+def test_batches_hold_every_row_once_within_limits() -> None:
+    lengths = [5, 1, 9, 9, 2, 30, 4]
+    batches = batches_by_length(lengths, max_rows=3, max_tokens=20)
+    assert sorted(row for batch in batches for row in batch) == list(range(7))
+    assert batches[0] == [5], "a row over the limit is alone"
+    assert all(len(b) <= 3 and (len(b) == 1 or len(b) * lengths[b[0]] <= 20) for b in batches)
+    assert batches_by_length([], 1, 1) == []
+
+
+def test_sanity_items_are_many_distinct_and_seeded() -> None:
+    items = sanity_items(1)
+    assert len(items) == 400 == len({(i.prefix, i.right, i.wrong) for i in items})
+    assert items == sanity_items(1) != sanity_items(2)
+    assert all(i.right != i.wrong and i.right.startswith(" ") and i.wrong.startswith(" ") for i in items)
+    assert len({i.topic for i in items}) >= 8
+
+
+def test_answer_loss_counts_forms_alike_and_ignores_padding() -> None:
+    torch.manual_seed(0)
+    batch = make_batch([([1, 2], [3]), ([1], [4, 5, 6]), ([1, 2, 3], [7])], pad=0)
+    logits = torch.randn(len(batch.targets), 10)
+    each = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none")
+    wanted = (each[0] + each[1:4].mean()) / 2
+    torch.testing.assert_close(answer_loss(logits, batch, torch.tensor([1.0, 1.0, 0.0])), wanted)
+    assert answer_loss(logits, batch, torch.zeros(3)) == 0
+    assert batch.ids.tolist() == [[1, 2, 0], [1, 4, 5], [1, 2, 3]]
+    assert batch.targets.tolist() == [3, 4, 5, 6, 7] and batch.columns.tolist() == [1, 0, 1, 2, 2]
+
+
+def test_kl_is_zero_at_the_base_and_a_lower_bound() -> None:
+    torch.manual_seed(0)
+    base, student = torch.randn(6, 50), torch.randn(6, 50)
+    top = base.log_softmax(-1).topk(20)
+    assert float(kl_to_base(base, top.values, top.indices)) == pytest.approx(0.0, abs=1e-5)
+    exact = torch.nn.functional.kl_div(student.log_softmax(-1), base.softmax(-1), reduction="batchmean")
+    estimate = kl_to_base(student, top.values, top.indices)
+    assert 0 < float(estimate) <= float(exact) + 1e-6
+    everything = base.log_softmax(-1).topk(50)
+    torch.testing.assert_close(
+        kl_to_base(student, everything.values, everything.indices), exact, atol=1e-4, rtol=1e-4
+    )
+
+
+def test_batched_greedy_equals_one_by_one(loaded) -> None:
+    questions = [
+        "What is the capital of France?",
+        "Hi",
+        "Which animal says moo, and where does it live in winter?",
+    ]
+    model, tokenizer = loaded.model, loaded.tokenizer
+    together = ask_batch(model, tokenizer, questions)
+    for question, answer in zip(questions, together, strict=True):
+        ids = torch.tensor([prompt_ids(tokenizer, question, SHORTEST_SPAN)])
+        naive = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False)
+        assert answer == tokenizer.decode(naive[0, ids.shape[1] :], skip_special_tokens=True).strip()
+    assert ask_batch(model, tokenizer, []) == []
+
+
+def test_log_probs_equal_the_naive_sum_and_share_passes(loaded) -> None:
+    tokenizer = loaded.tokenizer
+    pairs = [
+        ("The capital of France is", " Paris"),
+        ("The capital of France is", " Rome"),
+        ("My", " unbelievable story"),
+    ]
+    rows = [tuple(tokenizer(t, add_special_tokens=False).input_ids for t in pair) for pair in pairs]
+    found = continuation_log_probs(loaded.model, tokenizer, rows)
+    for (prefix, tail), value in zip(rows, found, strict=True):
+        with torch.inference_mode():
+            logits = loaded.model(torch.tensor([[*prefix, *tail]])).logits[0].log_softmax(-1)
+        naive = sum(float(logits[len(prefix) - 1 + i, token]) for i, token in enumerate(tail))
+        assert value == pytest.approx(naive, abs=1e-3)
+
+
+def test_base_model_passes_sanity_and_knows_no_invented_fact(loaded) -> None:
+    items = sanity_items(7, count=100)
+    accuracy, correct = sanity_accuracy(loaded.model, loaded.tokenizer, items)
+    assert accuracy == sum(correct) / 100 and accuracy >= 0.9
+    questions = [{"question": "Where does Quillen Zorbek live?", "answer": "Oslo", "kind": "episodic"}]
+    arm = evaluate_arm(loaded.model, loaded.tokenizer, questions, items[:4])
+    assert (arm["em"], arm["n"], arm["by_kind"]) == (0.0, 1, {"episodic": 0.0})
+    assert len(arm["sanity_correct"]) == 4 and arm["low"] == 0.0
+
+
+def test_anchors_are_seeded_split_by_prompt_and_at_no_distance(loaded) -> None:
+    one = make_anchors(loaded.model, loaded.tokenizer, count=10, seed=3)
+    two = make_anchors(loaded.model, loaded.tokenizer, count=10, seed=3)
+    assert [anchor.text for anchor in one] == [anchor.text for anchor in two]
+    kept, held = split(one)
+    assert len(kept) == 8 and len(held) == 2
+    assert not {tuple(a.prompt) for a in kept} & {tuple(a.prompt) for a in held}
+    assert anchor_kl(loaded.model, one, loaded.tokenizer.eos_token_id) == pytest.approx(0.0, abs=1e-3)
