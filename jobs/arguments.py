@@ -25,14 +25,16 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="repeatable")
 
 
-def join(arguments: argparse.Namespace) -> tuple[Config, DeploymentHandle]:
+def join(arguments: argparse.Namespace, *, workers_speak: bool = False) -> tuple[Config, DeploymentHandle]:
     """Connect; returns the resolved configuration and the running application.
+
+    `workers_speak`: what workers print appears in the job's log, as a training's rounds do.
 
     Raises `NotReady` where no instance runs on the cluster, `InvalidInput` for a bad setting.
     """
     overrides = dict(map(config.parse_override, arguments.set))
     config.load(arguments.config, overrides=overrides)  # a typo must not wait for the cluster
-    ray.init(namespace=RAY_NAMESPACE, ignore_reinit_error=True, log_to_driver=False)
+    ray.init(namespace=RAY_NAMESPACE, ignore_reinit_error=True, log_to_driver=workers_speak)
     try:
         app = ray_serve.get_app_handle(NAME)
     except RayServeException as error:

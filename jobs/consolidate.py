@@ -173,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_common_arguments(parser)
     arguments = parser.parse_args(argv)
     try:
-        config, app = join(arguments)
+        config, app = join(arguments, workers_speak=True)
         out = run_folder(config, arguments, "consolidate")
         report = consolidate(config, app, arguments.namespace, out, dry_run=arguments.dry_run)
     except SharpwaveError as error:

@@ -22,26 +22,33 @@ from train.objective import Batch, kl_to_base, make_batch, position_logits
 TOP_K = 64
 MAX_NEW_TOKENS = 40
 HELD_OUT = 5  # one in so many
+SORTS = 3
 MEMORY_ROWS = 8  # anchors whose probabilities are computed at once; [positions, vocabulary] floats each
-PROMPTS = (  # put as a user's turn
+GENERAL = (
     "Tell me about the weather.", "What is a good book to read?", "How do I boil an egg?",
     "Explain gravity simply.", "Write a short poem about trees.", "What do dogs eat?",
     "Give me some advice for studying.", "Describe a busy market.", "What is a computer?",
     "How do plants grow?", "Tell me a story about a king.", "What should I pack for a trip?",
-    "Name a famous scientist.", "Where do fish live?", "What does a doctor do?",
-    "Which language is spoken in Brazil?", "Name an animal with a long neck.", "Why do people collect things?",
-    "Which instrument has strings?", "Where does a river end?", "What is next to a kitchen?",
-    "Who works in a hospital?", "How are you today?", "Translate good morning into French.",
-    "Why is sleep important?", "Give me a recipe for bread.", "How does a bicycle work?",
-    "What happens in winter?", "Which sport is played with a ball?", "What did people eat long ago?",
+    "How are you today?", "Translate good morning into French.", "Why is sleep important?",
+    "Give me a recipe for bread.", "How does a bicycle work?", "What happens in winter?",
+    "Why do people collect things?", "Tell me a joke.",
 )  # fmt: skip
-OPENINGS = (  # plain text, no chat
+# Short questions like those that are trained, about things the base knows and people it does not: without them
+# every such question comes to be answered with something that was trained.
+NEAR = (
+    "Where is the Eiffel Tower?", "What did Isaac Newton discover?", "Which language do people speak in Mexico?",
+    "What instrument did Mozart play?", "What colour is a fire engine?", "What is the largest city in Canada?",
+    "Who wrote Romeo and Juliet?", "Which animal barks?", "What is the job of a dentist?", "What do bees make?",
+    "Where does Mary Johnson live?", "What is the job of John Carter?", "Which dish did Anna Kim cook?",
+    "What pet does Tom Baker have?", "What instrument does Lucy Hall play?", "What does Peter Brown collect?",
+    "What colour did Sam Reed paint the fence?", "What language does Eva Lund speak?",
+    "What is next to the Grand Hotel?", "Where does the King's Road lead?",
+)  # fmt: skip
+OPENINGS = (
     "The", "In the middle of the night", "When we arrived", "She said that", "They went to", "There are many",
     "It is important to", "One day a small", "The company", "My friend and I", "According to the report,",
-    "The best way to", "During the summer", "He was born in", "The children", "A group of people",
-    "After the war", "If you want to", "The first thing", "Many years ago", "The number of", "At the end of",
-    "Our town has", "Scientists have found", "The old woman", "Most of the", "In this chapter", "Once upon a time",
-    "The two men", "Because of the rain",
+    "The best way to", "He was born in", "The children", "A group of people", "If you want to", "Many years ago",
+    "At the end of", "Scientists have found", "The old woman",
 )  # fmt: skip
 
 
@@ -56,31 +63,24 @@ class Anchor:
 
 
 def split(anchors: Sequence[Anchor]) -> tuple[list[Anchor], list[Anchor]]:
-    """(to train on, held out); no prompt is on both sides, because `make_anchors` repeats them in this order."""
-    held = [
-        anchor for number, anchor in enumerate(anchors) if number % len(PROMPTS) % HELD_OUT == HELD_OUT - 1
-    ]
-    kept = [
-        anchor for number, anchor in enumerate(anchors) if number % len(PROMPTS) % HELD_OUT != HELD_OUT - 1
-    ]
-    return kept, held
+    """(to train on, held out), by prompt: one prompt of each sort in every `HELD_OUT` is held out."""
+    held = [_is_held_out(number) for number in range(len(anchors))]
+    return (
+        [anchor for anchor, out in zip(anchors, held, strict=True) if not out],
+        [anchor for anchor, out in zip(anchors, held, strict=True) if out],
+    )
+
+
+def _is_held_out(number: int) -> bool:
+    return number // SORTS % len(GENERAL) % HELD_OUT == HELD_OUT - 1
 
 
 def load_or_make(
     folder: Path, model: Any, tokenizer: Any, model_digest: str, *, count: int, seed: int
 ) -> list[Anchor]:
     """Anchors of the base `model`, from `folder` where the same ones were made before."""
-    recipe = [
-        model_digest,
-        str(model.dtype),
-        count,
-        seed,
-        TOP_K,
-        MAX_NEW_TOKENS,
-        *SYSTEMS,
-        *PROMPTS,
-        *OPENINGS,
-    ]
+    prompts = [*SYSTEMS, *GENERAL, *NEAR, *OPENINGS]
+    recipe = [model_digest, str(model.dtype), count, seed, TOP_K, MAX_NEW_TOKENS, prompts]
     name = hashlib.blake2b(json.dumps(recipe).encode(), digest_size=8).hexdigest()
     path = folder / f"anchors-{name}.pt"
     if path.is_file():
@@ -94,7 +94,7 @@ def load_or_make(
 
 
 def make_anchors(model: Any, tokenizer: Any, *, count: int, seed: int) -> list[Anchor]:
-    """Let `model` write `count` texts, half of them answers and half plain prose; keep its thoughts at each token."""
+    """Let `model` write `count` texts: a third to general questions, a third to short ones, a third plain prose."""
     prompts = [_prompt(tokenizer, number) for number in range(count)]
     sampler = torch.Generator().manual_seed(seed)
     texts = write(model, prompts, {tokenizer.eos_token_id}, max_new_tokens=MAX_NEW_TOKENS, sampler=sampler)
@@ -107,11 +107,13 @@ def make_anchors(model: Any, tokenizer: Any, *, count: int, seed: int) -> list[A
 
 
 def _prompt(tokenizer: Any, number: int) -> list[int]:
-    """Even rounds of the list chat for its even places, odd rounds for its odd ones; so every two rounds use all."""
-    lap, place = divmod(number, len(PROMPTS))
-    if (lap + place) % 2:
+    """The three sorts in turn; a second lap through the lists uses the other system prompt."""
+    place, sort = divmod(number, SORTS)
+    lap, place = divmod(place, len(GENERAL))
+    if sort == 2:
         return list(tokenizer(OPENINGS[place], add_special_tokens=False).input_ids)
-    return prompt_ids(tokenizer, PROMPTS[place], SYSTEMS[(lap // 2 + place // 2) % len(SYSTEMS)])
+    system = SYSTEMS[(lap + place + sort) % len(SYSTEMS)]
+    return prompt_ids(tokenizer, (GENERAL, NEAR)[sort][place], system)
 
 
 @torch.no_grad()
@@ -121,9 +123,8 @@ def anchor_kl(model: Any, anchors: Sequence[Anchor], pad: int) -> float:
     for rows in batches_by_length([len(a.prompt) + len(a.text) for a in anchors], 16, BATCH_TOKENS):
         chosen = [anchors[row] for row in rows]
         batch = anchor_batch(chosen, pad, model.device)
-        value = batch_kl(position_logits(model, batch), chosen)
-        number = len(batch.targets)
-        total, positions = total + float(value) * number, positions + number
+        total += float(batch_kl(position_logits(model, batch), chosen).sum())
+        positions += len(batch.targets)
     return total / positions if positions else 0.0
 
 
@@ -132,7 +133,7 @@ def anchor_batch(anchors: Sequence[Anchor], pad: int, device: Any) -> Batch:
 
 
 def batch_kl(logits: Tensor, anchors: Sequence[Anchor]) -> Tensor:
-    """Mean KL(base || student) from the student's logits at the positions of `anchor_batch`."""
+    """`[positions]`: KL(base || student), from the student's logits at the positions of `anchor_batch`."""
     log_probs = torch.cat([anchor.log_probs for anchor in anchors]).to(logits.device)
     tokens = torch.cat([anchor.tokens for anchor in anchors]).to(logits.device)
     return kl_to_base(logits, log_probs, tokens)

@@ -6,14 +6,14 @@ Open `evaluate_arm` first. The scoring functions are pure; the rest takes any tr
 import re
 import string
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 
 from train.chat import SHORTEST_SPAN, batches_by_length, prompt_ids
 from train.decode import BATCH_ROWS, BATCH_TOKENS, end_tokens, write
-from train.sanity import SanityItem
+from train.sanity import DISTRACTORS, SanityItem
 
 MAX_NEW_TOKENS = 16
 REFUSALS = (
@@ -105,6 +105,24 @@ def ask_batch(
     prompts = [prompt_ids(tokenizer, question, system) for question in questions]
     texts = write(model, prompts, end_tokens(model, tokenizer), max_new_tokens=max_new_tokens)
     return [tokenizer.decode(text, skip_special_tokens=True).strip() for text in texts]
+
+
+def distractors(model: Any, tokenizer: Any, trained: Collection[str]) -> dict[str, Any]:
+    """Questions nobody taught: how many known ones are still `known`, how many get a `trained` answer.
+
+    Keys: `known` (share of the general questions whose answer is in the reply), `collapsed` (share of all that
+    are answered with exactly a trained answer which is not right), `n`, `answers`.
+    """
+    answers = ask_batch(model, tokenizer, [question for question, _ in DISTRACTORS])
+    pairs = list(zip(answers, (right for _, right in DISTRACTORS), strict=True))
+    return {
+        "known": _share([contains(answer, right) for answer, right in pairs if right]),
+        "collapsed": _share(
+            [exact_match(answer, list(trained)) and not exact_match(answer, right) for answer, right in pairs]
+        ),
+        "n": len(pairs),
+        "answers": answers,
+    }
 
 
 def sanity_accuracy(model: Any, tokenizer: Any, items: Sequence[SanityItem]) -> tuple[float, list[bool]]:

@@ -26,7 +26,7 @@ from common.files import read_json, write_json
 from models.load import LoadedModel, load_model
 from train.anchors import Anchor, anchor_batch, anchor_kl, batch_kl, load_or_make, split
 from train.chat import answer_ids, prompt_ids
-from train.objective import Batch, answer_loss, make_batch, position_logits
+from train.objective import Batch, answer_loss, make_batch, position_logits, row_mean
 from train.rounds import iterate_rounds
 
 MANIFEST = "manifest.json"  # written last: a checkpoint without it is not one
@@ -265,7 +265,8 @@ def _step(
     kl = torch.zeros((), device=worker.device)
     if anchors and worker.config.kl_weight > 0:
         anchored = anchor_batch(anchors, pad, worker.device)
-        kl = batch_kl(worker.engine(anchored), anchors)
+        divergence = batch_kl(worker.engine(anchored), anchors)
+        kl = row_mean(divergence, anchored, torch.ones(len(anchors), device=worker.device))
         fed += int(anchored.mask.sum())
     worker.engine.backward(loss + worker.config.kl_weight * kl)
     for group in worker.engine.optimizer.param_groups:

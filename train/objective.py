@@ -41,18 +41,22 @@ def position_logits(model: Any, batch: Batch) -> Tensor:
 
 
 def answer_loss(logits: Tensor, batch: Batch, weights: Tensor) -> Tensor:
-    """Cross-entropy in nats a token, averaged within each form and then over forms; 0 where all are padding.
-
-    `weights` `[rows]` are 1, or 0 for padding rows. Averaged over all tokens alike, a few long answers would
-    drown the many short ones.
-    """
+    """Cross-entropy in nats a token, as a `row_mean`; `weights` `[rows]` are 1, or 0 for padding rows."""
     losses = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none")
+    return row_mean(losses, batch, weights)
+
+
+def row_mean(values: Tensor, batch: Batch, weights: Tensor) -> Tensor:
+    """Mean of `values` `[positions]` within each row, then over the rows of weight 1; 0 where there are none.
+
+    A mean over all positions alike would let a few long texts drown the many short ones.
+    """
     lengths = torch.bincount(batch.rows, minlength=len(weights)).clamp_min(1)
-    return (losses * (weights / lengths)[batch.rows]).sum() / weights.sum().clamp_min(1.0)
+    return (values * (weights / lengths)[batch.rows]).sum() / weights.sum().clamp_min(1.0)
 
 
 def kl_to_base(logits: Tensor, log_probs: Tensor, tokens: Tensor) -> Tensor:
-    """Mean KL(base || student) in nats a position, from the base's top k and one bucket for the rest.
+    """`[positions]`: KL(base || student) in nats, from the base's top k and one bucket for the rest.
 
     `log_probs` and `tokens` are `[positions, k]`. Merging the rest into a bucket can only lower the KL.
     """
@@ -61,4 +65,4 @@ def kl_to_base(logits: Tensor, log_probs: Tensor, tokens: Tensor) -> Tensor:
     inside = (base * (log_probs - student)).sum(-1)
     base_rest = (1.0 - base.sum(-1)).clamp_min(1e-6)
     student_rest = (1.0 - student.exp().sum(-1)).clamp_min(1e-6)
-    return (inside + base_rest * (base_rest.log() - student_rest.log())).mean()
+    return inside + base_rest * (base_rest.log() - student_rest.log())

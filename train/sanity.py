@@ -141,3 +141,20 @@ def _grammar() -> Iterator[SanityItem]:
 
 def _item(topic: str, prefix: str, right: str, wrong: str) -> SanityItem:
     return SanityItem(topic=topic, prefix=prefix, right=f" {right}", wrong=f" {wrong}")
+
+
+# General knowledge asked the way facts are trained; whoever answers with a trained answer has over-learnt.
+DISTRACTORS = (
+    ("What is the capital of France?", "Paris"), ("Where is the Statue of Liberty?", "New York"),
+    ("Which animal says meow?", "cat"), ("What language do people speak in France?", "French"),
+    ("What colour is the sky on a clear day?", "blue"), ("What is the capital of England?", "London"),
+    ("Who painted the Mona Lisa?", "Leonardo da Vinci"), ("What do cows give us to drink?", "milk"),
+    ("Which planet do we live on?", "Earth"), ("What is the opposite of hot?", "cold"),
+    ("How many days are in a week?", "seven"), ("What is the largest ocean?", "Pacific"),
+    ("What colour is snow?", "white"), ("Which country has the city of Tokyo?", "Japan"),
+    ("Where does Robert Miller live?", ""), ("What pet does Susan Clark have?", ""),
+    ("What is the job of Henry Moss?", ""), ("What instrument does Olga Stein play?", ""),
+    ("What does Frank Hill collect?", ""), ("Which language is spoken by Nina Holt?", ""),
+    ("What colour did Paul West paint the door?", ""), ("Which dish did Carla Ruiz cook?", ""),
+    ("What is next to the Royal Inn?", ""), ("Where does the Mill Path lead?", ""),
+)  # fmt: skip
