@@ -199,10 +199,10 @@ def main() -> None:
         "sets": arguments.sets,
         "questions": len(questions),
     }
-    report["modes"] = measure_modes(loaded, questions, arguments.policies.split(","), skip)
     if "matrix" not in skip:
         report["matrix"] = measure_matrix(loaded, questions)
         print("matrix", report["matrix"], flush=True)
+    report["modes"] = measure_modes(loaded, questions, arguments.policies.split(","), skip)
     write_json(arguments.out, report)
 
 

@@ -1,6 +1,7 @@
 """What every job does first: join the cluster it was submitted to, and take the instance's configuration."""
 
 import argparse
+import logging
 import time
 from pathlib import Path
 
@@ -34,7 +35,13 @@ def join(arguments: argparse.Namespace, *, workers_speak: bool = False) -> tuple
     """
     overrides = dict(map(config.parse_override, arguments.set))
     config.load(arguments.config, overrides=overrides)  # a typo must not wait for the cluster
-    ray.init(namespace=RAY_NAMESPACE, ignore_reinit_error=True, log_to_driver=workers_speak)
+    ray.init(
+        namespace=RAY_NAMESPACE,
+        ignore_reinit_error=True,
+        log_to_driver=workers_speak,
+        logging_level="warning",
+    )
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         app = ray_serve.get_app_handle(NAME)
     except RayServeException as error:

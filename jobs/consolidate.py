@@ -16,7 +16,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a script: this folder's names must not stand in for libraries of the same name
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from ray.serve.handle import DeploymentHandle
 
@@ -63,6 +64,9 @@ def consolidate(
     digest = None
     if decision.accepted and not dry_run:
         digest = publish(config, namespace, trained, evaluation, started)
+        app.encode_namespace.remote(namespace).result(
+            timeout_s=60
+        )  # so that its first prefix request finds blocks
     report = {
         "namespace": namespace,
         "config_hash": config.hash,

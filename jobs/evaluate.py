@@ -12,7 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a script: this folder's names must not stand in for libraries of the same name
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from actors.shards import ShardedStore
 from common.errors import SharpwaveError

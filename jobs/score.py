@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 import ray
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a script: this folder's names must not stand in for libraries of the same name
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from actors.scorers import BASELINE, NULL, ScoreJob, Task, fan_out, start_scorers, tasks_of
 from actors.shards import ShardedStore

@@ -46,10 +46,6 @@ class AdapterStore:
             raise NotFound(f"adapter {digest!r} does not exist", param="adapter", code="adapter_not_found")
         write_json(self.folder / "aliases.json", {**self.aliases(), alias: digest})
 
-    def remove_alias(self, alias: str) -> None:
-        """After this the alias is unknown: requests that name it get 404, not another model's answer."""
-        write_json(self.folder / "aliases.json", {k: v for k, v in self.aliases().items() if k != alias})
-
     def aliases(self) -> dict[str, str]:
         path = self.folder / "aliases.json"
         return read_json(path) if path.is_file() else {}

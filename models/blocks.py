@@ -7,7 +7,6 @@ nothing crosses it. A block whose token ids are not the memory's present ones is
 
 import hashlib
 import json
-import shutil
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -76,14 +75,6 @@ class BlockStore:
                     file.unlink()
                     removed += 1
         return removed
-
-    def drop_fingerprint(self, fingerprint: str) -> None:
-        """Remove all blocks of a retired model version."""
-        with self._lock:
-            for key in [k for k in self._held if k[2] == fingerprint]:
-                self._drop(key)
-        for folder in self._folder.glob(f"*/{fingerprint}"):
-            shutil.rmtree(folder, ignore_errors=True)
 
     @property
     def held_bytes(self) -> int:

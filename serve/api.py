@@ -90,11 +90,11 @@ class Api:
             now=time.time(),
             partial=body.partial,
         )
-        self._encode_soon(body.namespace, [m for m, r in zip(memories, results, strict=True) if r["stored"]])
+        stored = [(m.id, m.text) for m, r in zip(memories, results, strict=True) if r["stored"]]
+        self._encode_soon(body.namespace, stored)
         for i in sorted(refused):
             results.insert(i, refused[i])
-        stored = sum(bool(result["stored"]) for result in results)
-        return {"memories": results, "written": len(results), "stored": stored}
+        return {"memories": results, "written": len(results), "stored": len(stored)}
 
     @app.get("/v1/memories")
     async def list_memories(
@@ -214,6 +214,12 @@ class Api:
         response = await self.chat(body, Principal(frozenset([ALL])))
         return json.loads(bytes(response.body))
 
+    async def encode_namespace(self, namespace: str) -> int:
+        """Queue the KV blocks of all memories for the versions that aliases name now; returns how many memories."""
+        memories = await self._recall.everything(namespace)
+        self._encode_soon(namespace, [(memory["id"], memory["text"]) for memory in memories])
+        return len(memories)
+
     # Parts
 
     def _parse(self, body: WriteBody) -> tuple[list[Memory], dict[int, dict[str, Any]]]:
@@ -302,10 +308,11 @@ class Api:
                 self._store.touch(namespace, turn["injected"], op_id=uuid.uuid4().hex, now=time.time())
             )
 
-    def _encode_soon(self, namespace: str, memories: list[Memory]) -> None:
+    def _encode_soon(self, namespace: str, memories: list[tuple[str, str]]) -> None:
+        """Have blocks of (id, text) encoded for the base and for every version that an alias names."""
         if memories:
             versions = [BASE, *set(self._adapters.aliases().values())]
-            items = [{"id": memory.id, "text": memory.text} for memory in memories]
+            items = [{"id": id, "text": text} for id, text in memories]
             self._spawn(self._enqueue(namespace, items, versions))
 
     async def _enqueue(self, namespace: str, items: list[dict[str, str]], versions: list[str]) -> None:

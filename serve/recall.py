@@ -45,7 +45,7 @@ class Recall:
         started = time.perf_counter()
         try:
             if mode == "full":
-                memories = await self._everything(asked.namespace, asked.kinds, asked.filter)
+                memories = await self.everything(asked.namespace, asked.kinds, asked.filter)
                 retrieved = []
             else:
                 results, _ = await self.search(
@@ -89,9 +89,10 @@ class Recall:
         }
         return results, trace
 
-    async def _everything(
-        self, namespace: str, kinds: Sequence[str] | None, where: dict[str, Any] | None
+    async def everything(
+        self, namespace: str, kinds: Sequence[str] | None = None, where: dict[str, Any] | None = None
     ) -> list[dict[str, Any]]:
+        """All memories of a namespace in order of time."""
         found: list[dict[str, Any]] = []
         cursor = None
         while True:

@@ -1,13 +1,18 @@
 """Anchors: text the base model wrote itself, with its own next-token probabilities, to stay close to.
 
-Made once for a base model and a seed, and kept in a file; a fifth is held out to measure the distance.
+Two sorts. `wide` are longer answers and plain prose: the model in general. `near` are the first words of answers
+to short questions like those that are trained: about things the base knows, and about neighbours, people and
+places that nobody taught. Without the second sort every such question comes to be answered with something
+that was trained. A fifth is held out to measure the distance.
 """
 
 import hashlib
 import json
 import os
+import random
+import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +25,10 @@ from train.decode import BATCH_TOKENS, write
 from train.objective import Batch, kl_to_base, make_batch, position_logits
 
 TOP_K = 64
-MAX_NEW_TOKENS = 40
+WIDE_TOKENS = 40
+NEAR_TOKENS = 8
 HELD_OUT = 5  # one in so many
-SORTS = 3
+MAX_NEIGHBOURS = 64
 MEMORY_ROWS = 8  # anchors whose probabilities are computed at once; [positions, vocabulary] floats each
 GENERAL = (
     "Tell me about the weather.", "What is a good book to read?", "How do I boil an egg?",
@@ -33,23 +39,32 @@ GENERAL = (
     "Give me a recipe for bread.", "How does a bicycle work?", "What happens in winter?",
     "Why do people collect things?", "Tell me a joke.",
 )  # fmt: skip
-# Short questions like those that are trained, about things the base knows and people it does not: without them
-# every such question comes to be answered with something that was trained.
-NEAR = (
-    "Where is the Eiffel Tower?", "What did Isaac Newton discover?", "Which language do people speak in Mexico?",
-    "What instrument did Mozart play?", "What colour is a fire engine?", "What is the largest city in Canada?",
-    "Who wrote Romeo and Juliet?", "Which animal barks?", "What is the job of a dentist?", "What do bees make?",
-    "Where does Mary Johnson live?", "What is the job of John Carter?", "Which dish did Anna Kim cook?",
-    "What pet does Tom Baker have?", "What instrument does Lucy Hall play?", "What does Peter Brown collect?",
-    "What colour did Sam Reed paint the fence?", "What language does Eva Lund speak?",
-    "What is next to the Grand Hotel?", "Where does the King's Road lead?",
-)  # fmt: skip
 OPENINGS = (
     "The", "In the middle of the night", "When we arrived", "She said that", "They went to", "There are many",
     "It is important to", "One day a small", "The company", "My friend and I", "According to the report,",
     "The best way to", "He was born in", "The children", "A group of people", "If you want to", "Many years ago",
     "At the end of", "Scientists have found", "The old woman",
 )  # fmt: skip
+KNOWN = (
+    "Where is the Eiffel Tower?", "What did Isaac Newton discover?", "Which language do people speak in Mexico?",
+    "What instrument did Mozart play?", "What colour is a fire engine?", "What is the largest city in Canada?",
+    "Who wrote Romeo and Juliet?", "Which animal barks?", "What is the job of a dentist?", "What do bees make?",
+    "In which city is Big Ben?", "What is the longest river in Africa?", "Who invented the telephone?",
+    "Which animal has a trunk?", "What colour is chocolate?", "What do you call a baby dog?",
+    "Where do penguins live?", "Which country is north of Mexico?", "What is the tallest mountain on Earth?",
+    "Who was the first man on the moon?", "What does a baker make?", "Which season comes after winter?",
+    "What is frozen water called?", "Which instrument has black and white keys?", "Where do astronauts work?",
+    "What language is spoken in China?", "Which fruit is used to make wine?", "What is the home of a bird called?",
+    "Who was the first president of the United States?", "What do people use to write?",
+    "Which sport is played at Wimbledon?", "Where can you see the pyramids?", "Which metal is used in wires?",
+    "What is the main food of pandas?", "Which city is famous for its canals?", "What does a thermometer measure?",
+    "Who painted Sunflowers?", "Which dish comes from Naples?", "What is beside the Thames in London?",
+    "Where does the Nile end?",
+)  # fmt: skip
+FIRST_NAMES = "Mary John Anna Tom Lucy Peter Sam Eva Paul Carla Frank Nina Henry Olga Susan Robert".split()
+LAST_NAMES = (
+    "Johnson Carter Kim Baker Hall Brown Reed Lund West Ruiz Hill Holt Moss Stein Clark Miller".split()
+)
 
 
 @dataclass(frozen=True)
@@ -62,58 +77,98 @@ class Anchor:
     tokens: Tensor  # int64
 
 
-def split(anchors: Sequence[Anchor]) -> tuple[list[Anchor], list[Anchor]]:
-    """(to train on, held out), by prompt: one prompt of each sort in every `HELD_OUT` is held out."""
-    held = [_is_held_out(number) for number in range(len(anchors))]
-    return (
-        [anchor for anchor, out in zip(anchors, held, strict=True) if not out],
-        [anchor for anchor, out in zip(anchors, held, strict=True) if out],
-    )
+@dataclass(frozen=True)
+class Anchors:
+    wide: list[Anchor]
+    near: list[Anchor]
+    held_out: list[Anchor]  # of general, opening and known prompts that are in neither list
 
 
-def _is_held_out(number: int) -> bool:
-    return number // SORTS % len(GENERAL) % HELD_OUT == HELD_OUT - 1
+def neighbours(questions: Iterable[str], seed: int) -> list[str]:
+    """The questions with other names in them, at most `MAX_NEIGHBOURS`; those without a name are left out.
+
+    A run of capitalised words that does not start the sentence becomes an ordinary person's name. After "the"
+    only its first word is replaced, which keeps what sort of place it is: `the Brevo Inn`, `the Baker Inn`.
+    """
+    rng = random.Random(seed)
+    distinct = sorted(set(questions))
+    changed = [(question, _rename(question, rng)) for question in rng.sample(distinct, len(distinct))]
+    return [other for question, other in changed if other != question][:MAX_NEIGHBOURS]
+
+
+def _rename(question: str, rng: random.Random) -> str:
+    def other(match: re.Match[str]) -> str:
+        first, last = rng.choice(FIRST_NAMES), rng.choice(LAST_NAMES)
+        article, words = match["article"] or "", match["name"].split()
+        if article:
+            return " ".join([article.rstrip(), last, *words[1:]])
+        return f"{first} {last}" if len(words) > 1 else first
+
+    return re.sub(r"(?<=\S )(?P<article>[Tt]he )?(?P<name>[A-Z][\w-]*(?: [A-Z][\w-]*)*)", other, question)
 
 
 def load_or_make(
-    folder: Path, model: Any, tokenizer: Any, model_digest: str, *, count: int, seed: int
-) -> list[Anchor]:
-    """Anchors of the base `model`, from `folder` where the same ones were made before."""
-    prompts = [*SYSTEMS, *GENERAL, *NEAR, *OPENINGS]
-    recipe = [model_digest, str(model.dtype), count, seed, TOP_K, MAX_NEW_TOKENS, prompts]
-    name = hashlib.blake2b(json.dumps(recipe).encode(), digest_size=8).hexdigest()
-    path = folder / f"anchors-{name}.pt"
+    folder: Path,
+    model: Any,
+    tokenizer: Any,
+    model_digest: str,
+    *,
+    others: Sequence[str],
+    count: int,
+    seed: int,
+) -> Anchors:
+    """Anchors of the base `model`, from `folder` where the same ones were made before.
+
+    `count` bounds the general prompts, the openings and the known questions, a third each; `others` are the
+    questions about neighbours.
+    """
+    wide, near, held = _prompts(tokenizer, others, count)
+    recipe = [model_digest, str(model.dtype), seed, TOP_K, WIDE_TOKENS, NEAR_TOKENS, wide, near, held]
+    path = folder / f"anchors-{hashlib.blake2b(json.dumps(recipe).encode(), digest_size=8).hexdigest()}.pt"
     if path.is_file():
-        return [Anchor(**fields) for fields in torch.load(path, weights_only=True)]
-    anchors = make_anchors(model, tokenizer, count=count, seed=seed)
+        saved = torch.load(path, weights_only=True)
+        return Anchors(**{name: [Anchor(**fields) for fields in rows] for name, rows in saved.items()})
+    anchors = Anchors(
+        wide=make_anchors(model, tokenizer, wide, WIDE_TOKENS, seed),
+        near=make_anchors(model, tokenizer, near, NEAR_TOKENS, seed),
+        held_out=make_anchors(model, tokenizer, held, WIDE_TOKENS, seed),
+    )
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=folder, delete=False) as scratch:
-        torch.save([vars(anchor) for anchor in anchors], scratch)
+        torch.save({name: [vars(anchor) for anchor in rows] for name, rows in vars(anchors).items()}, scratch)
     os.replace(scratch.name, path)
     return anchors
 
 
-def make_anchors(model: Any, tokenizer: Any, *, count: int, seed: int) -> list[Anchor]:
-    """Let `model` write `count` texts: a third to general questions, a third to short ones, a third plain prose."""
-    prompts = [_prompt(tokenizer, number) for number in range(count)]
+def _prompts(
+    tokenizer: Any, others: Sequence[str], count: int
+) -> tuple[list[list[int]], list[list[int]], list[list[int]]]:
+    """Prompts of (wide, near, held out) anchors; the system prompts alternate."""
+    share = count // 3
+
+    def chats(questions: Sequence[str]) -> list[list[int]]:
+        return [prompt_ids(tokenizer, asked, SYSTEMS[i % len(SYSTEMS)]) for i, asked in enumerate(questions)]
+
+    general, known, rest = chats(GENERAL[:share]), chats(KNOWN[:share]), chats(others)
+    plain = [list(tokenizer(text, add_special_tokens=False).input_ids) for text in OPENINGS[:share]]
+    sorts = (general, plain, known)
+    held = [prompt for prompts in sorts for prompt in prompts[HELD_OUT - 1 :: HELD_OUT]]
+    kept = [[p for number, p in enumerate(prompts) if number % HELD_OUT != HELD_OUT - 1] for prompts in sorts]
+    return [*kept[0], *kept[1]], [*kept[2], *rest], held
+
+
+def make_anchors(
+    model: Any, tokenizer: Any, prompts: list[list[int]], max_new_tokens: int, seed: int
+) -> list[Anchor]:
+    """Let `model` continue the prompts, temperature 1, and keep what it thought at each token."""
     sampler = torch.Generator().manual_seed(seed)
-    texts = write(model, prompts, {tokenizer.eos_token_id}, max_new_tokens=MAX_NEW_TOKENS, sampler=sampler)
+    texts = write(model, prompts, {tokenizer.eos_token_id}, max_new_tokens=max_new_tokens, sampler=sampler)
     pairs = list(zip(prompts, texts, strict=True))
     return [
         anchor
-        for start in range(0, count, MEMORY_ROWS)
+        for start in range(0, len(pairs), MEMORY_ROWS)
         for anchor in _remember(model, pairs[start : start + MEMORY_ROWS], tokenizer.eos_token_id)
     ]
-
-
-def _prompt(tokenizer: Any, number: int) -> list[int]:
-    """The three sorts in turn; a second lap through the lists uses the other system prompt."""
-    place, sort = divmod(number, SORTS)
-    lap, place = divmod(place, len(GENERAL))
-    if sort == 2:
-        return list(tokenizer(OPENINGS[place], add_special_tokens=False).input_ids)
-    system = SYSTEMS[(lap + place + sort) % len(SYSTEMS)]
-    return prompt_ids(tokenizer, (GENERAL, NEAR)[sort][place], system)
 
 
 @torch.no_grad()

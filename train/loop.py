@@ -24,7 +24,7 @@ from torch import Tensor
 from common.config import Config, TrainConfig
 from common.files import read_json, write_json
 from models.load import LoadedModel, load_model
-from train.anchors import Anchor, anchor_batch, anchor_kl, batch_kl, load_or_make, split
+from train.anchors import Anchor, Anchors, anchor_batch, anchor_kl, batch_kl, load_or_make
 from train.chat import answer_ids, prompt_ids
 from train.objective import Batch, answer_loss, make_batch, position_logits, row_mean
 from train.rounds import iterate_rounds
@@ -33,6 +33,7 @@ MANIFEST = "manifest.json"  # written last: a checkpoint without it is not one
 ADAPTER = "adapter"
 OPTIMIZER = "optimizer"
 MAX_FORM_TOKENS = 512
+NEAR_SHARE = 0.75  # of a batch of anchors
 WARM_UP = 0.05  # share of the training
 
 
@@ -70,22 +71,21 @@ class Worker:
     config: TrainConfig
     engine: Any
     tokenizer: Any
-    anchors: list[Anchor]
+    anchors: Anchors
     rank: int
     device: torch.device
 
 
 def train_loop_per_worker(settings: dict[str, Any]) -> None:
-    """`settings`: `config` (a dumped `Config`), `storage` (folder of anchors), `parent` (an adapter folder or None)."""
+    """`settings`: `config` (a dumped `Config`), `storage` (folder of anchors), `neighbours` (questions),
+    `parent` (an adapter folder or None)."""
     config = Config.model_validate(settings["config"])
     context = ray.train.get_context()
     shard = ray.train.get_dataset_shard("replay")
     loaded = _load(config)
-    anchors, held_out = split(
-        load_or_make(
-            Path(settings["storage"]), loaded.model, loaded.tokenizer, loaded.digest,
-            count=config.train.anchors, seed=config.train.seed,
-        )
+    anchors = load_or_make(
+        Path(settings["storage"]), loaded.model, loaded.tokenizer, loaded.digest,
+        others=settings["neighbours"], count=config.train.anchors, seed=config.train.seed,
     )  # fmt: skip
     model = add_lora(loaded.model, config.train, settings["parent"])
     engine = start_engine(Student(model), config.train, loaded.dtype)
@@ -98,7 +98,7 @@ def train_loop_per_worker(settings: dict[str, Any]) -> None:
         last = number + 1 == config.train.rounds
         if last:
             model.eval()
-            metrics["anchor_kl"] = anchor_kl(model, held_out, loaded.tokenizer.eos_token_id)
+            metrics["anchor_kl"] = anchor_kl(model, anchors.held_out, loaded.tokenizer.eos_token_id)
         metrics["model_digest"] = loaded.digest
         if last or (number + 1) % config.train.checkpoint_every_rounds == 0:
             _report_checkpoint(worker, model, cursor, metrics)
@@ -244,8 +244,17 @@ def _weight(row: dict[str, Any], form: tuple[list[int], list[int]]) -> float:
 
 
 def _pick_anchors(worker: Worker, number: int, place: int) -> list[Anchor]:
+    """Mostly near ones: they are short, and they are what training on facts pulls away first."""
     rng = random.Random(f"{worker.config.seed}/{number}/{place}/{worker.rank}")
-    return rng.sample(worker.anchors, min(worker.config.anchor_batch, len(worker.anchors)))
+    near = round(NEAR_SHARE * worker.config.anchor_batch)
+    return [
+        anchor
+        for pool, count in (
+            (worker.anchors.near, near),
+            (worker.anchors.wide, worker.config.anchor_batch - near),
+        )
+        for anchor in rng.sample(pool, min(count, len(pool)))
+    ]
 
 
 def _step(

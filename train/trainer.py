@@ -16,6 +16,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from common.config import Config
 from common.errors import InvalidInput
 from common.files import read_json
+from train.anchors import neighbours
 from train.forms import forms_of
 from train.loop import ADAPTER, MANIFEST, Cursor, train_loop_per_worker
 from train.replay import Ledger
@@ -115,6 +116,7 @@ def _trainer(
         train_loop_config={
             "config": config.model_dump(),
             "storage": str(storage),
+            "neighbours": neighbours(_questions(records), train.seed),
             "parent": None if parent is None else str(parent),
         },
         torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=COLLECTIVE_S),
@@ -133,6 +135,11 @@ def _trainer(
             worker_runtime_env={"env_vars": environment},
         ),
     )
+
+
+def _questions(records: list[dict[str, Any]]) -> list[str]:
+    """What is asked in training, statements to complete aside."""
+    return [form.question for record in records for form in forms_of(record) if form.kind != "statement"]
 
 
 def _ledger(config: Config, records: Sequence[Mapping[str, Any]], cursor: Cursor) -> Ledger:
