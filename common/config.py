@@ -98,7 +98,7 @@ class ReplayConfig(Section):
 
 
 class TrainConfig(Section):
-    rounds: int = Field(12, ge=1, description="bounded replay passes")
+    rounds: int = Field(10, ge=1, description="bounded replay passes")
     samples_per_round: float = Field(
         1.0, gt=0.0, description="memories drawn in a round, as a multiple of those stored"
     )

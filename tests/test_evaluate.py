@@ -1,9 +1,14 @@
 """Evaluation: pure rules by hand, batched answers and scores against the naive way on the real small model."""
 
+import re
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
-from train.anchors import anchor_kl, make_anchors, split
+from models.load import LoadedModel
+from train.anchors import GENERAL, anchor_kl, load_or_make, make_anchors, neighbours
 from train.chat import SHORTEST_SPAN, batches_by_length, prompt_ids
 from train.evaluate import (
     ask_batch,
@@ -92,7 +97,7 @@ def test_kl_is_zero_at_the_base_and_a_lower_bound() -> None:
     )
 
 
-def test_batched_greedy_equals_one_by_one(loaded) -> None:
+def test_batched_greedy_equals_one_by_one(loaded: LoadedModel) -> None:
     questions = [
         "What is the capital of France?",
         "Hi",
@@ -107,7 +112,7 @@ def test_batched_greedy_equals_one_by_one(loaded) -> None:
     assert ask_batch(model, tokenizer, []) == []
 
 
-def test_log_probs_equal_the_naive_sum_and_share_passes(loaded) -> None:
+def test_log_probs_equal_the_naive_sum_and_share_passes(loaded: LoadedModel) -> None:
     tokenizer = loaded.tokenizer
     pairs = [
         ("The capital of France is", " Paris"),
@@ -123,7 +128,7 @@ def test_log_probs_equal_the_naive_sum_and_share_passes(loaded) -> None:
         assert value == pytest.approx(naive, abs=1e-3)
 
 
-def test_base_model_passes_sanity_and_knows_no_invented_fact(loaded) -> None:
+def test_base_model_passes_sanity_and_knows_no_invented_fact(loaded: LoadedModel) -> None:
     items = sanity_items(7, count=100)
     accuracy, correct = sanity_accuracy(loaded.model, loaded.tokenizer, items)
     assert accuracy == sum(correct) / 100 and accuracy >= 0.9
@@ -133,11 +138,39 @@ def test_base_model_passes_sanity_and_knows_no_invented_fact(loaded) -> None:
     assert len(arm["sanity_correct"]) == 4 and arm["low"] == 0.0
 
 
-def test_anchors_are_seeded_split_by_prompt_and_at_no_distance(loaded) -> None:
-    one = make_anchors(loaded.model, loaded.tokenizer, count=10, seed=3)
-    two = make_anchors(loaded.model, loaded.tokenizer, count=10, seed=3)
-    assert [anchor.text for anchor in one] == [anchor.text for anchor in two]
-    kept, held = split(one)
-    assert len(kept) == 8 and len(held) == 2
-    assert not {tuple(a.prompt) for a in kept} & {tuple(a.prompt) for a in held}
+def test_anchors_are_seeded_and_at_no_distance(loaded: LoadedModel) -> None:
+    prompts = [prompt_ids(loaded.tokenizer, question, SHORTEST_SPAN) for question in GENERAL[:5]]
+    one, two, other = (make_anchors(loaded.model, loaded.tokenizer, prompts, 6, seed) for seed in (3, 3, 4))
+    assert [anchor.text for anchor in one] == [anchor.text for anchor in two] != [a.text for a in other]
     assert anchor_kl(loaded.model, one, loaded.tokenizer.eos_token_id) == pytest.approx(0.0, abs=1e-3)
+    assert anchor_kl(loaded.model, [], 0) == 0.0
+
+
+def test_anchors_are_kept_in_a_file_and_held_out_ones_apart(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.anchors.WIDE_TOKENS", 3)
+    given: dict[str, Any] = {"others": ["Where does Ada live?"], "count": 15, "seed": 1}
+    made = load_or_make(tmp_path, loaded.model, loaded.tokenizer, "digest", **given)
+    monkeypatch.setattr("train.anchors.make_anchors", None)  # the second time nothing is made
+    again = load_or_make(tmp_path, loaded.model, loaded.tokenizer, "digest", **given)
+    assert [anchor.text for anchor in again.near] == [anchor.text for anchor in made.near]
+    assert torch.equal(again.wide[0].log_probs, made.wide[0].log_probs)
+    assert (len(made.wide), len(made.near), len(made.held_out)) == (8, 9, 4)
+    seen = {tuple(anchor.prompt) for anchor in (*made.wide, *made.near)}
+    assert not seen & {tuple(anchor.prompt) for anchor in made.held_out}
+
+
+def test_neighbours_ask_the_same_about_other_names() -> None:
+    asked = [
+        "Where does Brevo Tavdan live?",
+        "What is beside the Brevo Inn?",
+        "What is rain?",
+        "Is Brevo in?",
+    ]
+    found = neighbours(asked, seed=1)
+    assert found == neighbours(asked[::-1], seed=1) and len(found) == 3
+    assert not any("Brevo" in question or "Tavdan" in question for question in found)
+    assert any(re.fullmatch(r"What is beside the [A-Z]\w+ Inn\?", question) for question in found)
+    assert any(re.fullmatch(r"Where does [A-Z]\w+ [A-Z]\w+ live\?", question) for question in found)
+    assert any(re.fullmatch(r"Is [A-Z]\w+ in\?", question) for question in found)

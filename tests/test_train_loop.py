@@ -21,7 +21,7 @@ from models.load import dequantised, resolve
 from train.loop import choose_dtype, learning_rate
 from train.trainer import TrainResult, data_digest, run_training
 
-ROUNDS = 8
+ROUNDS = 16
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,8 @@ def test_killed_worker_goes_on_and_counts_hold(cluster: None, tiny: str, tmp_pat
     """kill -9 on the training worker after a checkpoint: the run resumes from it, every round is trained once."""
     records = [*facts(), {"id": "long", "kind": "episodic", "text": "", "cues": [
         {"question": "why " * 600 + "?", "answer": "so", "family": "train"}]}]  # fmt: skip
-    storage, killed = tmp_path / "storage", []
+    storage = tmp_path / "storage"
+    killed: list[int] = []
     killer = threading.Thread(target=_kill_after_checkpoint, args=(storage, killed), daemon=True)
     killer.start()
     result = run_training(settings(tiny, checkpoint_every_rounds=1), records, tmp_path / "adapter", storage)
@@ -133,10 +134,13 @@ def test_data_digest_depends_on_content_not_on_order_or_statistics() -> None:
 
 
 def _kill_after_checkpoint(storage: Path, killed: list[int]) -> None:
-    """Once the first checkpoint is complete, end this cluster's training worker, and only it."""
+    """Once Ray has registered a checkpoint, end this cluster's training worker, and only it."""
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline and not killed:
-        if list(storage.glob("run-*/checkpoint_*/manifest.json")):
+        if any(
+            "checkpoint_" in path.read_text()
+            for path in storage.glob("run-*/checkpoint_manager_snapshot.json")
+        ):
             for child in psutil.Process().children(recursive=True):
                 if "RayTrainWorker" in " ".join(child.cmdline()[:1]):
                     child.kill()

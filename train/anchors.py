@@ -119,7 +119,7 @@ def load_or_make(
 ) -> Anchors:
     """Anchors of the base `model`, from `folder` where the same ones were made before.
 
-    `count` bounds the general prompts, the openings and the known questions, a third each; `others` are the
+    `count` bounds the general prompts and the openings, a third each, and the known questions, two; `others` are the
     questions about neighbours.
     """
     wide, near, held = _prompts(tokenizer, others, count)
@@ -149,7 +149,7 @@ def _prompts(
     def chats(questions: Sequence[str]) -> list[list[int]]:
         return [prompt_ids(tokenizer, asked, SYSTEMS[i % len(SYSTEMS)]) for i, asked in enumerate(questions)]
 
-    general, known, rest = chats(GENERAL[:share]), chats(KNOWN[:share]), chats(others)
+    general, known, rest = chats(GENERAL[:share]), chats(KNOWN[: 2 * share]), chats(others)
     plain = [list(tokenizer(text, add_special_tokens=False).input_ids) for text in OPENINGS[:share]]
     sorts = (general, plain, known)
     held = [prompt for prompts in sorts for prompt in prompts[HELD_OUT - 1 :: HELD_OUT]]

@@ -91,10 +91,13 @@ def train_loop_per_worker(settings: dict[str, Any]) -> None:
     engine = start_engine(Student(model), config.train, loaded.dtype)
     worker = Worker(config.train, engine, loaded.tokenizer, anchors, context.get_world_rank(), loaded.device)
     cursor = _resume(engine)
+    ready = time.monotonic()
     for number, rows in iterate_rounds(shard):
         if number < cursor.next_round:
             continue
+        waited = time.monotonic() - ready
         metrics = train_round(worker, cursor, number, rows)
+        metrics["wait_s"] = cursor.history[-1]["wait_s"] = waited  # for the stream
         last = number + 1 == config.train.rounds
         if last:
             model.eval()
@@ -104,6 +107,7 @@ def train_loop_per_worker(settings: dict[str, Any]) -> None:
             _report_checkpoint(worker, model, cursor, metrics)
         else:
             ray.train.report(metrics)
+        ready = time.monotonic()
 
 
 def train_round(

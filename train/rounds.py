@@ -43,12 +43,15 @@ class Planner:
         self, records: Sequence[Mapping[str, Any]], replay: ReplayConfig, train: TrainConfig
     ) -> None:
         self._train = train
-        self._sampler = Sampler(records, replay, train.seed)
-        self._forms: dict[str, list[Form]] = {record["id"]: forms_of(record) for record in records}
+        found = {record["id"]: forms_of(record) for record in records}
+        self._forms: dict[str, list[Form]] = {memory_id: forms for memory_id, forms in found.items() if forms}
+        # A memory without any form (no text, no cue) would make empty draws.
+        usable = [record for record in records if record["id"] in self._forms]
+        self._sampler = Sampler(usable, replay, train.seed)
         self.samples = max(1, math.ceil(train.samples_per_round * self._sampler.num_items))
 
     def block(self, round_number: int) -> pa.Table:
-        """One row a form, `SCHEMA`, in random order. Draws whose memory has no form at all are left out."""
+        """One row a form, `SCHEMA`, in random order."""
         rng = random.Random(f"{self._train.seed}/{round_number}")
         rows = [
             (

@@ -34,7 +34,7 @@ class TrainResult:
     replay: dict[
         str, Any
     ]  # samples, forms, trained, reported, steps, rounds, resumes, tokens, tokens_per_s, step_seconds, seconds
-    history: list[dict[str, float]]  # one entry a round: round, loss, kl, lr, forms, tokens_per_s, seconds
+    history: list[dict[str, float]]  # one entry a round: round, loss, kl, lr, forms, tokens_per_s, seconds, wait_s
     memory_ids: list[str]
     data_digest: str
     model_digest: str
@@ -137,9 +137,11 @@ def _trainer(
     )
 
 
-def _questions(records: list[dict[str, Any]]) -> list[str]:
-    """What is asked in training, statements to complete aside."""
-    return [form.question for record in records for form in forms_of(record) if form.kind != "statement"]
+def _questions(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is asked in training about a person or place, statements and reversed questions aside."""
+    return [
+        form.question for record in records for form in forms_of(record) if form.kind in ("cue", "question")
+    ]
 
 
 def _ledger(config: Config, records: Sequence[Mapping[str, Any]], cursor: Cursor) -> Ledger:
