@@ -44,7 +44,7 @@ class ScoreJob:
 
 @dataclass(frozen=True, order=True)
 class Task:
-    """Rows `row_start:row_stop` (from `BASELINE` and `NULL` on) by conversations `start:stop`."""
+    """Rows `rows` (memories, `BASELINE`, `NULL`) by conversations `start:stop`."""
 
     start: int
     stop: int

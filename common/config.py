@@ -30,7 +30,7 @@ class ModelConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 on a GPU, float32 on a CPU"
     )
-    threads: int = Field(0, ge=0, description="torch threads of one replica; 0: its share of the CPUs")
+    threads: int = Field(0, ge=0, description="torch threads of one replica; 0: all CPUs of its machine")
     max_adapters: int = Field(4, ge=1, description="adapter versions held in memory at once")
 
 
@@ -76,6 +76,7 @@ class ServeConfig(Section):
     max_body_bytes: int = Field(32 << 20, ge=1024)
     max_queued: int = Field(64, ge=1, description="requests in flight before 429")
     deadline_s: float = Field(120.0, gt=0.0)
+    recall_deadline_s: float = Field(10.0, gt=0.0, description="then a chat is answered without memory")
     max_new_tokens: int = Field(256, ge=1, description="where the request gives none")
 
 

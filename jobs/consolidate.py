@@ -29,7 +29,7 @@ from jobs import memory_off, served
 from jobs.arguments import add_common_arguments, join, run_folder
 from jobs.score import all_memories
 from models.adapters import AdapterStore
-from train.gate import Measurements, decide
+from train.gate import GateDecision, Measurements, decide
 from train.trainer import TrainResult, run_training
 
 AUDIT, TEST = "audit", "test"
@@ -61,12 +61,16 @@ def consolidate(
         ),
         config.gate,
     )
+    erased = set(trained.memory_ids) - {
+        m["id"] for m in asyncio.run(all_memories(ShardedStore(config), namespace))
+    }
+    if erased:  # the receipts of those erasures could not name a version that did not exist yet
+        decision = GateDecision(
+            False, [f"{len(erased)} memories were erased while they were being trained on"]
+        )
     digest = None
     if decision.accepted and not dry_run:
         digest = publish(config, namespace, trained, evaluation, started)
-        app.encode_namespace.remote(namespace).result(
-            timeout_s=60
-        )  # so that its first prefix request finds blocks
     report = {
         "namespace": namespace,
         "config_hash": config.hash,
@@ -78,6 +82,10 @@ def consolidate(
         "seconds": seconds,
     }
     write_json(out / "report.json", report)
+    if (
+        digest is not None
+    ):  # so that its first prefix requests find blocks; without, they fall back to text aloud
+        app.encode_namespace.remote(namespace)
     return report
 
 
@@ -116,6 +124,7 @@ def compare(base: dict[str, Any], memory: dict[str, Any], adapter: dict[str, Any
     audited = {"base": base["families"][AUDIT], "adapter": adapter["families"][AUDIT]}
     return {
         **{arm: _rate(found) for arm, found in tested.items()},
+        "memory_fallbacks": memory["fallbacks"],
         "audit": {arm: _rate(found) for arm, found in audited.items()},
         "uplift": tested["adapter"]["em"] - tested["base"]["em"],
         "refusal_rate": tested["adapter"]["refusal_rate"],
@@ -140,7 +149,6 @@ def publish(
         "config_hash": config.hash,
         "data_digest": trained.data_digest,
         "memory_ids": trained.memory_ids,
-        "parent": store.aliases().get("latest"),
         "evaluation": {name: evaluation[name] for name in ("base", "adapter", "uplift", "sanity")},
     }
     return store.publish(trained.adapter_dir, manifest)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InvalidInput
-from models.prompt import check_messages
+from models.messages import check_messages
 from train.chat import SHORTEST_SPAN
 
 
@@ -28,7 +28,7 @@ def read(path: Path) -> list[Conversation]:
     try:
         lines = [(1, json.loads(text))]
     except json.JSONDecodeError:
-        lines = [(n, _decode(path, n, line)) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
+        lines = [(n, _decode(path, n, line)) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise InvalidInput(f"{path} is empty; give one conversation a line", param="conversation")
     return [_conversation(path, n, value) for n, value in lines]
@@ -68,4 +68,7 @@ def _conversation(path: Path, number: int, value: Any) -> Conversation:
         raise InvalidInput(f"{path}:{number}: {error.message}", param="conversation") from error
     if not any(message["role"] == "assistant" and message["content"] for message in messages):
         raise InvalidInput(f"{path}:{number}: no assistant message to score", param="conversation")
-    return Conversation(tuple(messages), value.get("memory"))
+    memory = value.get("memory")
+    if memory is not None and not isinstance(memory, str):
+        raise InvalidInput(f"{path}:{number}: memory = {memory!r} must be an id", param="conversation")
+    return Conversation(tuple(messages), memory)

@@ -18,7 +18,7 @@ from typing import Any
 
 from common import config as configuration
 from common.config import Config
-from common.errors import SharpwaveError
+from common.errors import InvalidInput, SharpwaveError
 from common.files import read_json, write_bytes
 from jobs import instance as instances
 from jobs import report as reports
@@ -48,7 +48,7 @@ def run(config: Config, out: Path, seed: int) -> dict[str, Any]:
     """All stages in order; the instance is taken down again whatever happens."""
     seconds: dict[str, float] = {}
     instances.down(config.store_dir)  # of a demo that was cut off
-    shutil.rmtree(out, ignore_errors=True)
+    _fresh(out)
     files = write_demo(out / "data", seed)
     questions = _first_questions(files)
     try:
@@ -88,6 +88,17 @@ def run(config: Config, out: Path, seed: int) -> dict[str, Any]:
     return report
 
 
+def _fresh(out: Path) -> None:
+    """An empty folder that says what it is. Only such a one is ever removed."""
+    mark = out / ".sharpwave-demo"
+    if out.exists() and any(out.iterdir()) and not mark.is_file():
+        raise InvalidInput(f"--out {out} holds other files; give a new folder", param="out")
+    if mark.is_file():
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+
+
 def _teach(client: Client, config: Config, files: DemoFiles) -> dict[str, int]:
     summary = teach_files(
         client,
@@ -114,8 +125,9 @@ def _measure(client: Client, questions: list[dict[str, Any]], memory: dict[str, 
     """Means over the questions; a hit is the expected answer in the model's first line."""
     replies = [_ask(client, row["question"], memory) for row in questions]
     answers = [reply["choices"][0]["message"]["content"] for reply in replies]
-    if any(reply["memory"]["fallback"] for reply in replies):
-        raise SharpwaveError(f"mode {memory['mode']} fell back: {replies[0]['memory']['fallback']}")
+    for reply in replies:
+        if reply["memory"]["fallback"]:
+            raise SharpwaveError(f"mode {memory['mode']} fell back: {reply['memory']['fallback']}")
     hits = [contains(answer, row["answer"]) for answer, row in zip(answers, questions, strict=True)]
     n = len(replies)
     return {

@@ -39,7 +39,8 @@ class Matrix:
 
     def true_first(self) -> float | None:
         """Share of the responses with a known memory where that one has the highest divergence."""
-        known = [(j, i) for j, i in enumerate(self.truth) if i is not None]
+        failed = np.isnan(self.divergence).all(axis=0)
+        known = [(j, i) for j, i in enumerate(self.truth) if i is not None and not failed[j]]
         if not known:
             return None
         return float(np.mean([_best(self.divergence[:, j]) == i for j, i in known]))
@@ -47,11 +48,13 @@ class Matrix:
     def summary(self) -> dict[str, Any]:
         n, m = self.divergence.shape
         sums = np.nansum(self.clipped, axis=0)
+        failed = np.isnan(self.divergence).all(axis=0)
+        noise = np.abs(self.null[~np.isnan(self.null)])
         return {
             "memories": n,
             "responses": m,
             "seconds": self.seconds,
-            "noise_floor": float(np.nanmax(np.abs(self.null))) if m else 0.0,
+            "noise_floor": float(noise.max()) if noise.size else None,
             "true_first": self.true_first(),
             "failed_rows": int(np.isnan(self.divergence).any(axis=1).sum()),
             "errors": self.errors,
@@ -59,7 +62,11 @@ class Matrix:
             "fingerprint": self.fingerprint,
             "weights": dict(self.weights()),
             "scores": [
-                {**self.responses[j], "score": float(sums[j]), "mattered": self._mattered(j)}
+                {
+                    **self.responses[j],
+                    "score": None if failed[j] else float(sums[j]),
+                    "mattered": self._mattered(j),
+                }
                 for j in range(m)
             ],
         }
@@ -109,7 +116,8 @@ class Matrix:
 
         n, m = self.divergence.shape
         figure, axes = pyplot.subplots(figsize=(4 + 0.34 * m, 1.6 + 0.24 * n), layout="constrained")
-        limit = float(np.nanmax(np.abs(self.divergence))) if self.divergence.size else 1.0
+        finite = np.abs(self.divergence[~np.isnan(self.divergence)])
+        limit = float(finite.max()) if finite.size else 1.0
         image = axes.imshow(self.divergence, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
         known = [(j, i) for j, i in enumerate(self.truth) if i is not None]
         axes.scatter(

@@ -44,7 +44,7 @@ def markdown(report: dict[str, Any]) -> str:
         ),
         "## What mattered",
         f"{matrix['memories']} memories x {matrix['responses']} responses in {matrix['seconds']:.0f} s, noise floor "
-        f"{matrix['noise_floor']:.1e} nats; the true memory has the highest divergence for "
+        f"{matrix['noise_floor'] or 0:.1e} nats; the true memory has the highest divergence for "
         f"{_percent(matrix['true_first'])} of the questions. ![heat map](score/heatmap.png)",
         "## Replay",
         f"{report['replay']['samples']} samples, {report['replay']['forms']} forms, {report['replay']['steps']} steps, "

@@ -145,7 +145,7 @@ def _job(
     return ScoreJob(
         model=config.model.name,
         dtype=config.model.dtype,
-        adapter=AdapterStore(adapters).resolve(model, config.model.name),
+        adapter=AdapterStore(adapters).require(model, config.model.name),
         adapters_dir=str(adapters),
         texts=tuple(memory["text"] for memory in memories),
         conversations=tuple(conversation.messages for conversation in conversations),

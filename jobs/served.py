@@ -37,10 +37,11 @@ def ask(
 def memory_on(app: DeploymentHandle, questions: list[dict[str, Any]], namespace: str) -> dict[str, Any]:
     """Exact match with memory on, as configured; the ceiling that weights are compared with."""
     wait_for_blocks(app)
-    rows, retrieved = [], 0
+    rows, retrieved, fallbacks = [], 0, 0
     for question in questions:
         reply = ask(app, question["question"], namespace, None)
         given = reply["choices"][0]["message"]["content"]
+        fallbacks += reply["memory"]["fallback"] is not None
         retrieved += len(reply["memory"]["retrieved"])
         rows.append({**question, "given": given, "exact": exact_match(given, question["answer"])})
     exact = [row["exact"] for row in rows]
@@ -51,5 +52,6 @@ def memory_on(app: DeploymentHandle, questions: list[dict[str, Any]], namespace:
         "low": low,
         "high": high,
         "retrieved": retrieved,
+        "fallbacks": fallbacks,
         "answers": rows,
     }

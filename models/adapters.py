@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import Conflict, InvalidInput, NotFound
-from common.files import read_json, sync_folder, write_json
+from common.files import read_json, sync_folder, write_bytes, write_json
 
 BASE = ""
 FILES = ("adapter_model.safetensors", "adapter_config.json")
@@ -57,7 +57,9 @@ class AdapterStore:
 
     def manifests(self) -> list[dict[str, Any]]:
         """Manifests of all versions, oldest first."""
-        found = [read_json(path) for path in self.folder.glob("*/manifest.json")]
+        # Folders with a dot are copies in progress, which glob would match as well.
+        folders = [path for path in self.folder.glob("*/manifest.json") if path.parent.name.isalnum()]
+        found = [read_json(path) for path in folders]
         return sorted(found, key=lambda manifest: (manifest.get("created", 0.0), manifest["digest"]))
 
     def holding(self, namespace: str, memory_ids: set[str]) -> list[str]:
@@ -68,26 +70,29 @@ class AdapterStore:
             if manifest.get("namespace") == namespace and memory_ids & set(manifest.get("memory_ids", ()))
         ]
 
-    def resolve(self, name: str, model_name: str) -> str:
-        """Digest of the version a request's `model` means, `BASE` for the base. Raises `NotFound` naming the known."""
-        base, _, version = name.partition(":")
+    def resolve(self, name: str, model_name: str) -> str | None:
+        """Digest of the version that a request's `model` means, `BASE` for the base, None for an unknown name."""
         if name in ("base", model_name):
             return BASE
-        if base == "base" and version:
-            digest = self.aliases().get(version, version)
-            if self._has(digest):
-                return digest
-        raise NotFound(f"model {name!r} does not exist; known: {', '.join(self.names(model_name))}",
-                       param="model", code="model_not_found")  # fmt: skip
+        base, _, version = name.partition(":")
+        digest = self.aliases().get(version, version)
+        return digest if base == "base" and version and self._has(digest) else None
 
-    def names(self, model_name: str) -> list[str]:
-        aliases = [f"base:{alias}" for alias in sorted(self.aliases())]
-        return [
-            "base",
-            model_name,
-            *aliases,
-            *(f"base:{manifest['digest']}" for manifest in self.manifests()),
-        ]
+    def require(self, name: str, model_name: str) -> str:
+        """As `resolve`, for those who may see every version: raises `NotFound` naming them."""
+        digest = self.resolve(name, model_name)
+        if digest is None:
+            known = ", ".join(self.names(model_name))
+            raise NotFound(
+                f"model {name!r} does not exist; known: {known}", param="model", code="model_not_found"
+            )
+        return digest
+
+    def names(self, model_name: str) -> dict[str, str]:
+        """Every name that `resolve` knows, with its digest."""
+        aliases = {f"base:{alias}": digest for alias, digest in sorted(self.aliases().items())}
+        versions = {f"base:{manifest['digest']}": manifest["digest"] for manifest in self.manifests()}
+        return {"base": BASE, model_name: BASE, **aliases, **versions}
 
     def path(self, digest: str) -> Path:
         return self.folder / digest
@@ -100,7 +105,7 @@ class AdapterStore:
         scratch = Path(tempfile.mkdtemp(dir=self.folder, prefix=".publish-"))
         try:
             for name in FILES:
-                shutil.copyfile(source / name, scratch / name)
+                write_bytes(scratch / name, (source / name).read_bytes())
             write_json(scratch / "manifest.json", {**manifest, "digest": digest})
             scratch.rename(self.folder / digest)
         except OSError as error:

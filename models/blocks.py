@@ -50,6 +50,17 @@ class BlockStore:
                 self._hold(key, block)
         return block if found else None
 
+    def has(self, namespace: str, memory_id: str, fingerprint: str, ids: Sequence[int]) -> bool:
+        """Whether `get` would find it; reads no tensor and counts nothing."""
+        key = (namespace, memory_id, fingerprint)
+        held, path = self._held.get(key), self._path(key)
+        if held is not None:
+            return held.ids == tuple(ids)
+        if not path.is_file():
+            return False
+        with safe_open(path, framework="pt") as file:
+            return tuple(json.loads(file.metadata()["ids"])) == tuple(ids)
+
     def put(self, namespace: str, block: KVBlock) -> None:
         key = (namespace, block.memory_id, block.fingerprint)
         note = {

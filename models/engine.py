@@ -22,6 +22,7 @@ from models.sampling import Sampling, TextStream, choose
 from models.weights import Weights
 
 ENCODE_BATCH = 16
+ENCODE_TOKENS = 4096  # of one padded batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,7 @@ class Engine:
         self._inverse_frequency = loaded.model.model.rotary_emb.inv_freq
         self._heads: dict[str, torch.Tensor] = {}
         self._queue: dict[tuple[str, str, str], tuple[str, str]] = {}
+        self._erased: set[tuple[str, str]] = set()
         self._lock = threading.Lock()
         self._queue_lock = threading.Lock()
         self.fallbacks = 0
@@ -101,10 +103,18 @@ class Engine:
         """Encode up to `limit` queued blocks of one model version. Returns how many; call until 0."""
         with self._queue_lock:
             version = next((key[2] for key in self._queue), None)
-            chosen = [(key, text) for key, text in self._queue.items() if key[2] == version][:limit]
-        if not chosen:
+            queued = [(key, text) for key, text in self._queue.items() if key[2] == version][:limit]
+        if not queued:
             return 0
-        ids = [self.builder.memory(text) for _, (text, _) in chosen]
+        chosen: list[tuple[tuple[str, str, str], tuple[str, str]]] = []
+        ids: list[list[int]] = []
+        for key, (text, mark) in queued:
+            tokens = self.builder.memory(text)
+            # Padded to the longest, a batch of long memories would take the machine's memory.
+            if chosen and (len(chosen) + 1) * max(map(len, [*ids, tokens])) > ENCODE_TOKENS:
+                break
+            chosen.append((key, (text, mark)))
+            ids.append(tokens)
         with self._lock, self._weights.using(str(version)) as model:
             encoded = kv.encode_blocks(model, self._head(model, str(version)), ids)
         for (key, (text, mark)), tokens, states in zip(chosen, ids, encoded, strict=True):
@@ -115,21 +125,42 @@ class Engine:
                 self._blocks.forget(key[0], [key[1]])
         return len(chosen)
 
+    def written(self, namespace: str, memory_ids: Sequence[str]) -> None:
+        """These ids hold content (again): their blocks may be encoded."""
+        with self._queue_lock:
+            self._erased -= {(namespace, id) for id in memory_ids}
+
     def enqueue(self, namespace: str, memories: Sequence[Recalled], adapter: str) -> None:
-        """Have these memories' blocks encoded for this model version, where they are not yet."""
+        """Have these memories' blocks encoded for this model version, where they are not yet.
+
+        A memory erased while its request waited is passed over: its text must not come back to the disk.
+        """
         mark = self.fingerprint(adapter)
         for memory in memories:
-            if self._blocks.get(namespace, memory.id, mark, self.builder.memory(memory.text)) is None:
-                with self._queue_lock:
+            ids = self.builder.memory(memory.text)
+            if len(ids) > self.loaded.context_tokens or self._blocks.has(namespace, memory.id, mark, ids):
+                continue
+            with self._queue_lock:
+                if (namespace, memory.id) not in self._erased:
                     self._queue[(namespace, memory.id, adapter)] = (memory.text, mark)
 
     def forget(self, namespace: str, memory_ids: Sequence[str]) -> int:
         """Drop queued and stored blocks of these memories. Returns the number of files removed."""
         ids = set(memory_ids)
         with self._queue_lock:
+            self._erased |= {(namespace, id) for id in ids}
             for key in [key for key in self._queue if key[0] == namespace and key[1] in ids]:
                 del self._queue[key]
         return self._blocks.forget(namespace, ids)
+
+    def give_up(self) -> int:
+        """Drop the queued blocks of the version that `encode_some` would take next. Returns how many."""
+        with self._queue_lock:
+            version = next((key[2] for key in self._queue), None)
+            dropped = [key for key in self._queue if key[2] == version]
+            for key in dropped:
+                del self._queue[key]
+        return len(dropped)
 
     @property
     def pending_blocks(self) -> int:
@@ -144,8 +175,16 @@ class Engine:
         """Log-probability of each assistant message given what came before it; see `models.scoring`."""
         from models.scoring import score_transcript
 
+        transcript = self.builder.transcript(messages, memories=False)
+        if len(transcript.tail) > self.loaded.context_tokens:
+            raise InvalidInput(
+                f"messages need {len(transcript.tail)} tokens, the model's context holds "
+                f"{self.loaded.context_tokens}; shorten them",
+                param="messages",
+                code="context_length_exceeded",
+            )
         with self._lock, self._weights.using(adapter) as model:
-            return score_transcript(model, self.builder.transcript(messages, memories=False))
+            return score_transcript(model, transcript)
 
     def _prompt(
         self,

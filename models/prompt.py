@@ -6,19 +6,15 @@ apart and only then joined, so that the text prompt and the injected prefix are 
 never cross a piece's edge.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from common.errors import InvalidInput
+from models.messages import MEMORIES, RESPONSE, Message, check_messages
 
 PREAMBLE = "You remember these facts:\n"
 DEFAULT_SYSTEM = "You are a helpful assistant."
-# Private-use characters: they mark where a piece is cut out of the rendered template.
-_MEMORIES = "\ue000memories\ue001"
-_RESPONSE = "\ue000response\ue001"
-
-Message = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -43,8 +39,8 @@ class PromptBuilder:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        head = self._render([{"role": "system", "content": PREAMBLE + _MEMORIES}], generate=False).partition(
-            _MEMORIES
+        head = self._render([{"role": "system", "content": PREAMBLE + MEMORIES}], generate=False).partition(
+            MEMORIES
         )[0]
         self.head_text = head
         self.head = self._ids(head)
@@ -73,7 +69,7 @@ class PromptBuilder:
         if not any(checked[i]["content"] for i in entries):
             raise InvalidInput("messages hold no assistant message to score; add one", param="messages")
         marked = [
-            {**message, "content": _RESPONSE} if message["role"] == "assistant" else message
+            {**message, "content": RESPONSE} if message["role"] == "assistant" else message
             for message in checked
         ]
         text = (
@@ -81,7 +77,7 @@ class PromptBuilder:
             if memories
             else self._render(_with_system(marked), generate=False)
         )
-        pieces = text.split(_RESPONSE)
+        pieces = text.split(RESPONSE)
         if len(pieces) != len(entries) + 1:
             raise InvalidInput(
                 "this model's chat template drops or repeats assistant messages", param="messages"
@@ -97,9 +93,9 @@ class PromptBuilder:
     def _after_head(self, messages: list[dict], *, generate: bool) -> str:
         system, rest = _split_system(messages)
         text = self._render(
-            [{"role": "system", "content": f"{PREAMBLE}{_MEMORIES}\n{system}"}, *rest], generate=generate
+            [{"role": "system", "content": f"{PREAMBLE}{MEMORIES}\n{system}"}, *rest], generate=generate
         )
-        head, _, tail = text.partition(_MEMORIES)
+        head, _, tail = text.partition(MEMORIES)
         if head != self.head_text:
             raise InvalidInput(
                 "this model's chat template moves the system turn; it cannot hold a prefix", param="model"
@@ -119,28 +115,6 @@ class PromptBuilder:
 
     def _ids(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False)
-
-
-def check_messages(messages: Sequence[Message]) -> list[dict]:
-    """Normalise to role and plain text. Raises `InvalidInput` naming the first bad message."""
-    if not messages:
-        raise InvalidInput("messages is empty; give at least one", param="messages")
-    return [_check_message(i, message) for i, message in enumerate(messages)]
-
-
-def _check_message(i: int, message: Message) -> dict:
-    role, content = message.get("role"), message.get("content")
-    if role not in ("system", "developer", "user", "assistant"):
-        raise InvalidInput(f"messages[{i}].role = {role!r}; one of system, user, assistant", param="messages")
-    if isinstance(content, list):  # OpenAI's content parts
-        if not all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
-            raise InvalidInput(f"messages[{i}].content has parts that are not text", param="messages")
-        content = "".join(str(part.get("text", "")) for part in content)
-    if not isinstance(content, str):
-        raise InvalidInput(f"messages[{i}].content must be a string", param="messages")
-    if _MEMORIES in content or _RESPONSE in content:
-        raise InvalidInput(f"messages[{i}].content holds a reserved marker (U+E000)", param="messages")
-    return {"role": "system" if role == "developer" else role, "content": content}
 
 
 def _split_system(messages: list[dict]) -> tuple[str, list[dict]]:

@@ -20,6 +20,8 @@ from transformers import DynamicCache
 from models import prefix as kv
 from models.prompt import Transcript
 
+HEAD_TOKENS = 256  # positions of one projection onto the vocabulary
+
 
 @dataclass(frozen=True)
 class ScoreContext:
@@ -159,6 +161,12 @@ def _span_logprob(model: Any, hidden: Tensor, ids: Tensor, start: int, stop: int
     """Sum of log p over tokens `start:stop`, in float32 logits and float64 sums."""
     if start == stop:
         return 0.0
-    logits = model.lm_head(hidden[start - 1 : stop - 1]).float()
-    chosen = torch.log_softmax(logits, dim=-1).gather(1, ids[start:stop, None])
-    return float(chosen.double().sum())
+    total = 0.0
+    for first in range(
+        start, stop, HEAD_TOKENS
+    ):  # tokens x vocabulary in float32 is gigabytes for a long response
+        last = min(first + HEAD_TOKENS, stop)
+        logits = model.lm_head(hidden[first - 1 : last - 1]).float()
+        chosen = torch.log_softmax(logits, dim=-1).gather(1, ids[first:last, None])
+        total += float(chosen.double().sum())
+    return total

@@ -7,6 +7,7 @@ from typing import Any
 
 from peft import PeftModel
 
+from common.errors import Conflict
 from models.adapters import BASE, AdapterStore
 from models.load import LoadedModel
 
@@ -16,6 +17,7 @@ class Weights:
 
     def __init__(self, loaded: LoadedModel, store: AdapterStore, max_adapters: int) -> None:
         self.base = loaded.model
+        self._digest = loaded.digest
         self._store = store
         self._max = max_adapters
         self._peft: Any = None
@@ -36,6 +38,14 @@ class Weights:
         if digest in self._held:
             self._held.move_to_end(digest)
             return
+        trained_on = self._store.manifest(digest).get("model_digest")
+        if trained_on != self._digest:
+            raise Conflict(
+                f"adapter {digest} was trained on base weights {trained_on}, this instance serves {self._digest}; "
+                "serve that model, or consolidate again",
+                param="model",
+                code="adapter_of_another_base",
+            )
         path = self._store.path(digest)
         if self._peft is None:
             self._peft = PeftModel.from_pretrained(self.base, path, adapter_name=digest, is_trainable=False)

@@ -18,12 +18,14 @@ import ray.exceptions
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from ray import serve as ray_serve
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from actors.shards import ShardedStore
 from common.config import Config
 from common.errors import InvalidInput, NotFound, NotReady, Overloaded, SharpwaveError
 from models.adapters import BASE, AdapterStore
+from models.messages import check_messages
 from serve import openai_shapes as shapes
 from serve.access import ALL, Access, Principal
 from serve.http import BodyLimit, install_error_handlers, unwrap
@@ -69,7 +71,7 @@ class Api:
         self._store = ShardedStore(config)
         self._adapters = AdapterStore(config.store_dir / "adapters")
         self._telemetry = Telemetry()
-        self._recall = Recall(self._store, embedder, self._telemetry)
+        self._recall = Recall(self._store, embedder, self._telemetry, config.serve.recall_deadline_s)
         self._embedder = embedder
         self._in_flight = 0
         self._background: set[asyncio.Task] = set()
@@ -91,7 +93,7 @@ class Api:
             partial=body.partial,
         )
         stored = [(m.id, m.text) for m, r in zip(memories, results, strict=True) if r["stored"]]
-        self._encode_soon(body.namespace, stored)
+        await self._encode_soon(body.namespace, stored)
         for i in sorted(refused):
             results.insert(i, refused[i])
         return {"memories": results, "written": len(results), "stored": len(stored)}
@@ -140,7 +142,7 @@ class Api:
     ) -> dict[str, Any]:
         asking.check(namespace)
         receipt = await self._forget(namespace, ids=[memory_id], where=None, everything=False)
-        if not receipt["forgotten"]:
+        if not receipt["forgotten"] and not receipt["kv_blocks"]:
             raise _no_memory(memory_id, namespace)
         return receipt
 
@@ -148,7 +150,11 @@ class Api:
 
     @app.post("/v1/chat/completions")
     async def chat(self, body: ChatBody, asking: Asking) -> Response:
+        return await self._answer(body, asking, counted=True)
+
+    async def _answer(self, body: ChatBody, asking: Principal, *, counted: bool) -> Response:
         asking.check(body.memory.namespace)
+        body.messages = check_messages(body.messages)
         adapter = self._adapter(body.model, asking)
         mode = body.memory.mode or self._config.recall.mode
         async with contextlib.AsyncExitStack() as stack:
@@ -166,14 +172,15 @@ class Api:
                 text = [first, *[piece async for piece in pieces]]
         turn = text.pop()
         assert isinstance(turn, dict)
-        self._after(body.memory.namespace, turn)
+        self._after(body.memory.namespace, turn, counted=counted)
         return JSONResponse(reply.completion("".join(str(piece) for piece in text), turn))
 
     @app.post("/v1/score")
     async def score(self, body: ScoreBody, asking: Asking) -> dict[str, Any]:
         adapter = self._adapter(body.model, asking)
+        messages = check_messages(body.messages)
         async with self._admitted():
-            scores = await self._engine.score.remote(body.messages, adapter)
+            scores = await self._engine.score.remote(messages, adapter)
         return {"scores": scores, **({"warnings": body.warnings()} if body.warnings() else {})}
 
     @app.get("/v1/models")
@@ -191,9 +198,12 @@ class Api:
         try:
             async with asyncio.timeout(min(30.0, self._config.serve.deadline_s)):
                 engine, store = await asyncio.gather(self._engine.status.remote(), self._store.counts())
-        except (TimeoutError, SharpwaveError, ray.exceptions.RayError) as error:
+        except (TimeoutError, SharpwaveError, ray.exceptions.RayError, RayServeException) as error:
             raise NotReady(f"not ready: {unwrap(error)}") from error
-        return {"status": "ready", "engine": engine, "store": store, "telemetry": self._telemetry.of(store)}
+        # No key is asked for here, so no tenant is named here.
+        shards = [{k: v for k, v in shard.items() if k != "namespaces"} for shard in store["shards"]]
+        shown = {**{k: v for k, v in store.items() if k != "namespaces"}, "shards": shards}
+        return {"status": "ready", "engine": engine, "store": shown, "telemetry": self._telemetry.of(store)}
 
     @app.get("/metrics")
     async def metrics(self) -> PlainTextResponse:
@@ -210,14 +220,14 @@ class Api:
         return self._config
 
     async def ask(self, body: ChatBody) -> dict[str, Any]:
-        """A chat request from inside the cluster, which no API key guards."""
-        response = await self.chat(body, Principal(frozenset([ALL])))
+        """A chat request from an examination: no API key guards it, and it does not count as use of the memories."""
+        response = await self._answer(body, Principal(frozenset([ALL])), counted=False)
         return json.loads(bytes(response.body))
 
     async def encode_namespace(self, namespace: str) -> int:
         """Queue the KV blocks of all memories for the versions that aliases name now; returns how many memories."""
         memories = await self._recall.everything(namespace)
-        self._encode_soon(namespace, [(memory["id"], memory["text"]) for memory in memories])
+        await self._encode_soon(namespace, [(memory["id"], memory["text"]) for memory in memories])
         return len(memories)
 
     # Parts
@@ -247,7 +257,8 @@ class Api:
             namespace, ids=ids, where=where, everything=everything, op_id=uuid.uuid4().hex, now=time.time()
         )
         forgotten = receipt["forgotten"]
-        receipt["kv_blocks"] = await self._engine.forget.remote(namespace, forgotten)
+        # Also ids the store no longer knows: a call that was cut off here is completed by sending it again.
+        receipt["kv_blocks"] = await self._engine.forget.remote(namespace, sorted({*forgotten, *(ids or ())}))
         receipt["adapters"] = self._adapters.holding(namespace, set(forgotten))
         return receipt
 
@@ -300,23 +311,20 @@ class Api:
         self._after(reply.body.memory.namespace, piece)
         return reply.closing(piece)
 
-    def _after(self, namespace: str, turn: dict[str, Any]) -> None:
+    def _after(self, namespace: str, turn: dict[str, Any], *, counted: bool = True) -> None:
         """Count what was used: the memories that were put before the question."""
         self._telemetry.answered(turn)
-        if turn["injected"]:
+        if turn["injected"] and counted:
             self._spawn(
                 self._store.touch(namespace, turn["injected"], op_id=uuid.uuid4().hex, now=time.time())
             )
 
-    def _encode_soon(self, namespace: str, memories: list[tuple[str, str]]) -> None:
-        """Have blocks of (id, text) encoded for the base and for every version that an alias names."""
+    async def _encode_soon(self, namespace: str, memories: list[tuple[str, str]]) -> None:
+        """Queue blocks of (id, text) for the base and for every version that an alias names; encoding comes later."""
         if memories:
             versions = [BASE, *set(self._adapters.aliases().values())]
             items = [{"id": id, "text": text} for id, text in memories]
-            self._spawn(self._enqueue(namespace, items, versions))
-
-    async def _enqueue(self, namespace: str, items: list[dict[str, str]], versions: list[str]) -> None:
-        await self._engine.enqueue.remote(namespace, items, versions)
+            await self._engine.enqueue.remote(namespace, items, versions)
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -339,16 +347,21 @@ class Api:
             self._in_flight -= 1
 
     def _adapter(self, name: str, asking: Principal) -> str:
-        """The version's digest; a version of a namespace the key may not use does not exist for it."""
+        """The version's digest; a version of a namespace that the key may not use does not exist for it."""
         digest = self._adapters.resolve(name, self._config.model.name)
-        if digest != BASE and not asking.may(self._adapters.manifest(digest)["namespace"]):
-            raise NotFound(f"model {name!r} does not exist", param="model", code="model_not_found")
+        if digest is None or not self._visible(digest, asking):
+            known = ", ".join(self._names(asking))
+            raise NotFound(
+                f"model {name!r} does not exist; known: {known}", param="model", code="model_not_found"
+            )
         return digest
 
+    def _visible(self, digest: str, asking: Principal) -> bool:
+        return digest == BASE or asking.may(self._adapters.manifest(digest)["namespace"])
+
     def _names(self, asking: Principal) -> list[str]:
-        names = []
-        for name in self._adapters.names(self._config.model.name):
-            with contextlib.suppress(NotFound):
-                self._adapter(name, asking)
-                names.append(name)
-        return names
+        return [
+            name
+            for name, digest in self._adapters.names(self._config.model.name).items()
+            if self._visible(digest, asking)
+        ]

@@ -27,7 +27,8 @@ def deploy(config: Config) -> DeploymentHandle:
         http_options={
             "host": config.serve.host,
             "port": config.serve.port,
-            "request_timeout_s": config.serve.deadline_s,
+            "request_timeout_s": 10
+            * config.serve.deadline_s,  # a long answer streams for longer than a part may be silent
         },
     )
     return ray_serve.run(build(config), name=NAME, route_prefix="/")

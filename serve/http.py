@@ -8,6 +8,7 @@ import ray.exceptions
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from ray.serve.exceptions import RayServeException
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -22,7 +23,7 @@ def unwrap(error: BaseException) -> SharpwaveError:
             return found
     if isinstance(error, TimeoutError | ray.exceptions.GetTimeoutError):
         return NotReady("a part of the system did not answer in time; retry")
-    if isinstance(error, ray.exceptions.RayActorError):
+    if isinstance(error, ray.exceptions.RayActorError | RayServeException):
         return NotReady(f"a part of the system is restarting: {type(error).__name__}; retry")
     return SharpwaveError(f"{type(error).__name__}: {error}".splitlines()[0])
 

@@ -1,17 +1,19 @@
 """Which memories a request gets: embed the question, search the shards, keep the trace."""
 
+import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray.exceptions
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from actors.shards import ShardedStore
 from common.errors import NotReady
 from serve.http import unwrap
-from serve.schema import ChatBody
+from serve.schema import ChatBody, MemoryField
 from serve.telemetry import Telemetry
 
 FULL_PAGE = 1000
@@ -32,36 +34,40 @@ class Recalled:
 
 
 class Recall:
-    def __init__(self, store: ShardedStore, embedder: DeploymentHandle, telemetry: Telemetry) -> None:
+    def __init__(
+        self, store: ShardedStore, embedder: DeploymentHandle, telemetry: Telemetry, deadline_s: float
+    ) -> None:
+        """`deadline_s`: how long a chat waits for memories before it is answered without."""
         self._store = store
         self._embedder = embedder
         self._telemetry = telemetry
+        self._deadline_s = deadline_s
 
     async def for_chat(self, body: ChatBody, mode: str, default_k: int) -> Recalled:
         """Memories for a chat request. A store that does not answer degrades to none, and the answer says so."""
-        if mode == "off":
+        question = _question(body.messages)
+        if mode == "off" or (mode != "full" and not question):
             return Recalled()
         asked = body.memory
         started = time.perf_counter()
         try:
-            if mode == "full":
-                memories = await self.everything(asked.namespace, asked.kinds, asked.filter)
-                retrieved = []
-            else:
-                results, _ = await self.search(
-                    asked.namespace,
-                    _question(body.messages),
-                    asked.k or default_k,
-                    kinds=asked.kinds,
-                    where=asked.filter,
-                    retrieval=asked.retrieval,
-                )
-                memories = [result["memory"] for result in results]
-                retrieved = [{"id": r["memory"]["id"], "score": r["score"]} for r in results]
-        except (NotReady, TimeoutError, ray.exceptions.RayActorError) as error:
+            async with asyncio.timeout(self._deadline_s):
+                memories, retrieved = await self._memories(asked, question, mode, asked.k or default_k)
+        except (NotReady, TimeoutError, ray.exceptions.RayActorError, RayServeException) as error:
             self._telemetry.recall_failed()
             return Recalled(seconds=time.perf_counter() - started, failure=f"off: {unwrap(error).message}")
         return Recalled(memories=memories, retrieved=retrieved, seconds=time.perf_counter() - started)
+
+    async def _memories(
+        self, asked: MemoryField, question: str, mode: str, k: int
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        if mode == "full":
+            return await self.everything(asked.namespace, asked.kinds, asked.filter), []
+        results, _ = await self.search(
+            asked.namespace, question, k, kinds=asked.kinds, where=asked.filter, retrieval=asked.retrieval
+        )
+        retrieved = [{"id": result["memory"]["id"], "score": result["score"]} for result in results]
+        return [result["memory"] for result in results], retrieved
 
     async def search(
         self,

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import logging
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from models.sampling import Sampling
 from models.weights import Weights
 
 _END = object()
+logger = logging.getLogger(__name__)
 
 
 @ray_serve.deployment(
@@ -49,12 +51,13 @@ class EngineReplica:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._turn = asyncio.Lock()
         self._wanted = asyncio.Event()
+        self._encode_failures = 0
         self._encoder = asyncio.get_running_loop().create_task(self._encode_forever())
 
     async def generate(self, request: dict[str, Any]) -> AsyncIterator[str | dict[str, Any]]:
         """Pieces of text, then one dict: the finished `Turn`."""
         turn = Turn(mode=request["mode"])
-        async with self._turn:
+        async with self._turn, self._encoding_missed():
             pieces = self._engine.answer(
                 request["messages"],
                 [Recalled(**memory) for memory in request["memories"]],
@@ -67,12 +70,20 @@ class EngineReplica:
             async with contextlib.aclosing(self._pull(pieces)) as stream:
                 async for piece in stream:
                     yield piece
-        if self._engine.pending_blocks:
-            self._wanted.set()
         yield dataclasses.asdict(turn)
 
+    @contextlib.asynccontextmanager
+    async def _encoding_missed(self) -> AsyncIterator[None]:
+        """Blocks that a request missed are encoded after it, also where it failed or its client left."""
+        try:
+            yield
+        finally:
+            if self._engine.pending_blocks:
+                self._wanted.set()
+
     async def enqueue(self, namespace: str, memories: list[dict[str, str]], adapters: list[str]) -> None:
-        """Encode these memories' blocks soon, for each of these model versions."""
+        """Encode these memories' blocks soon, for each of these model versions; they have just been written."""
+        self._engine.written(namespace, [memory["id"] for memory in memories])
         recalled = [Recalled(**memory) for memory in memories]
         for adapter in adapters:
             await self._run(partial(self._engine.enqueue, namespace, recalled, adapter))
@@ -93,6 +104,7 @@ class EngineReplica:
             "device": str(self._engine.loaded.device),
             "pending_blocks": self._engine.pending_blocks,
             "fallbacks": self._engine.fallbacks,
+            "encode_failures": self._encode_failures,
         }
 
     async def check_health(self) -> None:
@@ -113,7 +125,16 @@ class EngineReplica:
             self._wanted.clear()
             while self._engine.pending_blocks:
                 async with self._turn:
-                    await self._run(self._engine.encode_some)
+                    try:
+                        await self._run(self._engine.encode_some)
+                    except (
+                        Exception
+                    ):  # one version's trouble must not keep the others waiting, nor end this task
+                        dropped = await self._run(self._engine.give_up)
+                        self._encode_failures += dropped
+                        logger.exception(
+                            "%d KV blocks could not be encoded; requests fall back to text", dropped
+                        )
 
     async def _run(self, call: Callable[[], Any]) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)

@@ -72,7 +72,7 @@ class ChatBody(OpenAIBody):
     max_completion_tokens: int | None = Field(None, ge=1)
     temperature: float = Field(0.0, ge=0.0, le=2.0)
     top_p: float = Field(1.0, gt=0.0, le=1.0)
-    seed: int | None = None
+    seed: int | None = Field(None, ge=0, lt=1 << 63)
     stop: str | list[str] | None = None
     n: Literal[1] = 1
     stream: bool = False

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from common.config import RecallConfig
-from common.errors import InvalidInput, NotFound
+from common.errors import Conflict, InvalidInput, NotFound
 from models.adapters import BASE, AdapterStore
 from models.blocks import BlockStore
 from models.engine import Engine, Recalled, Turn
@@ -96,6 +96,28 @@ def test_forgetting_removes_blocks_from_memory_disk_and_queue(engine, tmp_path):
     on_disk = b"".join(path.read_bytes() for path in (tmp_path / "blocks").rglob("*.safetensors"))
     assert b"Bo Tarn" in on_disk and b"Ada Quill" not in on_disk
     assert ask(engine, [ADA], "prefix")[1].fallback
+
+
+def test_an_erased_memory_does_not_come_back_through_a_request_that_waited(engine):
+    engine.forget("n", ["ada"])
+    assert ask(engine, [ADA], "prefix")[1].fallback  # retrieved before the erasure, answered after it
+    assert engine.pending_blocks == 0
+    engine.written("n", ["ada"])  # written anew
+    ask(engine, [ADA], "prefix")
+    assert engine.pending_blocks == 1
+
+
+def test_long_memories_are_encoded_in_bounded_batches(engine, monkeypatch):
+    monkeypatch.setattr("models.engine.ENCODE_TOKENS", 100)
+    engine.enqueue("n", [Recalled(id=str(i), text="word " * 45) for i in range(5)], BASE)
+    engine.enqueue(
+        "n", [Recalled(id="huge", text="word " * 9000)], BASE
+    )  # longer than the context: never injected
+    assert engine.pending_blocks == 5
+    done = []
+    while count := engine.encode_some():
+        done.append(count)
+    assert done == [2, 2, 1]
 
 
 def test_blocks_survive_a_restart_and_a_small_budget(loaded, engine, tmp_path, adapters):
@@ -198,15 +220,17 @@ def test_versions_are_immutable_and_named_by_content(adapters, trained):
     assert adapters.resolve("base", "m") == BASE == adapters.resolve("m", "m")
     assert adapters.holding("n", {"ada"}) == [first] and adapters.holding("m", {"ada"}) == []
     for unknown in ("base:nope", "base:", "base:../../etc", "gpt-4"):
+        assert adapters.resolve(unknown, "m") is None
         with pytest.raises(NotFound, match="known: base, m, base:latest"):
-            adapters.resolve(unknown, "m")
+            adapters.require(unknown, "m")
     (trained[0] / "adapter_config.json").unlink()
     with pytest.raises(InvalidInput, match="adapter_config"):
         adapters.publish(trained[0], {})
 
 
-def test_adapters_swap_per_request_and_kv_of_one_never_serves_another(adaptable, adapters, trained):
-    a, b = (adapters.publish(folder, {"namespace": "n", "created": 1.0}) for folder in trained)
+def test_adapters_swap_per_request_and_kv_of_one_never_serves_another(loaded, adaptable, adapters, trained):
+    manifest = {"namespace": "n", "created": 1.0, "model_digest": loaded.digest}
+    a, b = (adapters.publish(folder, manifest) for folder in trained)
     plain, _ = ask(adaptable, [ADA], "text")
     answers = {version: ask(adaptable, [ADA], "text", adapter=version)[0] for version in (a, b)}
     assert len({plain, *answers.values()}) == 3
@@ -220,12 +244,18 @@ def test_adapters_swap_per_request_and_kv_of_one_never_serves_another(adaptable,
     assert adapters.resolve("base:latest", "m") == b
 
 
-def test_held_adapters_are_bounded(adaptable, adapters, trained):
+def test_held_adapters_are_bounded_and_those_of_another_base_refused(loaded, adaptable, adapters, trained):
     weights = adaptable._weights
     weights._max = 1
     for folder in trained:
-        with weights.using(adapters.publish(folder, {"namespace": "n", "created": 1.0})):
+        manifest = {"namespace": "n", "created": 1.0, "model_digest": loaded.digest}
+        with weights.using(adapters.publish(folder, manifest)):
             assert len(weights._held) == 1
+    shutil.rmtree(adapters.folder)
+    other = adapters.publish(trained[0], {"namespace": "n", "model_digest": "another"})
+    weights._held.clear()
+    with pytest.raises(Conflict, match="trained on base weights another"), weights.using(other):
+        pass
 
 
 def test_a_template_that_moves_the_system_turn_is_refused(loaded):

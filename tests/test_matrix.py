@@ -2,6 +2,7 @@
 
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -128,6 +129,14 @@ def test_failed_rows_are_null_never_zero(tmp_path):
     assert table["divergence"] == [3.0, -0.5, None, None, 0.1, 2.0]
     summary = read_json(tmp_path / "summary.json")
     assert summary["failed_rows"] == 1 and summary["errors"] and "b" not in summary["weights"]
+
+
+def test_a_failed_baseline_leaves_a_readable_report(tmp_path):
+    lost = replace(example(), divergence=np.full((3, 2), np.nan), null=np.full(2, np.nan))
+    lost.save(tmp_path)
+    summary = read_json(tmp_path / "summary.json")
+    assert (summary["noise_floor"], summary["true_first"], summary["failed_rows"]) == (None, None, 3)
+    assert [row["score"] for row in summary["scores"]] == [None, None]
 
 
 def test_summary_is_derived_from_the_signed_matrix(tmp_path):

@@ -34,7 +34,9 @@ class TrainResult:
     replay: dict[
         str, Any
     ]  # samples, forms, trained, reported, steps, rounds, resumes, tokens, tokens_per_s, step_seconds, seconds
-    history: list[dict[str, float]]  # one entry a round: round, loss, kl, lr, forms, tokens_per_s, seconds, wait_s
+    history: list[
+        dict[str, float]
+    ]  # one entry a round: round, loss, kl, lr, forms, tokens_per_s, seconds, wait_s
     memory_ids: list[str]
     data_digest: str
     model_digest: str
