@@ -115,7 +115,7 @@ def test_every_acknowledged_memory_survives_a_kill_in_the_middle_of_teaching(ins
 
     def kill():
         begun.wait(60)
-        for process in psutil.Process(instance.head.pid).children(recursive=True):
+        for process in psutil.Process(instance.head[0]).children(recursive=True):
             if "StoreShard" in " ".join(process.cmdline()):
                 os.kill(process.pid, signal.SIGKILL)
                 killed.append(process.pid)
