@@ -20,7 +20,7 @@ from common.errors import SharpwaveError
 from common.files import write_json
 from jobs import served
 from jobs.arguments import add_common_arguments, join, run_folder
-from jobs.consolidate import TEST, compare, examine, questions_of
+from jobs.consolidate import compare, examine, one_a_memory, questions_of
 from jobs.score import all_memories
 from models.adapters import BASE, AdapterStore
 
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         memories = asyncio.run(all_memories(ShardedStore(config), arguments.namespace))
         questions = questions_of(memories, arguments.namespace)
         base = examine(config, None, questions, out, "base")
-        memory = served.memory_on(app, [q for q in questions if q["family"] == TEST], arguments.namespace)
+        memory = served.memory_on(app, one_a_memory(questions), arguments.namespace)
         adapter = (
             base if digest == BASE else examine(config, adapters.path(digest), questions, out, "adapter")
         )
