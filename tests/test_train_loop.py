@@ -82,6 +82,7 @@ def check(result: TrainResult, records: list[dict[str, Any]]) -> None:
     assert any("lora_B" in name and bool(tensor.any()) for name, tensor in weights.items())
 
 
+@pytest.mark.slow
 def test_killed_worker_goes_on_and_counts_hold(cluster: None, tiny: str, tmp_path: Path) -> None:
     """kill -9 on the training worker after a checkpoint: the run resumes from it, every round is trained once."""
     records = [*facts(), {"id": "long", "kind": "episodic", "text": "", "cues": [
