@@ -106,6 +106,7 @@ def test_jobs_refuse_what_cannot_be_examined(instance, tmp_path):
     assert code == 2 and any("actorz" in line and "actors" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_every_acknowledged_memory_survives_a_kill_in_the_middle_of_teaching(instance, tmp_path):
     """kill -9 on both shard actors while a file is taught; what was acknowledged is counted by the client."""
     rows = [{"id": f"k{i:04d}", "text": f"Parcel {i} went to shelf {i * 7 % 1000}."} for i in range(600)]
