@@ -1,15 +1,17 @@
 """Evaluation: pure rules by hand, batched answers and scores against the naive way on the real small model."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from models.load import LoadedModel
 from train.anchors import GENERAL, anchor_kl, load_or_make, make_anchors, neighbours
-from train.chat import SHORTEST_SPAN, batches_by_length, prompt_ids
+from train.chat import SHORTEST_SPAN, answer_ids, batches_by_length, prompt_ids
 from train.evaluate import (
     ask_batch,
     contains,
@@ -21,7 +23,7 @@ from train.evaluate import (
     sanity_accuracy,
     wilson,
 )
-from train.objective import answer_loss, kl_to_base, make_batch
+from train.objective import answer_loss, common_start, kl_to_base, make_batch, position_logits, split_batch
 from train.sanity import sanity_items
 
 
@@ -81,6 +83,47 @@ def test_answer_loss_counts_forms_alike_and_ignores_padding() -> None:
     assert answer_loss(logits, batch, torch.zeros(3)) == 0
     assert batch.ids.tolist() == [[1, 2, 0], [1, 4, 5], [1, 2, 3]]
     assert batch.targets.tolist() == [3, 4, 5, 6, 7] and batch.columns.tolist() == [1, 0, 1, 2, 2]
+
+
+def test_a_shared_beginning_changes_neither_logits_nor_gradients(loaded: LoadedModel) -> None:
+    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    model = get_peft_model(loaded.model, lora)
+    torch.manual_seed(0)
+    for name, weights in model.named_parameters():
+        if "lora_B" in name:  # zero at the start: nothing would flow into A
+            torch.nn.init.normal_(weights, std=0.02)
+    pairs = [
+        (prompt_ids(loaded.tokenizer, question, SHORTEST_SPAN), answer_ids(loaded.tokenizer, answer))
+        for question, answer in (
+            ("Where is Ada?", "Lisbon"),
+            ("Who is it, then?", "a tall man"),
+            ("Ada?", "x"),
+        )
+    ]
+    batch = make_batch(pairs, pad=2)
+    assert batch.shared >= 10
+    found = []
+    for each in (batch, replace(batch, shared=0)):
+        model.zero_grad()
+        logits = position_logits(model, each)
+        answer_loss(logits, each, torch.ones(3)).backward()
+        found.append([logits.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+    model.unload()
+    for shared, alone in zip(*found, strict=True):
+        torch.testing.assert_close(shared, alone, atol=1e-3, rtol=1e-3)
+
+
+def test_split_batches_are_the_batches_of_their_rows() -> None:
+    pairs = [([1, 2, 5], [3]), ([1, 2, 6], [4, 5]), ([1, 2, 7], [7])]
+    first, rest = split_batch(make_batch(pairs, pad=0), 1)
+    assert first.shared == rest.shared == 2
+    assert (first.rows.tolist(), first.targets.tolist()) == ([0], [3])
+    assert (rest.rows.tolist(), rest.targets.tolist(), rest.columns.tolist()) == (
+        [0, 0, 1],
+        [4, 5, 7],
+        [2, 3, 2],
+    )
+    assert common_start([[1, 2], [1, 2, 3]]) == 2 and common_start([[1], [2]]) == 0
 
 
 def test_kl_is_zero_at_the_base_and_a_lower_bound() -> None:

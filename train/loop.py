@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,15 @@ from common.files import read_json, write_json
 from models.load import LoadedModel, load_model
 from train.anchors import Anchor, Anchors, anchor_batch, anchor_kl, batch_kl, load_or_make
 from train.chat import answer_ids, prompt_ids
-from train.objective import Batch, answer_loss, make_batch, position_logits, row_mean
+from train.objective import (
+    Batch,
+    answer_loss,
+    common_start,
+    make_batch,
+    position_logits,
+    row_mean,
+    split_batch,
+)
 from train.rounds import iterate_rounds
 
 MANIFEST = "manifest.json"  # written last: a checkpoint without it is not one
@@ -122,12 +131,11 @@ def train_round(
     tokens = 0
     for place, batch in enumerate(batches):
         rate = learning_rate(worker.config, (number + (place + 0.5) / len(batches)) / worker.config.rounds)
-        chosen = _pick_anchors(worker, number, place)
         losses, fed = _step(
             worker,
             [forms[row] for row in batch],
             [_weight(rows[row], forms[row]) for row in batch],
-            chosen,
+            random.Random(f"{worker.config.seed}/{number}/{place}/{worker.rank}"),
             rate,
         )
         sums += losses
@@ -223,8 +231,8 @@ def choose_dtype(wanted: str) -> tuple[str, str]:
     if torch.cuda.is_available():
         fast = torch.cuda.is_bf16_supported()
         return ("bfloat16", "the GPU supports it") if fast else ("float32", "the GPU has no bfloat16")
-    fast = torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.cpu._is_amx_tile_supported()
-    return ("bfloat16", "the CPU has AMX tiles") if fast else ("float32", "the CPU has no AMX tiles")
+    fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return ("bfloat16", "the CPU multiplies it") if fast else ("float32", "the CPU has no bfloat16 products")
 
 
 def _load(config: Config) -> LoadedModel:
@@ -247,40 +255,54 @@ def _weight(row: dict[str, Any], form: tuple[list[int], list[int]]) -> float:
     return float(row["weight"]) if len(form[0]) + len(form[1]) <= MAX_FORM_TOKENS else 0.0
 
 
-def _pick_anchors(worker: Worker, number: int, place: int) -> list[Anchor]:
-    """Mostly near ones: they are short, and they are what training on facts pulls away first."""
-    rng = random.Random(f"{worker.config.seed}/{number}/{place}/{worker.rank}")
-    near = round(NEAR_SHARE * worker.config.anchor_batch)
-    return [
-        anchor
-        for pool, count in (
-            (worker.anchors.near, near),
-            (worker.anchors.wide, worker.config.anchor_batch - near),
-        )
-        for anchor in rng.sample(pool, min(count, len(pool)))
-    ]
+def _pick_anchors(
+    worker: Worker, start: Sequence[int], rng: random.Random
+) -> tuple[list[Anchor], list[Anchor]]:
+    """(near, wide). Mostly near ones: they are short, and they are what training on facts pulls away first.
+
+    Those under the system prompt of the forms, whose first tokens are `start`, go through the model with them.
+    """
+    count = round(NEAR_SHARE * worker.config.anchor_batch)
+    alike = [anchor for anchor in worker.anchors.near if anchor.prompt[: len(start)] == list(start)]
+    near, wide = alike or worker.anchors.near, worker.anchors.wide
+    return (
+        rng.sample(near, min(count, len(near))),
+        rng.sample(wide, min(worker.config.anchor_batch - count, len(wide))),
+    )
 
 
 def _step(
     worker: Worker,
     forms: list[tuple[list[int], list[int]]],
     weights: list[float],
-    anchors: list[Anchor],
+    rng: random.Random,
     rate: float,
 ) -> tuple[Tensor, int]:
-    """One optimiser step. Returns (loss, kl) `[2]` and the number of tokens fed, padding aside."""
-    pad = worker.tokenizer.eos_token_id
+    """One optimiser step. Returns (loss, kl) `[2]` and the number of tokens fed, padding aside.
+
+    Two passes: forms with the near anchors, which are as short, and the wide anchors.
+    """
+    pad, ones = worker.tokenizer.eos_token_id, partial(torch.ones, device=worker.device)
     kept = [number for number, weight in enumerate(weights) if weight > 0] or [0]
-    batch = make_batch([_cut(forms[number]) for number in kept], pad, worker.device)
+    pairs = [_cut(forms[number]) for number in kept]
+    near: list[Anchor] = []
+    wide: list[Anchor] = []
+    if worker.config.kl_weight > 0:
+        near, wide = _pick_anchors(worker, pairs[0][0][: common_start([prompt for prompt, _ in pairs])], rng)
+    batch = make_batch([*pairs, *((anchor.prompt, anchor.text) for anchor in near)], pad, worker.device)
+    logits = worker.engine(batch)
+    asked, heard = split_batch(batch, len(pairs))
     share = torch.tensor([weights[number] for number in kept], device=worker.device)
-    loss = answer_loss(worker.engine(batch), batch, share)
+    loss = answer_loss(logits[: len(asked.targets)], asked, share)
     fed = int(batch.mask.sum())
     kl = torch.zeros((), device=worker.device)
-    if anchors and worker.config.kl_weight > 0:
-        anchored = anchor_batch(anchors, pad, worker.device)
-        divergence = batch_kl(worker.engine(anchored), anchors)
-        kl = row_mean(divergence, anchored, torch.ones(len(anchors), device=worker.device))
+    if near:
+        kl = kl + len(near) * row_mean(batch_kl(logits[len(asked.targets) :], near), heard, ones(len(near)))
+    if wide:
+        anchored = anchor_batch(wide, pad, worker.device)
+        kl = kl + len(wide) * row_mean(batch_kl(worker.engine(anchored), wide), anchored, ones(len(wide)))
         fed += int(anchored.mask.sum())
+    kl = kl / max(1, len(near) + len(wide))
     worker.engine.backward(loss + worker.config.kl_weight * kl)
     for group in worker.engine.optimizer.param_groups:
         group["lr"] = rate

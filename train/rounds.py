@@ -51,23 +51,21 @@ class Planner:
         self.samples = max(1, math.ceil(train.samples_per_round * self._sampler.num_items))
 
     def block(self, round_number: int) -> pa.Table:
-        """One row a form, `SCHEMA`, in random order."""
+        """One row a form, `SCHEMA`, in random order. The rows of one step share a system prompt, which the
+        model then reads once for all of them."""
         rng = random.Random(f"{self._train.seed}/{round_number}")
-        rows = [
-            (
-                round_number,
-                sample,
-                form.memory_id,
-                form.kind,
-                rng.choice(SYSTEMS),
-                form.question,
-                form.answer,
-                1.0,
-            )
+        drawn = [
+            (sample, form)
             for sample, memory_id in enumerate(self._sampler.sample(self.samples, round_number))
             for form in pick_forms(self._forms[memory_id], self._train.forms_per_sample, rng)
         ]
-        rng.shuffle(rows)
+        rng.shuffle(drawn)
+        step = self._train.batch_size * self._train.workers
+        systems = [rng.choice(SYSTEMS) for _ in range(0, len(drawn), step)]
+        rows = [
+            (round_number, sample, f.memory_id, f.kind, systems[n // step], f.question, f.answer, 1.0)
+            for n, (sample, f) in enumerate(drawn)
+        ]
         columns = zip(*rows, strict=True) if rows else [()] * len(SCHEMA)
         return pa.table(
             [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)], SCHEMA
