@@ -38,7 +38,16 @@ class StoreConfig(Section):
     """Durable shards, one LMDB log each."""
 
     dir: str = Field(".sharpwave", description="folder of shards, KV blocks, adapters and instance state")
-    shards: int = Field(2, ge=1, le=1024)
+    shards: int = Field(2, ge=1, le=1024, description="of a new store; `sharpwave reshard` changes them")
+    spread: int = Field(4, ge=1, le=1024, description="shards that one namespace uses, where there are as many")
+    actor_cpus: float = Field(0.05, gt=0.0, description="of one shard: more than none keeps its node up")
+    actor_resource: str | None = Field(None, description="custom Ray resource of the nodes that take shards")
+    node_labels: dict[str, str] = Field(
+        default_factory=dict, description="of the node with the shards' disk; none: where they are started"
+    )
+    write_threads: int = Field(64, ge=1, le=1024, description="writes of one shard that share an fsync")
+    read_threads: int = Field(4, ge=1, le=1024)
+    max_waiting: int = Field(256, ge=0, description="writes, and reads, that may wait for one shard")
     map_size_bytes: int = Field(8 << 30, ge=10 << 20, description="upper bound of one shard's file")
     max_text_bytes: int = Field(16_384, ge=1, description="a longer memory text is refused: split it")
     gate_tau: float = Field(0.0, description="write gate: stored where S > tau; at 0 every write is")
