@@ -28,7 +28,7 @@ __all__ = ["RAY_NAMESPACE", "ShardedStore", "StoreShard", "start_shards", "stop_
 Replies = list[Any]  # one a shard; named here since `ShardedStore.list` hides the builtin
 Names = list[str]
 Tables = list[pa.Table]
-Broken = list[int | None]
+Broken = list[Json | None]
 _KNOWN = {"touch": "touched", "score": "scored"}  # where an answer lists the ids it found
 
 
@@ -164,7 +164,7 @@ class ShardedStore:
         return {**totals, "namespaces": namespaces, "shards": shards}
 
     async def verify(self) -> Broken:
-        """Each shard's first broken record, or None."""
+        """Each shard's first broken record, or None; see `Shard.verify`."""
         broken: Broken = await self._all("verify")
         return broken
 

@@ -70,12 +70,17 @@ class StoreConfig(Section):
     write_threads: int = Field(64, ge=1, le=1024, description="writes of one shard that share an fsync")
     read_threads: int = Field(4, ge=1, le=1024)
     max_waiting: int = Field(256, ge=0, description="writes, and reads, that may wait for one shard")
+    batch_operations: int = Field(256, ge=1, description="writes that may share one fsync; 1: none do")
     map_size_bytes: int = Field(8 << 30, ge=10 << 20, description="upper bound of one shard's file")
     max_text_bytes: int = Field(16_384, ge=1, description="a longer memory text is refused: split it")
     gate_tau: float = Field(0.0, description="write gate: stored where S > tau; at 0 every write is")
     gate_novelty: float = Field(1.0, ge=0.0)
     gate_reward: float = Field(1.0, ge=0.0)
     gate_pin: float = Field(1e9, ge=0.0)
+    dedupe_similarity: float = Field(
+        0.98, description="cosine from which episodes of the same words are one; 0, or over 1: never"
+    )
+    race_decay: float = Field(0.5, ge=0.0, le=1.0, description="what losing a race leaves of the strength")
     salience_rate: float = Field(
         0.3, gt=0.0, le=1.0, description="weight of a new divergence in salience's moving average"
     )
