@@ -1,54 +1,46 @@
-"""All shards as one store. The actors themselves are in `shard.py`.
+"""All shards as one store. The actors themselves are in `shard.py`, the way to them in `route.py`.
 
-An id lives on one shard, found by rendezvous hashing; what cannot be routed is asked of all. Calls that
-a dying shard cut off are sent again, which is safe because every write carries an `op_id`.
+A namespace uses some of the shards (`placement.py`), and only those are asked. Calls that a dying shard cut
+off, or that a reshard held up, are sent again, which is safe because every write carries an `op_id`.
 """
 
-import asyncio
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from hashlib import blake2b
 from heapq import merge
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.exceptions import PendingCallsLimitExceeded, RayActorError, RayTaskError
 
-from actors.shard import (
-    MAX_PENDING_CALLS,
-    RAY_NAMESPACE,
-    Json,
-    Page,
-    StoreShard,
-    actor_name,
-    cause_of,
-    start_shards,
-)
+from actors.layout import RAY_NAMESPACE
+from actors.route import Route, Router, together
+from actors.shard import Json, Page, StoreShard
+from actors.start import start_shards, stop_shards
 from common.config import Config
-from common.errors import Conflict, InvalidInput, NotReady, Overloaded
+from common.errors import Conflict, InvalidInput
 from stores.gate import nearest_earlier
 from stores.index import Vectors
 from stores.memory import Memory
 from stores.view import cursor_of
 
-__all__ = ["RAY_NAMESPACE", "ShardedStore", "StoreShard", "start_shards"]
+__all__ = ["RAY_NAMESPACE", "ShardedStore", "StoreShard", "start_shards", "stop_shards"]
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
+Replies = list[Any]  # one a shard; named here since `ShardedStore.list` hides the builtin
+Names = list[str]
+Tables = list[pa.Table]
+Broken = list[Json | None]
+_KNOWN = {"touch": "touched", "score": "scored"}  # where an answer lists the ids it found
 
 
 class ShardedStore:
     """All shards as one store, for asyncio. Cheap to make: it looks actors up when they are needed.
 
-    Every call to a shard ends within `serve.deadline_s`: a shard that is gone is called again until
-    then, and `NotReady` follows. `Overloaded` means that too many calls wait for a shard.
+    Every operation ends within `serve.deadline_s`: a shard that is gone, or held by a reshard, is called
+    again until then, and `NotReady` follows. `Overloaded` means that too many calls wait for a shard.
     """
 
     def __init__(self, config: Config) -> None:
-        self._numbers = range(config.store.shards)
-        self._deadline_s = config.serve.deadline_s
-        self._handles: dict[int, Any] = {}
+        self._router = Router(config)
 
     async def put(
         self, items: Sequence[tuple[Memory, Vectors]], *, op_id: str, now: float, partial: bool = False
@@ -64,17 +56,16 @@ class ShardedStore:
             return []
         memories = [memory for memory, _ in items]
         vectors = np.stack([vector for _, vector in items])
-        owners = [self._owner(memory.namespace, memory.id) for memory in memories]
-        conflicts, nearest = await self._prepare(memories, vectors, owners)
-        answers = {
-            i: _refused(memories[i], owners[i], conflict) for i, conflict in enumerate(conflicts) if conflict
-        }
-        if answers and not partial:
-            raise Conflict(next(filter(None, conflicts)), param="id")
-        routed = _group([i for i in range(len(items)) if i not in answers], owners)
-        replies = await asyncio.gather(
-            *(
-                self._call(
+
+        async def write(route: Route) -> Page:
+            owners = [route.placement.owner(m.namespace, m.id, m.kind) for m in memories]
+            conflicts, nearest = await _prepare(route, memories, vectors, owners)
+            answers = {i: _refused(memories[i], owners[i], why) for i, why in enumerate(conflicts) if why}
+            if answers and not partial:
+                raise Conflict(next(filter(None, conflicts)), param="id")
+            routed = _places([[] if i in answers else [owner] for i, owner in enumerate(owners)])
+            replies = await together(
+                route.call(
                     owner,
                     "put",
                     [memories[i] for i in places],
@@ -85,37 +76,22 @@ class ShardedStore:
                 )
                 for owner, places in routed.items()
             )
-        )
-        for places, written in zip(routed.values(), replies, strict=True):
-            answers.update(zip(places, written, strict=True))
-        return [answers[i] for i in range(len(items))]
+            for places, written in zip(routed.values(), replies, strict=True):
+                answers.update(zip(places, written, strict=True))
+            return [answers[i] for i in range(len(items))]
 
-    async def _prepare(
-        self, memories: Sequence[Memory], vectors: Vectors, owners: Sequence[int]
-    ) -> tuple[Sequence[str | None], Sequence[float]]:
-        """Each item's conflict, if any, and its highest cosine outside the shard that owns it."""
-        namespaces = [memory.namespace for memory in memories]
-        own = _group(range(len(memories)), owners)
-        shared = ray.put(vectors)
-        replies = await asyncio.gather(
-            *(
-                self._call(number, "prepare", [memories[i] for i in own.get(number, [])], namespaces, shared)
-                for number in self._numbers
-            )
-        )
-        conflicts: list[str | None] = [None] * len(memories)
-        nearest = nearest_earlier(namespaces, vectors)
-        for number, (found, cosines) in zip(self._numbers, replies, strict=True):
-            for i, conflict in zip(own.get(number, []), found, strict=True):
-                conflicts[i] = conflict
-            for i, cosine in enumerate(cosines):
-                if owners[i] != number:
-                    nearest[i] = max(nearest[i], cosine)
-        return conflicts, nearest
+        return await self._router.run(write)
 
     async def get(self, namespace: str, id: str) -> Json | None:
-        found: Json | None = await self._call(self._owner(namespace, id), "get", namespace, id)
-        return found
+        """See `Shard.get`."""
+
+        async def read(route: Route) -> Json | None:
+            found: Json | None = None
+            for number in route.placement.lookups(namespace, id):
+                found = found or await route.call(number, "get", namespace, id)
+            return found
+
+        return await self._router.run(read)
 
     async def search(
         self,
@@ -126,27 +102,27 @@ class ShardedStore:
         kinds: Iterable[str] | None = None,
         where: Mapping[str, Any] | None = None,
     ) -> Page:
-        """The best `k` of all shards; see `Shard.search`."""
+        """The best `k` of the namespace's shards; see `Shard.search`."""
         allowed = None if kinds is None else [*kinds]
-        found = await self._all("search", namespace, vector, k, kinds=allowed, where=where)
+        found = await self._of(namespace, "search", namespace, vector, k, kinds=allowed, where=where)
         hits = [hit for page in found for hit in page]
         return sorted(hits, key=lambda hit: (-hit["score"], hit["memory"]["id"]))[: max(0, k)]
 
     async def touch(self, namespace: str, ids: Sequence[str], *, op_id: str, now: float) -> Json:
         """See `Shard.touch`."""
-        replies = await self._routed("touch", namespace, [(id, id) for id in ids], op_id=op_id, now=now)
-        return {name: [id for reply in replies for id in reply[name]] for name in ("touched", "unknown")}
+        keyed = [(id, id) for id in ids]
+        replies, unknown = await self._looked_up("touch", namespace, keyed, op_id=op_id, now=now)
+        touched = [id for reply in replies for id in reply["touched"]]
+        return {"touched": touched, "unknown": unknown}
 
     async def score(
         self, namespace: str, scores: Sequence[tuple[str, float]], *, op_id: str, now: float
     ) -> Json:
         """See `Shard.score`."""
         keyed = [(id, (id, divergence)) for id, divergence in scores]
-        replies = await self._routed("score", namespace, keyed, op_id=op_id, now=now)
-        return {
-            "scored": {id: salience for reply in replies for id, salience in reply["scored"].items()},
-            "unknown": [id for reply in replies for id in reply["unknown"]],
-        }
+        replies, unknown = await self._looked_up("score", namespace, keyed, op_id=op_id, now=now)
+        scored = {id: salience for reply in replies for id, salience in reply["scored"].items()}
+        return {"scored": scored, "unknown": unknown}
 
     async def forget(
         self,
@@ -158,9 +134,9 @@ class ShardedStore:
         op_id: str,
         now: float,
     ) -> Json:
-        """Erase on every shard; the receipts as one. See `Shard.forget`."""
+        """Erase on every shard of the namespace; the receipts as one. See `Shard.forget`."""
         options = {"ids": ids, "where": where, "everything": everything, "op_id": op_id, "now": now}
-        receipts = await self._all("forget", namespace, **options)
+        receipts = await self._of(namespace, "forget", namespace, **options)
         return {
             "namespace": namespace,
             "forgotten": [id for receipt in receipts for id in receipt["forgotten"]],
@@ -169,9 +145,9 @@ class ShardedStore:
             "scrubbed": all(receipt["scrubbed"] for receipt in receipts),
         }
 
-    async def statistics(self, namespace: str) -> list[pa.Table]:
-        """One table a shard, so that replay can draw a shard by its mass first."""
-        tables: list[pa.Table] = await self._all("statistics", namespace)
+    async def statistics(self, namespace: str) -> Tables:
+        """One table for each of the namespace's shards, so that replay can draw a shard by its mass first."""
+        tables: Tables = await self._of(namespace, "statistics", namespace)
         return tables
 
     async def counts(self) -> Json:
@@ -187,9 +163,9 @@ class ShardedStore:
         }
         return {**totals, "namespaces": namespaces, "shards": shards}
 
-    async def verify(self) -> list[int | None]:
-        """Each shard's first broken record, or None."""
-        broken: list[int | None] = await self._all("verify")
+    async def verify(self) -> Broken:
+        """Each shard's first broken record, or None; see `Shard.verify`."""
+        broken: Broken = await self._all("verify")
         return broken
 
     async def list(
@@ -199,76 +175,81 @@ class ShardedStore:
         or None. Options as `Shard.list`: kind, conversation, where."""
         if limit < 1:
             raise InvalidInput(f"limit = {limit}: must be at least 1", param="limit")
-        pages = await self._all("list", namespace, after=after, limit=limit + 1, **options)
+        pages = await self._of(namespace, "list", namespace, after=after, limit=limit + 1, **options)
         found = [*merge(*pages, key=lambda memory: (memory["time"], memory["id"]))]
         page = found[:limit]
         return {"memories": page, "next": cursor_of(page[-1]) if len(found) > limit else None}
 
-    def _owner(self, namespace: str, id: str) -> int:
-        """Rendezvous hashing: with a shard more or less, only that shard's share of the ids moves."""
-        return max(
-            self._numbers,
-            key=lambda number: blake2b(f"{number}/{namespace}/{id}".encode(), digest_size=8).digest(),
-        )
-
-    async def _routed(
+    async def _looked_up(
         self, method: str, namespace: str, keyed: Sequence[tuple[str, Any]], **options: Any
-    ) -> Any:
-        """Send each `(id, value)`'s value to the shard that owns the id."""
-        owners = [self._owner(namespace, id) for id, _ in keyed]
-        routed = _group(range(len(keyed)), owners)
-        return await asyncio.gather(
-            *(
-                self._call(owner, method, namespace, [keyed[i][1] for i in places], **options)
-                for owner, places in routed.items()
+    ) -> tuple[Replies, Names]:
+        """Send each `(id, value)`'s value wherever the id may be: one call a shard, since an `op_id` stands
+        for one request. The answers, and the ids that no shard knows."""
+
+        async def send(route: Route) -> Replies:
+            lookups = [route.placement.lookups(namespace, id) for id, _ in keyed]
+            return await together(
+                route.call(number, method, namespace, [keyed[i][1] for i in places], **options)
+                for number, places in _places(lookups).items()
             )
+
+        replies = await self._router.run(send)
+        known = {id for reply in replies for id in reply[_KNOWN[method]]}
+        return replies, [id for id, _ in keyed if id not in known]
+
+    async def _of(self, namespace: str, method: str, *args: Any, **options: Any) -> Replies:
+        """The same of each of the namespace's shards."""
+
+        async def ask(route: Route) -> Replies:
+            return await route.ask(route.placement.asked([namespace]), method, *args, **options)
+
+        return await self._router.run(ask)
+
+    async def _all(self, method: str, *args: Any, **options: Any) -> Replies:
+        async def ask(route: Route) -> Replies:
+            return await route.ask(route.placement.numbers, method, *args, **options)
+
+        return await self._router.run(ask)
+
+
+async def _prepare(
+    route: Route, memories: Sequence[Memory], vectors: Vectors, owners: Sequence[int]
+) -> tuple[Sequence[str | None], Sequence[float]]:
+    """Each item's conflict, if any, and its highest cosine outside the shard that owns it."""
+    namespaces = [memory.namespace for memory in memories]
+    lookups = [route.placement.lookups(memory.namespace, memory.id) for memory in memories]
+    asked = route.placement.asked(namespaces)
+    own = _places(lookups)
+    near = _places([route.placement.places(namespace) for namespace in namespaces])
+    shared = {places: ray.put(vectors[[*places]]) for places in {tuple(near[number]) for number in asked}}
+    replies = await together(
+        route.call(
+            number,
+            "prepare",
+            [memories[i] for i in own.get(number, [])],
+            [namespaces[i] for i in near[number]],
+            shared[tuple(near[number])],
         )
-
-    async def _all(self, method: str, *args: Any, **options: Any) -> Any:
-        return await asyncio.gather(
-            *(self._call(number, method, *args, **options) for number in self._numbers)
-        )
-
-    async def _call(self, number: int, method: str, *args: Any, **options: Any) -> Any:
-        """Call a shard until it answers or the deadline passes."""
-        deadline = time.monotonic() + self._deadline_s
-        pause, problem = FIRST_PAUSE_S, "no answer"
-        while (left := deadline - time.monotonic()) > 0:
-            try:
-                reply = getattr(self._handle(number), method).remote(*args, **options)
-                return await asyncio.wait_for(reply, left)
-            except RayTaskError as error:
-                raise cause_of(error) from None
-            except PendingCallsLimitExceeded:
-                raise Overloaded(f"{actor_name(number)} has {MAX_PENDING_CALLS} calls waiting") from None
-            except RayActorError as error:  # restarting, or a new actor of this name has to be found
-                if error.actor_init_failed:
-                    raise NotReady(f"{actor_name(number)} cannot start: {error}") from error
-                problem = str(error).strip().splitlines()[0]
-                self._handles.pop(number, None)
-            except TimeoutError:
-                break
-            await asyncio.sleep(min(pause, max(0.0, deadline - time.monotonic())))
-            pause = min(2 * pause, LONGEST_PAUSE_S)
-        raise NotReady(
-            f"{actor_name(number)}.{method}: {problem} within {self._deadline_s:g} s; send it again"
-        )
-
-    def _handle(self, number: int) -> Any:
-        if number not in self._handles:
-            try:
-                self._handles[number] = ray.get_actor(actor_name(number), namespace=RAY_NAMESPACE)
-            except ValueError:
-                raise NotReady(f"{actor_name(number)} is not running; start the store first") from None
-        return self._handles[number]
+        for number in asked
+    )
+    conflicts: list[str | None] = [None] * len(memories)
+    nearest = nearest_earlier(namespaces, vectors)
+    for number, (found, cosines) in zip(asked, replies, strict=True):
+        for i, conflict in zip(own.get(number, []), found, strict=True):
+            conflicts[i] = conflicts[i] or conflict
+        for i, cosine in zip(near[number], cosines, strict=True):
+            if owners[i] != number:
+                nearest[i] = max(nearest[i], cosine)
+    return conflicts, nearest
 
 
-def _group(places: Iterable[int], owners: Sequence[int]) -> dict[int, list[int]]:
-    """Places of each owner's items."""
-    grouped: dict[int, list[int]] = {}
-    for i in places:
-        grouped.setdefault(owners[i], []).append(i)
-    return grouped
+def _places(numbers: Sequence[Iterable[int]]) -> dict[int, list[int]]:
+    """For each shard the places of the items that name it."""
+    found: dict[int, list[int]] = {}
+    for i, named in enumerate(numbers):
+        for number in named:
+            found.setdefault(number, []).append(i)
+    return found
 
 
 def _refused(memory: Memory, shard: int, conflict: str) -> Json:

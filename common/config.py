@@ -7,16 +7,18 @@ becomes. Unknown keys fail and name the valid ones. `config_hash` goes into ever
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from common.errors import InvalidInput
 
 ENV_PREFIX = "SHARPWAVE_"
+_MAY_BE_SECRET = ("store.redis_url", "store.redis_password")  # where a password may have been put
 
 
 class Section(BaseModel):
@@ -35,19 +37,63 @@ class ModelConfig(Section):
 
 
 class StoreConfig(Section):
-    """Durable shards, one LMDB log each."""
+    """Durable shards, one log each."""
 
+    backend: Literal["lmdb", "jsonl", "redis"] = Field("lmdb", description="where the log of a shard is kept")
+    redis_url: str = Field(
+        "redis://127.0.0.1:6379/0", description="redis:// or rediss://, without a password"
+    )
+    redis_password: str | None = Field(
+        None, description="where the server's password is: env:NAME or file:PATH; none: no password"
+    )
+    redis_prefix: str = Field("sharpwave", min_length=1, description="begins every key; one a store")
+    redis_durability: Literal["always", "everysec"] = Field(
+        "always",
+        description="what a write waits for; everysec may lose the last second of a server that dies",
+    )
+    redis_replicas: int = Field(0, ge=0, description="replicas that must confirm a write, beside the server")
+    redis_deadline_s: float = Field(
+        10.0, gt=0.0, description="how long an unreachable server is tried before the log stops"
+    )
+    anchor_bits: Literal[64, 256] = Field(64, description="256 where the chain must resist a forger")
+    chain_key: str | None = Field(
+        None, description="where the chain's secret key is: env:NAME or file:PATH; none: no key"
+    )
     dir: str = Field(".sharpwave", description="folder of shards, KV blocks, adapters and instance state")
-    shards: int = Field(2, ge=1, le=1024)
+    shards: int = Field(2, ge=1, le=1024, description="of a new store; `sharpwave reshard` changes them")
+    spread: int = Field(4, ge=1, le=1024, description="shards that one namespace uses, where there are as many")
+    actor_cpus: float = Field(0.05, gt=0.0, description="of one shard: more than none keeps its node up")
+    actor_resource: str | None = Field(None, description="custom Ray resource of the nodes that take shards")
+    node_labels: dict[str, str] = Field(
+        default_factory=dict, description="of the node with the shards' disk; none: where they are started"
+    )
+    write_threads: int = Field(64, ge=1, le=1024, description="writes of one shard that share an fsync")
+    read_threads: int = Field(4, ge=1, le=1024)
+    max_waiting: int = Field(256, ge=0, description="writes, and reads, that may wait for one shard")
+    batch_operations: int = Field(256, ge=1, description="writes that may share one fsync; 1: none do")
     map_size_bytes: int = Field(8 << 30, ge=10 << 20, description="upper bound of one shard's file")
     max_text_bytes: int = Field(16_384, ge=1, description="a longer memory text is refused: split it")
     gate_tau: float = Field(0.0, description="write gate: stored where S > tau; at 0 every write is")
     gate_novelty: float = Field(1.0, ge=0.0)
     gate_reward: float = Field(1.0, ge=0.0)
     gate_pin: float = Field(1e9, ge=0.0)
+    dedupe_similarity: float = Field(
+        0.98, description="cosine from which episodes of the same words are one; 0, or over 1: never"
+    )
+    race_decay: float = Field(0.5, ge=0.0, le=1.0, description="what losing a race leaves of the strength")
     salience_rate: float = Field(
         0.3, gt=0.0, le=1.0, description="weight of a new divergence in salience's moving average"
     )
+
+    @field_validator("redis_url")
+    @classmethod
+    def _without_password(cls, url: str) -> str:
+        if not re.fullmatch(r"rediss?://([^:@/]+@)?([\w.-]+|\[[\da-f:]+\])(:\d+)?(/\d*)?", url):
+            raise ValueError(
+                "must be redis://[user@]host:port/db, or rediss:// for TLS; no password, since it is "
+                "written into every run: set store.redis_password"
+            )
+        return url
 
 
 class EmbedConfig(Section):
@@ -220,4 +266,5 @@ def _explain(error: ValidationError) -> InvalidInput:
         return InvalidInput(
             f"unknown config key {where!r}; valid here: {', '.join(sorted(fields))}", param=where
         )
-    return InvalidInput(f"config {where} = {first['input']!r}: {first['msg']}", param=where)
+    shown = "(hidden)" if where in _MAY_BE_SECRET else repr(first["input"])
+    return InvalidInput(f"config {where} = {shown}: {first['msg']}", param=where)

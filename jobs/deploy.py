@@ -7,7 +7,6 @@ its embedder's dimension; `/ready` waits for both.
 RAY_ADDRESS names the cluster.
 """
 
-import contextlib
 import os
 import sys
 from pathlib import Path
@@ -29,15 +28,14 @@ def deploy(config: Config) -> None:
     start_shards(config, app.embedding_dim())
 
 
-def remove(config: Config) -> None:
+def remove() -> None:
+    from actors.shards import stop_shards
     from serve import app
 
     ray_serve.delete(app.NAME)
     if not ray_serve.status().applications:  # nobody else's either
         ray_serve.shutdown()
-    for number in range(config.store.shards):
-        with contextlib.suppress(ValueError):  # not there
-            ray.kill(ray.get_actor(f"shard-{number}"), no_restart=True)
+    stop_shards()
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -46,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     config = load(arguments[1] if removing else arguments[0], env={})
     context = ray.init(os.environ["RAY_ADDRESS"], namespace=RAY_NAMESPACE)
     if removing:
-        remove(config)
+        remove()
         return
     deploy(config)
     dashboard = context.dashboard_url

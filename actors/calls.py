@@ -1,0 +1,30 @@
+"""What a client may call on a shard, and what every call says beside its arguments."""
+
+from typing import NamedTuple
+
+from ray.exceptions import RayTaskError
+
+from common.errors import SharpwaveError
+
+WRITES = ("put", "touch", "score", "forget", "verify")  # verify holds writes back, and must not block reads
+READS = ("prepare", "get", "list", "search", "statistics")
+CONTROLS = ("counts",)
+
+GROUP_OF = {
+    **dict.fromkeys(WRITES, "write"),
+    **dict.fromkeys(READS, "read"),
+    **dict.fromkeys(CONTROLS, "control"),
+}
+
+
+class Call(NamedTuple):
+    """`generation` of the layout that the caller knows; `deadline` by the clock (`time.time`), behind which
+    nobody waits for the answer. Nodes' clocks may differ by far less than `serve.deadline_s`."""
+
+    generation: int
+    deadline: float
+
+
+def cause_of(error: RayTaskError) -> Exception:
+    """What the shard raised, as it raised it."""
+    return error.cause if isinstance(error.cause, SharpwaveError) else error

@@ -1,0 +1,127 @@
+"""Starting, finding and stopping shards."""
+
+import re
+import shutil
+from contextlib import suppress
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from actors.calls import cause_of
+from actors.layout import (
+    RAY_NAMESPACE,
+    Layout,
+    check_wanted,
+    layout_record,
+    publish,
+    shards_folder,
+    wanted_layout,
+)
+from actors.shard import Json, StoreShard
+from common.config import Config
+from common.errors import Conflict, NotReady
+
+_RESOURCE_SHARE = 0.001  # of `store.actor_resource`, so that any number of shards fits on a node that has it
+_ACTOR = re.compile(r"shard-\d+(-g\d+)?")
+_FOLDER = re.compile(r"\d{4}|g\d+")
+
+
+def start_shards(config: Config, dim: int) -> None:
+    """Start the shards that are not running yet; returns when every log is open.
+
+    What a reshard that was cut off has left is removed, and a store of the first layout is brought to the
+    present one. `dim` is the embedder's. Raises `Conflict` where the folder was made for other settings, and
+    what the shard itself raises where a log cannot be opened.
+    """
+    record = layout_record(config)
+    record.swap(None, wanted_layout(config))
+    layout = record.read()
+    assert layout is not None, "it was just made"
+    check_wanted(config, layout)
+    with suppress(Conflict), record.exclusive():  # where a reshard is at work, nothing is left behind
+        clean(config, layout)
+    start_generation(config, layout, dim)
+    publish(config, layout)
+
+
+def start_generation(config: Config, layout: Layout, dim: int) -> list[Any]:
+    """Handles of the layout's shards, all of them open. Raises as `start_shards`."""
+    options = _options(config)
+    actors = [
+        StoreShard.options(  # type: ignore[attr-defined]
+            name=layout.actor_name(number),
+            namespace=RAY_NAMESPACE,
+            lifetime="detached",
+            get_if_exists=True,
+            **options,
+        ).remote(config, layout.generation, layout.folder(number), number, dim)
+        for number in layout.placement.numbers
+    ]
+    folder = shards_folder(config)
+    try:
+        answers = ray.get([actor.about.remote() for actor in actors], timeout=config.serve.deadline_s)
+    except RayTaskError as error:
+        raise cause_of(error) from None
+    except (RayActorError, GetTimeoutError) as error:
+        raise NotReady(f"the shards in {folder} did not start: {error}") from error
+    for number, answer in enumerate(answers):
+        wanted = {"path": str(folder / layout.folder(number)), "dim": dim}
+        found = {name: answer[name] for name in wanted}
+        if found != wanted:
+            raise Conflict(
+                f"{layout.actor_name(number)} is running as {found}, not as {wanted}; stop that one first"
+            )
+    return actors
+
+
+def stop_shards() -> None:
+    """End the shard actors of this Ray cluster; what they hold stays on disk."""
+    for name in _running():
+        kill(name)
+
+
+def clean(config: Config, layout: Layout) -> None:
+    """Remove what belongs to other generations than the layout's. Under `LayoutRecord.exclusive` only."""
+    named = {layout.actor_name(number) for number in layout.placement.numbers}
+    for name in _running():
+        if name not in named:
+            kill(name)
+    kept = {layout.folder(number).partition("/")[0] for number in layout.placement.numbers}
+    folder = shards_folder(config)
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_dir() and _FOLDER.fullmatch(path.name) and path.name not in kept:
+            shutil.rmtree(path)
+
+
+def handle(name: str) -> Any:
+    """Raises `ValueError` where no such actor is."""
+    return ray.get_actor(name, namespace=RAY_NAMESPACE)
+
+
+def kill(name: str) -> None:
+    with suppress(ValueError):
+        ray.kill(handle(name), no_restart=True)
+
+
+def _running() -> list[str]:
+    found = ray.util.list_named_actors(all_namespaces=True)
+    return [
+        actor["name"]
+        for actor in found
+        if actor["namespace"] == RAY_NAMESPACE and _ACTOR.fullmatch(actor["name"])
+    ]
+
+
+def _options(config: Config) -> Json:
+    """Where shards run. A local log needs the node with its disk. The strategy is always named, since a
+    detached actor would else be caught in the placement group of whoever starts it."""
+    store = config.store
+    options: Json = {"num_cpus": store.actor_cpus}
+    if store.actor_resource is not None:
+        options["resources"] = {store.actor_resource: _RESOURCE_SHARE}
+    if store.node_labels:
+        return options | {"label_selector": dict(store.node_labels), "scheduling_strategy": "DEFAULT"}
+    here = ray.get_runtime_context().get_node_id()
+    return options | {"scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)}
