@@ -35,8 +35,13 @@ class ModelConfig(Section):
 
 
 class StoreConfig(Section):
-    """Durable shards, one LMDB log each."""
+    """Durable shards, one log each."""
 
+    backend: Literal["lmdb"] = Field("lmdb", description="where the log of a shard is kept")
+    anchor_bits: Literal[64, 256] = Field(64, description="256 where the chain must resist a forger")
+    chain_key: str | None = Field(
+        None, description="where the chain's secret key is: env:NAME or file:PATH; none: no key"
+    )
     dir: str = Field(".sharpwave", description="folder of shards, KV blocks, adapters and instance state")
     shards: int = Field(2, ge=1, le=1024)
     map_size_bytes: int = Field(8 << 30, ge=10 << 20, description="upper bound of one shard's file")

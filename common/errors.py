@@ -14,6 +14,8 @@
 `to_dict` is the body of the HTTP error and of `--json` errors on the command line.
 """
 
+from typing import Any
+
 
 class SharpwaveError(Exception):
     """Base of the tree. `param` is the name of the offending field, never its value."""
@@ -92,5 +94,11 @@ class NotReady(SharpwaveError):
 
 
 class StoreCorrupt(SharpwaveError):
+    """`fault` is `{seq, op, op_id, reason}` of the first broken record, where one is known."""
+
     status = 500
     kind = "store_corrupt_error"
+
+    def __init__(self, message: str, *, fault: dict[str, Any] | None = None, **details: str | None) -> None:
+        super().__init__(message, **details)
+        self.fault = fault

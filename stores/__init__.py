@@ -4,7 +4,7 @@
 - `ingest.py`: memories from JSON lines and chat transcripts
 - `filters.py`: trees of and / or / not over comparisons, as predicates
 - `record.py`: one operation of the log as bytes: CRC, salted digest, anchor
-- `log.py`: the append-only log in LMDB; acknowledged means fsynced
+- `logs/`: the append-only log behind one protocol, and its backends; acknowledged means fsynced
 - `gate.py`: what is stored, and why not
 - `plan.py`: what a put would do, decided before anything is written
 - `index.py`: exact cosine search in Faiss

@@ -1,19 +1,19 @@
 """One operation of a shard's log, as bytes.
 
-    | crc32 | op | seq | epoch | time | digest | salt | anchor | 3 lengths | op_id | body | vector |
+    | crc32 | op | seq | epoch | time | digest | salt | 4 lengths | anchor | op_id | body | vector |
 
 The CRC covers everything after it, so a flipped bit is found, and so is a record filed under the wrong
 number. `digest` is BLAKE2b-256 of operation, time, body and vector under a random salt; `anchor` chains
-it to the record before: `anchor_n = BLAKE2b-64(anchor_{n-1} || digest_n)`. An erased record has lost
-body, vector and salt but not its digest: the chain still verifies, and without the salt nobody can test
-a guess of the content against the digest.
+it to the record before: `anchor_n = BLAKE2b-64(anchor_{n-1} || digest_n)`; see `Chain` for the options.
+An erased record has lost body, vector and salt but not its digest: the chain still verifies, and without
+the salt nobody can test a guess of the content against the digest.
 """
 
 import json
 import secrets
 import struct
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from hashlib import blake2b
 from itertools import pairwise
@@ -21,8 +21,7 @@ from typing import Any
 
 from common.errors import StoreCorrupt
 
-GENESIS = bytes(8)
-_HEADER = struct.Struct(">IBQQd32s16s8sHII")
+_HEADER = struct.Struct(">IBQQd32s16sBHII")
 _ERASED = bytes(16)
 _CRC_BYTES = 4
 
@@ -34,6 +33,38 @@ class Op(IntEnum):
     TOUCH = 2
     SCORE = 3
     FORGET = 4
+    SUPERSEDE = 5
+    AGGREGATE = 6
+    CLOSE = 7
+    TURNS = 8
+    RACE = 9
+    IMPORT = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    """How anchors are made: 64 bits find damage and mistakes, 256 resist whoever means to forge; with a
+    secret `key` (16 to 64 bytes) nobody without it can make a chain that verifies."""
+
+    bits: int = 64
+    key: bytes = field(default=b"", repr=False)
+
+    @property
+    def genesis(self) -> bytes:
+        """The anchor before the first record."""
+        return bytes(self.bits // 8)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a log remembers of it: the key's fingerprint, never the key."""
+        fingerprint = blake2b(b"sharpwave chain", digest_size=8, key=self.key).hexdigest()
+        return {"anchor_bits": self.bits, "chain_key": fingerprint if self.key else None}
+
+    def link(self, previous: bytes, digest: bytes) -> bytes:
+        return blake2b(previous + digest, digest_size=self.bits // 8, key=self.key).digest()
+
+
+PLAIN = Chain()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +92,16 @@ class Record:
 
 
 def make(
-    op: Op, *, seq: int, epoch: int, time: float, op_id: str, previous: bytes, body: bytes, vector: bytes
+    op: Op,
+    *,
+    seq: int,
+    epoch: int,
+    time: float,
+    op_id: str,
+    previous: bytes,
+    body: bytes,
+    vector: bytes,
+    chain: Chain = PLAIN,
 ) -> Record:
     """A record that follows the one whose anchor is `previous`."""
     salt = secrets.token_bytes(16)
@@ -74,14 +114,10 @@ def make(
         op_id=op_id,
         digest=digest,
         salt=salt,
-        anchor=link(previous, digest),
+        anchor=chain.link(previous, digest),
         body=body,
         vector=vector,
     )
-
-
-def link(previous: bytes, digest: bytes) -> bytes:
-    return blake2b(previous + digest, digest_size=8).digest()
 
 
 def intact(record: Record) -> bool:
@@ -105,24 +141,29 @@ def encode(record: Record) -> bytes:
         record.time,
         record.digest,
         record.salt,
-        record.anchor,
+        len(record.anchor),
         len(op_id),
         len(record.body),
         len(record.vector),
     )
-    return seal(b"".join((header[_CRC_BYTES:], op_id, record.body, record.vector)))
+    return seal(b"".join((header[_CRC_BYTES:], record.anchor, op_id, record.body, record.vector)))
 
 
 def decode(raw: bytes, seq: int) -> Record:
     """Raises `StoreCorrupt` naming `seq` where the bytes are not what was written."""
-    unseal(raw, f"record {seq}")
-    _, op, number, epoch, time, digest, salt, anchor, *lengths = _HEADER.unpack_from(raw)
+    try:
+        unseal(raw, f"record {seq}")
+    except StoreCorrupt as error:
+        raise StoreCorrupt(error.message, fault=_fault(raw, seq)) from None
+    _, op, number, epoch, time, digest, salt, *lengths = _HEADER.unpack_from(raw)
     if number != seq:
-        raise StoreCorrupt(f"record {seq} holds record {number}: the log was changed from outside")
+        raise StoreCorrupt(
+            f"record {seq} holds record {number}: the log was changed from outside", fault=_fault(raw, seq)
+        )
     ends = [_HEADER.size]
     for length in lengths:
         ends.append(ends[-1] + length)
-    op_id, body, vector = (raw[start:end] for start, end in pairwise(ends))
+    anchor, op_id, body, vector = (raw[start:end] for start, end in pairwise(ends))
     return Record(
         op=Op(op),
         seq=seq,
@@ -135,6 +176,22 @@ def decode(raw: bytes, seq: int) -> Record:
         body=body,
         vector=vector,
     )
+
+
+def fault(record: Record, reason: str) -> dict[str, Any]:
+    """`{seq, op, op_id, reason}`: which operation a broken record belongs to."""
+    return {"seq": record.seq, "op": record.op.name.lower(), "op_id": record.op_id, "reason": reason}
+
+
+def _fault(raw: bytes, seq: int) -> dict[str, Any]:
+    """The same from bytes that fail their checks: what can still be read of them, else None."""
+    found: dict[str, Any] = {"seq": seq, "op": None, "op_id": None, "reason": "fails its checksum"}
+    if len(raw) >= _HEADER.size:
+        _, op, *_, anchor, op_id, _, _ = _HEADER.unpack_from(raw)
+        start = _HEADER.size + anchor
+        found["op"] = Op(op).name.lower() if op in [*Op] else None
+        found["op_id"] = raw[start : start + op_id].decode(errors="replace")
+    return found
 
 
 def seal(data: bytes) -> bytes:

@@ -20,7 +20,7 @@ from stores import plan
 from stores.filters import compile_filter
 from stores.index import Vectors
 from stores.locks import ReadWriteLock
-from stores.log import LmdbLog
+from stores.logs import Operation, open_log
 from stores.memory import Memory, to_json
 from stores.record import Op, Record
 from stores.view import Entry, View, describe
@@ -47,12 +47,7 @@ class Shard:
         self._writing = threading.Lock()
         self._viewing = ReadWriteLock()
         self._view = View(dim)
-        self._log = LmdbLog(
-            path,
-            map_size_bytes=config.map_size_bytes,
-            identity={"shard": number, "dim": dim},
-            wait_s=wait_s,
-        )
+        self._log = open_log(path, config=config, identity={"shard": number, "dim": dim}, wait_s=wait_s)
         try:
             for record in self._log.records():
                 self._view.apply(record)
@@ -184,7 +179,8 @@ class Shard:
         self, op_id: str, request: str, staged: Sequence[Record], result: Any, **details: Any
     ) -> None:
         """Disk first, then memory: what a reader sees can no longer be lost."""
-        self._log.commit(op_id, request, staged, result, **details)
+        operation = Operation(op_id=op_id, request=request, records=staged, result=result, **details)
+        self._log.commit([operation])
         with self._viewing.write():
             for record in staged:
                 self._view.apply(record)

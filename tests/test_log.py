@@ -15,12 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import Conflict, InvalidInput, NotReady, StoreCorrupt
-from stores import log as log_module
 from stores import record as records
-from stores.log import LmdbLog
-from stores.record import GENESIS, Op, Record
+from stores.logs import Operation, base
+from stores.logs.lmdb import LmdbLog
+from stores.record import PLAIN, Op, Record
 
 ROOT = Path(__file__).parent.parent
+GENESIS = PLAIN.genesis
 
 
 def open_log(path, **options):
@@ -38,7 +39,7 @@ def append(log, number, *, body="x", vector=b"", erase=(), op=Op.PUT):
     """One operation of one record; its result is its number."""
     op_id = f"op-{number}"
     staged = log.stage(op_id, [(op, {"number": number, "body": body}, vector)], now=float(number))
-    log.commit(op_id, op.name, staged, number, erase=erase)
+    log.commit([Operation(op_id=op_id, request=op.name, records=staged, result=number, erase=erase)])
     return staged[0]
 
 
@@ -165,7 +166,7 @@ def test_an_operation_sent_again_returns_its_first_result(tmp_path):
 
 
 def test_results_are_kept_for_the_last_operations_only(log, monkeypatch):
-    monkeypatch.setattr(log_module, "RESULTS_KEPT", 5)
+    monkeypatch.setattr(base, "RESULTS_KEPT", 5)
     for i in range(1, 21):
         append(log, i)
     assert [i for i in range(1, 21) if log.seen(f"op-{i}", "PUT")] == [16, 17, 18, 19, 20]
@@ -188,7 +189,7 @@ def test_a_folder_has_one_owner(log):
     for _ in range(2):
         with pytest.raises(NotReady, match=f"process {os.getpid()}"):
             open_log(log.path)
-    code = "import sys; from pathlib import Path; from stores.log import LmdbLog; LmdbLog(Path(sys.argv[1]), "
+    code = "import sys; from pathlib import Path; from stores.logs.lmdb import LmdbLog; LmdbLog(Path(sys.argv[1]), "
     other = run(code + "map_size_bytes=64 << 20, identity={'shard': 0}, wait_s=0.2)", log.path)
     assert "NotReady" in other.stderr and "owned by process" in other.stderr
     append(log, 1)
@@ -353,7 +354,8 @@ FAILING_WRITER = """
 import json, os, resource, signal, sys
 from pathlib import Path
 from common.errors import NotReady
-from stores.log import LmdbLog
+from stores.logs import Operation
+from stores.logs.lmdb import LmdbLog
 from stores.record import Op
 
 path, fault, flag = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
@@ -371,7 +373,7 @@ for number in range(1, 21):
     op_id = f"op-{number}"
     try:
         staged = log.stage(op_id, [(Op.PUT, {"number": number, "body": "x" * 9000}, b"")], now=0.0)
-        log.commit(op_id, "PUT", staged, number)
+        log.commit([Operation(op_id=op_id, request="PUT", records=staged, result=number)])
         acknowledged.append(number)
     except NotReady as error:
         told.append([number, error.code, error.message])

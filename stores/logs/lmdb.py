@@ -1,0 +1,223 @@
+"""A log in one LMDB file: the default.
+
+One folder has one owner: a file lock keeps others out. One transaction, with one fsync, holds everything
+a batch changes: records, contents it erases, results and the counters.
+
+    folder/data.mdb, lock.mdb   LMDB       folder/owner.lock   who owns it
+    log      seq -> record                 meta      one JSON object: seq, anchor, epoch, counters, ...
+    results  op_id -> operation number, answer       order    operation number -> op_id
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import socket
+import struct
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lmdb
+
+from common.errors import NotReady, StoreCorrupt
+from common.files import sync_folder
+from stores import record as records
+from stores.logs import base
+from stores.logs.base import BaseLog, Operation
+from stores.record import PLAIN, Chain, Record
+
+_NUMBER = struct.Struct(">Q")
+_META = b"meta"
+
+
+class LmdbLog(BaseLog):
+    """See `Log` for what the methods do."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        map_size_bytes: int,
+        identity: Mapping[str, Any],
+        chain: Chain = PLAIN,
+        wait_s: float = 0.0,
+    ) -> None:
+        """Own the folder; see `open_log` for the arguments and what it raises."""
+        super().__init__(path, identity=identity, chain=chain)
+        self._map_size = map_size_bytes
+        path.mkdir(parents=True, exist_ok=True)
+        self._owner = lock_file(path / "owner.lock", wait_s)
+        try:
+            shutil.rmtree(path / "scrub", ignore_errors=True)  # a rewrite that a crash cut off
+            self._open()
+            with self._env.begin(write=True) as txn:
+                self._meta = self._begin_epoch(_read_meta(txn))
+                _write_meta(txn, self._meta)
+            if self.scrub_due:
+                self.scrub()
+        except BaseException:
+            self.close()
+            raise
+
+    def seen(self, op_id: str, request: str) -> Any:
+        key = base.op_key(op_id)
+        if self._owner.closed:
+            raise NotReady(f"log {self.path} is closed", code="log_closed")
+        with self._env.begin(db=self._results) as txn:
+            raw = txn.get(key)
+        if raw is None:
+            return None
+        kept = records.unseal(raw, f"the result of operation {op_id!r}")[_NUMBER.size :]
+        return base.unpack_result(kept, op_id, request)
+
+    def commit(self, operations: Sequence[Operation]) -> None:
+        self._check_writable()
+        meta = self._after(operations)
+        try:
+            with self._env.begin(write=True) as txn:
+                self._check_owner(txn)
+                for number, operation in enumerate(operations, start=self._meta["commits"] + 1):
+                    self._append(txn, operation.records)
+                    for seq in operation.erase:
+                        self._erase(txn, seq)
+                    self._remember(txn, number, operation)
+                _write_meta(txn, meta)
+        except lmdb.MapFullError as error:  # found before anything reaches the file: the log goes on
+            raise NotReady(
+                f"{self.path} holds its limit of {self._map_size} bytes; raise store.map_size_bytes",
+                code="store_full",
+            ) from error
+        except (lmdb.Error, OSError) as error:
+            raise self._stopped(error) from error
+        self._meta = meta
+
+    def records(self, after: int = 0) -> Iterator[Record]:
+        expected, anchor = after + 1, None
+        try:
+            with self._env.begin(db=self._log) as txn:
+                cursor = txn.cursor()
+                for key, raw in cursor if cursor.set_range(_NUMBER.pack(expected)) else ():
+                    if key != _NUMBER.pack(expected):
+                        break
+                    record = records.decode(raw, expected)
+                    yield record
+                    anchor = record.anchor
+                    expected += 1
+        except lmdb.Error as error:
+            raise StoreCorrupt(f"log {self.path}: record {expected} cannot be read: {error}") from error
+        if expected != self.seq + 1 or anchor not in (None, self.anchor):
+            raise StoreCorrupt(f"log {self.path}: record {expected} is missing; the last is {self.seq}")
+
+    def scrub(self) -> bool:
+        """Write the file anew from what is alive, so that no page of it holds erased content.
+
+        LMDB's own compacting copy would not do: it takes the unused ends of pages along, and LMDB builds
+        pages in memory that held others before. Costs a copy of the live data. A crash leaves the old
+        file or the new one. False where the disk has no room: it stays due, and the next erasure or open
+        tries again.
+        """
+        folder, meta = self.path / "scrub", {**self._meta, "scrub_due": False}
+        try:
+            folder.mkdir(exist_ok=True)
+            self._copy_alive(folder, meta)
+        except (lmdb.Error, OSError):
+            shutil.rmtree(folder, ignore_errors=True)
+            return False
+        self._env.close()
+        os.replace(folder / "data.mdb", self.path / "data.mdb")
+        shutil.rmtree(folder)
+        self._open()
+        self._meta = meta
+        return True
+
+    def _copy_alive(self, folder: Path, meta: Mapping[str, Any]) -> None:
+        with _environment(folder, self._map_size) as fresh:
+            databases = [(old, fresh.open_db(name)) for name, old in self._databases.items()]
+            with self._env.begin() as source, fresh.begin(write=True) as target:
+                for old, new in databases:
+                    target.cursor(new).putmulti(source.cursor(old), append=True)
+                _write_meta(target, meta)
+
+    def close(self) -> None:
+        """Give the folder back. Closing twice is fine."""
+        if hasattr(self, "_env"):
+            self._env.close()
+        if not self._owner.closed:
+            self._owner.close()
+
+    def _open(self) -> None:
+        try:
+            self._env = _environment(self.path, self._map_size)
+            self._databases = {name: self._env.open_db(name) for name in (b"log", b"results", b"order")}
+            self._log, self._results, self._order = self._databases.values()
+            self._env.reader_check()  # slots of readers that were killed
+        except (lmdb.InvalidError, lmdb.CorruptedError, lmdb.VersionMismatchError) as error:
+            raise StoreCorrupt(f"log {self.path} is no LMDB file of ours: {error}") from error
+        except (lmdb.Error, OSError) as error:
+            raise NotReady(f"log {self.path} cannot be opened: {error}") from error
+        sync_folder(self.path)
+        sync_folder(self.path.parent)
+
+    def _check_owner(self, txn: lmdb.Transaction) -> None:
+        """Should the file lock fail us, say on a network disk, the epoch still tells."""
+        found = _read_meta(txn)
+        if found is None or found["epoch"] != self.epoch:
+            raise self._fenced()
+
+    def _append(self, txn: lmdb.Transaction, staged: Sequence[Record]) -> None:
+        rows = [(_NUMBER.pack(record.seq), records.encode(record)) for record in staged]
+        consumed, added = txn.cursor(self._log).putmulti(rows, append=True) if rows else (0, 0)
+        if (consumed, added) != (len(rows), len(rows)):
+            raise lmdb.Error(f"{added} of {len(rows)} records were taken")
+
+    def _erase(self, txn: lmdb.Transaction, seq: int) -> None:
+        key = _NUMBER.pack(seq)
+        record = records.decode(bytes(txn.get(key, default=b"", db=self._log)), seq)
+        txn.put(key, records.encode(records.erase(record)), db=self._log)
+
+    def _remember(self, txn: lmdb.Transaction, number: int, operation: Operation) -> None:
+        """Keep the result for retries, and drop the oldest one."""
+        key, place = operation.op_id.encode(), _NUMBER.pack(number)
+        txn.put(key, records.seal(place + base.pack_result(operation)), db=self._results)
+        txn.put(place, key, db=self._order, append=True)
+        oldest = txn.pop(_NUMBER.pack(max(0, number - base.RESULTS_KEPT)), db=self._order)
+        if oldest is not None:
+            txn.delete(oldest, db=self._results)
+
+
+def lock_file(path: Path, wait_s: float) -> Any:
+    """An open file that holds the lock until it is closed or the process dies."""
+    file = path.open("a+")
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() < deadline:
+                time.sleep(0.05)
+                continue
+            file.seek(0)
+            owner = file.read() or "another process"
+            file.close()
+            raise NotReady(f"log {path.parent} is owned by {owner}", code="owned") from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    return file
+
+
+def _environment(folder: Path, map_size_bytes: int) -> lmdb.Environment:
+    """Every commit fsyncs. The file format is that of LMDB 0.9, whatever the binding comes to prefer."""
+    return lmdb.open(str(folder), map_size=map_size_bytes, max_dbs=3, lib_version=0)
+
+
+def _read_meta(txn: lmdb.Transaction) -> dict[str, Any] | None:
+    raw = txn.get(_META)
+    return None if raw is None else json.loads(records.unseal(bytes(raw), "the log's meta page"))
+
+
+def _write_meta(txn: lmdb.Transaction, meta: Mapping[str, Any]) -> None:
+    txn.put(_META, records.seal(json.dumps(meta).encode()))
