@@ -22,71 +22,33 @@ namespace may live on in backups.
 """
 
 import base64
-import json
-import os
 import secrets
 import threading
-from dataclasses import dataclass, field
-from hashlib import blake2b
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from common.errors import Conflict, InvalidInput, NotFound, NotReady, StoreCorrupt
-from common.files import read_json, sync_folder, write_bytes, write_json
+from common.files import read_json, write_json
+from stores.master import (
+    FORMAT,
+    KEY_BYTES,
+    NONCE_BYTES,
+    MasterKey,
+    gravestone,
+    overwrite,
+    read_noted,
+    unwrap_key,
+    wrap_key,
+)
 
-FORMAT = 1
-MASTER_PREFIX = "sharpwave-master-1:"
 MAX_PIECES = 1 << 32  # wraps under one data key
 RESERVED = 1 << 20  # wraps counted at once, before they are used
-KEY_BYTES, ID_BYTES, NONCE_BYTES, TAG_BYTES = 32, 16, 12, 16
+ID_BYTES, TAG_BYTES = 16, 16
 HEADER_BYTES = 1 + ID_BYTES + NONCE_BYTES + KEY_BYTES + TAG_BYTES
 _ZERO = bytes(NONCE_BYTES)
-
-
-@dataclass(frozen=True)
-class MasterKey:
-    """32 bytes that wrap data keys; its text is `sharpwave-master-1:` and their base64."""
-
-    key: bytes = field(repr=False)
-
-    @property
-    def id(self) -> str:
-        """Names the key in files and messages; says nothing of it."""
-        return blake2b(b"sharpwave master", digest_size=8, key=self.key).hexdigest()
-
-    @property
-    def text(self) -> str:
-        return MASTER_PREFIX + base64.b64encode(self.key).decode()
-
-
-def new_master() -> MasterKey:
-    return MasterKey(secrets.token_bytes(KEY_BYTES))
-
-
-def parse_master(text: bytes | str, source: str) -> MasterKey:
-    """Read a master key's text. Raises `InvalidInput` naming `source`, never the text."""
-    encoded = (text.decode(errors="replace") if isinstance(text, bytes) else text).strip()
-    try:
-        key = base64.b64decode(encoded.removeprefix(MASTER_PREFIX), validate=True)
-    except ValueError:
-        key = b""
-    if not encoded.startswith(MASTER_PREFIX) or len(key) != KEY_BYTES:
-        raise InvalidInput(
-            f"{source} holds no master key: expected {MASTER_PREFIX} and {KEY_BYTES} bytes in base64",
-            param="store.master_key",
-        )
-    return MasterKey(key)
-
-
-def write_master(path: Path, master: MasterKey) -> None:
-    """A key file that only its owner can read. Raises `Conflict` where the file exists: a key that is
-    written over takes everything under it along."""
-    if path.exists():
-        raise Conflict(f"master key file {str(path)!r} exists; give another path", param="store.master_key")
-    write_bytes(path, f"{master.text}\n".encode())  # mkstemp gives mode 600
 
 
 @dataclass(slots=True)
@@ -208,7 +170,7 @@ class KeyRing:
             key = self._present.get(namespace) or self._make(namespace)
         if not key.left:
             file = self.folder / _name(key.id)
-            noted = _read_noted(file)
+            noted = read_noted(file)
             if "wrapped" not in noted:  # destroyed by another process
                 self._read_folder()
                 return self._reserve(namespace)
@@ -226,7 +188,7 @@ class KeyRing:
         number = 1 + max((key.number for key in self._of(namespace)), default=0)
         id, secret = secrets.token_bytes(ID_BYTES), secrets.token_bytes(KEY_BYTES)
         inner = {"key": base64.b64encode(secret).decode(), "namespace": namespace, "number": number}
-        write_json(self.folder / _name(id), {**_wrap_key(id, inner, self._master), "pieces": 0})
+        write_json(self.folder / _name(id), {**wrap_key(id, inner, self._master), "pieces": 0})
         return self._hold(_DataKey(id, namespace, number, AESGCM(secret)))
 
     def _hold(self, key: _DataKey) -> _DataKey:
@@ -239,8 +201,8 @@ class KeyRing:
     def _destroy(self, keys: list[_DataKey]) -> int:
         for key in keys:
             file = self.folder / _name(key.id)
-            _overwrite(file)
-            write_json(file, _gravestone(key.id))
+            overwrite(file)
+            write_json(file, gravestone(key.id))
             del self._keys[key.id]
             self._destroyed.add(key.id)
         for namespace in {key.namespace for key in keys}:
@@ -285,9 +247,9 @@ class KeyRing:
             id = bytes.fromhex(file.stem)
             if id in self._destroyed:
                 continue
-            noted = _read_noted(file)
+            noted = read_noted(file)
             if "wrapped" in noted and id not in self._keys:
-                inner = _unwrap_key(noted, self._master, file)
+                inner = unwrap_key(noted, self._master, file)
                 secret = base64.b64decode(inner["key"])
                 self._hold(_DataKey(id, inner["namespace"], inner["number"], AESGCM(secret)))
             elif "wrapped" not in noted:
@@ -296,23 +258,6 @@ class KeyRing:
                     self._present = {n: k for n, k in self._present.items() if k.id != gone.id}
                     for key in self._of(gone.namespace):
                         self._hold(key)
-
-
-def rotate_master(folder: Path, old: MasterKey, new: MasterKey) -> int:
-    """Wrap every data key of a ring by `new`; sealed data stays as it is. Returns how many were wrapped.
-
-    For a ring that no process has open. A crash half way leaves keys under both, and calling again takes
-    it to its end. Raises `InvalidInput` where a key is under neither.
-    """
-    wrapped = 0
-    for file in sorted(folder.glob("*.key")):
-        noted = _read_noted(file)
-        if "wrapped" in noted and noted["master"] != new.id:
-            inner = _unwrap_key(noted, old, file)
-            write_json(file, {**noted, **_wrap_key(bytes.fromhex(file.stem), inner, new)})
-            wrapped += 1
-    write_json(folder / "ring.json", {"format": FORMAT, "master": new.id})
-    return wrapped
 
 
 def is_sealed(data: bytes) -> bool:
@@ -347,57 +292,3 @@ def _unwrap_piece(key: _DataKey, sealed: bytes) -> bytes:
         sealed[len(head) + NONCE_BYTES : HEADER_BYTES],
     )
     return key.cipher.decrypt(nonce, wrapped, _bind(key.namespace, head))
-
-
-def _wrap_key(id: bytes, inner: dict[str, Any], master: MasterKey) -> dict[str, Any]:
-    nonce = secrets.token_bytes(NONCE_BYTES)
-    wrapped = AESGCM(master.key).encrypt(nonce, json.dumps(inner).encode(), b"sharpwave key 1" + id)
-    return {
-        "format": FORMAT,
-        "id": id.hex(),
-        "master": master.id,
-        "nonce": nonce.hex(),
-        "wrapped": base64.b64encode(wrapped).decode(),
-    }
-
-
-def _unwrap_key(noted: dict[str, Any], master: MasterKey, file: Path) -> dict[str, Any]:
-    if noted["master"] != master.id:
-        raise InvalidInput(
-            f"store.master_key: {file} is wrapped by master key {noted['master']}, not by {master.id}; "
-            "give that one, or finish the rotation to this one",
-            param="store.master_key",
-        )
-    associated = b"sharpwave key 1" + bytes.fromhex(noted["id"])
-    try:
-        raw = AESGCM(master.key).decrypt(
-            bytes.fromhex(noted["nonce"]), base64.b64decode(noted["wrapped"]), associated
-        )
-    except InvalidTag:
-        raise StoreCorrupt(f"key file {file} was changed: restore it from a copy") from None
-    inner: dict[str, Any] = json.loads(raw)
-    return inner
-
-
-def _gravestone(id: bytes) -> dict[str, Any]:
-    return {"format": FORMAT, "id": id.hex(), "destroyed": True}
-
-
-def _read_noted(file: Path) -> dict[str, Any]:
-    """A key file; one that a crash left written over with zeros is a destroyed key."""
-    raw = file.read_bytes()
-    if not raw.strip(b"\0"):
-        write_json(file, _gravestone(bytes.fromhex(file.stem)))
-        raw = file.read_bytes()
-    noted: dict[str, Any] = json.loads(raw)
-    return noted
-
-
-def _overwrite(file: Path) -> None:
-    """Put zeros where the key was, so that the freed block does not hold it; a journal, a snapshot of the
-    file system or flash that moves blocks may still, which only an encrypted disk can help."""
-    with file.open("r+b") as opened:
-        opened.write(bytes(file.stat().st_size))
-        opened.flush()
-        os.fsync(opened.fileno())
-    sync_folder(file.parent)

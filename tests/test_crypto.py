@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from common.errors import Conflict, InvalidInput, NotFound, NotReady, StoreCorrupt
 from stores import crypto
-from stores.crypto import KeyRing, MasterKey, new_master, parse_master, rotate_master, write_master
+from stores import master as masters
+from stores.crypto import KeyRing
+from stores.master import MasterKey, new_master, parse_master, rotate_master, write_master
 
 ROOT = Path(__file__).parent.parent
 MASTER = MasterKey(bytes(range(32)))
@@ -198,7 +200,7 @@ def test_a_destroyed_key_leaves_every_copy_unreadable(ring, tmp_path):
 def test_a_crash_while_a_key_is_destroyed_still_destroys_it(ring):
     sealed = ring.seal("acme", b"x")
     file = next(ring.folder.glob("*.key"))
-    crypto._overwrite(file)
+    masters.overwrite(file)
     for _ in range(2):
         reopened = KeyRing(ring.folder, MASTER)
         assert reopened.is_destroyed(sealed) and reopened.namespaces == []
@@ -252,7 +254,7 @@ def test_a_data_key_wraps_no_more_than_its_bound(ring, monkeypatch):
 def test_the_master_key_rotates_and_a_crash_half_way_is_made_good(ring, monkeypatch):
     sealed = {f"n{i}": ring.seal(f"n{i}", b"content") for i in range(6)}
     ring.destroy("n5")
-    fresh, real, calls = new_master(), crypto.write_json, []
+    fresh, real, calls = new_master(), masters.write_json, []
 
     def crash_at_the_third(path, value):
         calls.append(path)
@@ -260,7 +262,7 @@ def test_the_master_key_rotates_and_a_crash_half_way_is_made_good(ring, monkeypa
             raise OSError("cut off")
         real(path, value)
 
-    monkeypatch.setattr(crypto, "write_json", crash_at_the_third)
+    monkeypatch.setattr(masters, "write_json", crash_at_the_third)
     with pytest.raises(OSError, match="cut off"):
         rotate_master(ring.folder, MASTER, fresh)
     monkeypatch.undo()
@@ -284,7 +286,7 @@ def test_master_keys_are_read_strictly(tmp_path):
     assert parse_master(text, "x") == master and (tmp_path / "master").stat().st_mode & 0o777 == 0o600
     with pytest.raises(Conflict):
         write_master(tmp_path / "master", new_master())
-    for bad in (b"", b"secret", text[:-3], text[len(crypto.MASTER_PREFIX) :], text + b"x", b"\xff" * 63):
+    for bad in (b"", b"secret", text[:-3], text[len(masters.MASTER_PREFIX) :], text + b"x", b"\xff" * 63):
         with pytest.raises(InvalidInput, match="the file") as caught:
             parse_master(bad, "the file")
         assert not bad or bad.decode(errors="replace").strip() not in str(caught.value)
@@ -295,7 +297,8 @@ def test_a_key_is_on_disk_before_it_seals(tmp_path):
     code = """
 import os, sys
 from pathlib import Path
-from stores.crypto import KeyRing, MasterKey
+from stores.crypto import KeyRing
+from stores.master import MasterKey
 sealed = KeyRing(Path(sys.argv[1]), MasterKey(bytes(range(32)))).seal("acme", b"content")
 sys.stdout.buffer.write(sealed); sys.stdout.flush()
 os.kill(os.getpid(), 9)
