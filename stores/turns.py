@@ -20,6 +20,7 @@ from operator import itemgetter
 from typing import Any
 
 from common.errors import InvalidInput
+from stores.record import Record
 
 ROLES = ("user", "assistant", "system", "tool")
 POPPED_KEPT = 256  # turns that a retried pop can still answer with, a conversation
@@ -49,8 +50,8 @@ class Turns:
         self._conversations: dict[str, Conversation] = {}
 
     def __len__(self) -> int:
-        """Turns of all conversations."""
-        return sum(len(conversation.turns) for conversation in self._conversations.values())
+        """Conversations; one whose turns are all gone still has records to forget."""
+        return len(self._conversations)
 
     @property
     def conversations(self) -> list[str]:
@@ -101,10 +102,10 @@ class Turns:
 
     # What the log says
 
-    def apply(self, operation: Mapping[str, Any], seq: int = 0) -> None:
-        """Do what a record says; `seq` is the record's number."""
+    def apply(self, record: Record, operation: Mapping[str, Any]) -> None:
+        """Do what a record says; `operation` is its content."""
         here = self._conversations.setdefault(operation["conversation"], Conversation())
-        here.records.append(seq)
+        here.records.append(record.seq)
         if "push" in operation:
             self._push(here, operation)
         elif "pop" in operation:

@@ -7,12 +7,23 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from common.errors import InvalidInput
+from stores import record as records
+from stores.record import Op
 from stores.turns import ROLES, Turns, format_transcript, parse_transcript
 
 NOW = 1_700_000_000.0
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r"), max_size=30)
 given_turns = st.lists(st.fixed_dictionaries({"role": st.sampled_from(ROLES), "text": texts}), max_size=4)
 conversations = st.sampled_from(["c1", "c2"])
+
+
+def apply(turns, operation, seq=1):
+    """Through the log's own record and back."""
+    body = json.dumps(operation).encode()
+    record = records.make(
+        Op.TURNS, seq=seq, epoch=1, time=NOW, op_id="o", previous=bytes(8), body=body, vector=b""
+    )
+    turns.apply(record, record.content())
 
 
 def said(turns):
@@ -28,8 +39,8 @@ class TurnsAgainstLists(RuleBasedStateMachine):
 
     def do(self, operation):
         if operation is not None:
-            self.log.append(json.loads(json.dumps(operation)))
-            self.turns.apply(operation, seq=len(self.log))
+            self.log.append(operation)
+            apply(self.turns, operation, len(self.log))
 
     @rule(name=conversations, fresh=given_turns, limit=st.integers(0, 5))
     def push(self, name, fresh, limit):
@@ -63,7 +74,7 @@ class TurnsAgainstLists(RuleBasedStateMachine):
     def holds_what_the_list_holds(self):
         replayed = Turns()
         for seq, operation in enumerate(self.log, start=1):
-            replayed.apply(operation, seq=seq)
+            apply(replayed, operation, seq)
         for name, turns in self.model.items():
             for view in (self.turns, replayed):
                 assert said(view.peek(name, 99)) == turns and view.length(name) == len(turns)
@@ -83,13 +94,13 @@ def test_fifty_thousand_turns_are_pushed_popped_and_rewound_without_recursion():
     try:
         for start in range(0, 50_000, 1000):
             fresh = [{"role": "user", "text": str(i)} for i in range(start, start + 1000)]
-            turns.apply(turns.plan_push("c", fresh, now=NOW)[0])
+            apply(turns, turns.plan_push("c", fresh, now=NOW)[0])
         for i in range(100):
             operation, answer = turns.plan_pop("c")
-            turns.apply(operation)
+            apply(turns, operation)
             assert turns.popped("c", answer["popped"])["text"] == str(49_999 - i)
         operation, answer = turns.plan_rewind("c", 49_000)
-        turns.apply(operation)
+        apply(turns, operation)
     finally:
         sys.setrecursionlimit(deep)
     assert answer == {"removed": 49_000, "length": 900}
@@ -102,7 +113,7 @@ def test_replay_is_right_where_earlier_pushes_were_erased():
 
     def do(operation):
         log.append(operation)
-        turns.apply(operation, seq=len(log))
+        apply(turns, operation, len(log))
 
     do(turns.plan_push("c", [{"role": "user", "text": "old"}] * 3, now=NOW)[0])
     do(turns.plan_pop("c")[0])
@@ -114,14 +125,14 @@ def test_replay_is_right_where_earlier_pushes_were_erased():
     replayed = Turns()
     for seq, operation in enumerate(log, start=1):
         if seq not in erased:
-            replayed.apply(operation, seq=seq)
+            apply(replayed, operation, seq)
     assert replayed.peek("c", 9) == turns.peek("c", 9)
     assert [turn["text"] for turn in turns.peek("c", 9)] == ["new 0", "new 1"]
 
 
 def test_answers_are_copies():
     turns = Turns()
-    turns.apply(turns.plan_push("c", [{"role": "user", "text": "a"}], now=NOW)[0])
+    apply(turns, turns.plan_push("c", [{"role": "user", "text": "a"}], now=NOW)[0])
     turns.peek("c")[0]["text"] = "changed"
     assert turns.peek("c")[0]["text"] == "a"
 
