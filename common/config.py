@@ -7,16 +7,18 @@ becomes. Unknown keys fail and name the valid ones. `config_hash` goes into ever
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from common.errors import InvalidInput
 
 ENV_PREFIX = "SHARPWAVE_"
+_MAY_BE_SECRET = ("store.redis_url", "store.redis_password")  # where a password may have been put
 
 
 class Section(BaseModel):
@@ -37,7 +39,22 @@ class ModelConfig(Section):
 class StoreConfig(Section):
     """Durable shards, one log each."""
 
-    backend: Literal["lmdb"] = Field("lmdb", description="where the log of a shard is kept")
+    backend: Literal["lmdb", "jsonl", "redis"] = Field("lmdb", description="where the log of a shard is kept")
+    redis_url: str = Field(
+        "redis://127.0.0.1:6379/0", description="redis:// or rediss://, without a password"
+    )
+    redis_password: str | None = Field(
+        None, description="where the server's password is: env:NAME or file:PATH; none: no password"
+    )
+    redis_prefix: str = Field("sharpwave", min_length=1, description="begins every key; one a store")
+    redis_durability: Literal["always", "everysec"] = Field(
+        "always",
+        description="what a write waits for; everysec may lose the last second of a server that dies",
+    )
+    redis_replicas: int = Field(0, ge=0, description="replicas that must confirm a write, beside the server")
+    redis_deadline_s: float = Field(
+        10.0, gt=0.0, description="how long an unreachable server is tried before the log stops"
+    )
     anchor_bits: Literal[64, 256] = Field(64, description="256 where the chain must resist a forger")
     chain_key: str | None = Field(
         None, description="where the chain's secret key is: env:NAME or file:PATH; none: no key"
@@ -53,6 +70,16 @@ class StoreConfig(Section):
     salience_rate: float = Field(
         0.3, gt=0.0, le=1.0, description="weight of a new divergence in salience's moving average"
     )
+
+    @field_validator("redis_url")
+    @classmethod
+    def _without_password(cls, url: str) -> str:
+        if not re.fullmatch(r"rediss?://([^:@/]+@)?([\w.-]+|\[[\da-f:]+\])(:\d+)?(/\d*)?", url):
+            raise ValueError(
+                "must be redis://[user@]host:port/db, or rediss:// for TLS; no password, since it is "
+                "written into every run: set store.redis_password"
+            )
+        return url
 
 
 class EmbedConfig(Section):
@@ -225,4 +252,5 @@ def _explain(error: ValidationError) -> InvalidInput:
         return InvalidInput(
             f"unknown config key {where!r}; valid here: {', '.join(sorted(fields))}", param=where
         )
-    return InvalidInput(f"config {where} = {first['input']!r}: {first['msg']}", param=where)
+    shown = "(hidden)" if where in _MAY_BE_SECRET else repr(first["input"])
+    return InvalidInput(f"config {where} = {shown}: {first['msg']}", param=where)

@@ -2,6 +2,8 @@
 
 - `base.py`: the `Log` protocol, `Operation`, and what every backend does alike. Open it first
 - `lmdb.py`: the default, one LMDB file in a folder that one process owns
+- `jsonl.py`: lines of text that a person can read; `text.py` says what a line looks like
+- `redis.py`: in a redis-server, for clusters; `server.py` sees to what that server keeps
 
 A caller goes through three steps, one thread at a time: `seen` (has this `op_id` been done?), `stage`
 (the records, chained and numbered, nothing written), `commit` (a batch of operations, one fsync).
@@ -15,7 +17,9 @@ from typing import Any
 from common.config import StoreConfig
 from common.keys import read_key
 from stores.logs.base import Log, Operation
+from stores.logs.jsonl import JsonlLog
 from stores.logs.lmdb import LmdbLog
+from stores.logs.redis import RedisLog
 from stores.record import Chain
 
 __all__ = ["Log", "Operation", "open_log"]
@@ -29,6 +33,10 @@ def open_log(path: Path, *, config: StoreConfig, identity: Mapping[str, Any], wa
     where another process owns it, `Conflict` where it is another's, `StoreCorrupt` where it is no log of
     ours, `InvalidInput` where the chain's key is missing.
     """
+    if config.backend == "jsonl":
+        return JsonlLog(path, identity=identity, chain=chain_of(config), wait_s=wait_s)
+    if config.backend == "redis":
+        return RedisLog(path, config=config, identity=identity, chain=chain_of(config))
     return LmdbLog(
         path,
         map_size_bytes=config.map_size_bytes,

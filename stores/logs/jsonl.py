@@ -1,0 +1,321 @@
+"""A log that a person can read: one JSON object a line, only ever appended to.
+
+    folder/log.jsonl   the log                          folder/owner.lock   who owns it
+    folder/synced      how much of it is surely on disk
+
+    {"record": 7, "op": "put", ..., "body": {...}, "vector": base64, "crc": "1f2e3d4c"}
+    {"commit": 5, "op_id": ..., "request": ..., "result": ..., "erase": [2], "crc": ...}
+    {"state": {"seq": 7, "anchor": ..., "epoch": 3, ...}, "crc": ...}
+
+An operation is its records and its commit line; a batch of operations ends with a state line and one
+fsync. What stands behind the last state line is the rest of a batch that a crash cut off: nobody was told
+that it was written, and opening cuts it away. `synced` tells that apart from damage: it is written after
+every fsync, before anybody is told, so a line that cannot be read within that length was once whole.
+
+Erased records keep their lines until `scrub` writes the file anew without the content.
+"""
+
+import io
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from common.errors import NotReady, StoreCorrupt
+from common.files import sync_folder
+from stores import record as records
+from stores.logs import base, text
+from stores.logs.base import BaseLog, Operation
+from stores.logs.lmdb import lock_file
+from stores.record import PLAIN, Chain, Record
+
+_COPY_BYTES = 1 << 20
+
+
+@dataclass(slots=True)
+class _Contents:
+    """What a log file holds: its last `meta`, where results are, what is erased, where its batches end."""
+
+    meta: dict[str, Any] | None = None
+    results: OrderedDict[str, tuple[int, int]] = field(default_factory=OrderedDict)  # op_id -> offset, bytes
+    erased: set[int] = field(default_factory=set)  # records whose lines still hold content
+    end: int = 0
+
+    def take_all(self, lines: Iterable[tuple[str | None, bytes, int]]) -> None:
+        """Add lines: their kind, their text, their offset."""
+        for kind, line, offset in lines:
+            self._take(kind, line, offset)
+
+    def _take(self, kind: str | None, line: bytes, offset: int) -> None:
+        if kind == "commit":
+            commit = json.loads(line)
+            self.results[commit["op_id"]] = offset, len(line)
+            if len(self.results) > base.RESULTS_KEPT:
+                self.results.popitem(last=False)
+            self.erased.update(commit["erase"])
+        elif kind == "state":
+            self.meta = json.loads(line)["state"]
+            self.end = offset + len(line)
+            if not self.scrub_due:
+                self.erased.clear()
+
+    @property
+    def scrub_due(self) -> bool:
+        return bool(self.meta and self.meta["scrub_due"])
+
+
+class JsonlLog(BaseLog):
+    """See `Log` for what the methods do."""
+
+    def __init__(
+        self, path: Path, *, identity: Mapping[str, Any], chain: Chain = PLAIN, wait_s: float = 0.0
+    ) -> None:
+        """Own the folder; see `open_log` for the arguments and what it raises."""
+        super().__init__(path, identity=identity, chain=chain)
+        self._file, self._draft = path / "log.jsonl", path / "log.jsonl.new"
+        self._log: BinaryIO | None = None
+        path.mkdir(parents=True, exist_ok=True)
+        self._owner = lock_file(path / "owner.lock", wait_s)
+        try:
+            self._draft.unlink(missing_ok=True)  # a rewrite that a crash cut off
+            self._open()
+            self._append([text.state(self._begin_epoch(self._contents.meta))])
+            if self.scrub_due:
+                self.scrub()
+        except OSError as error:
+            self.close()
+            raise NotReady(f"log {path} cannot be opened: {error}") from error
+        except BaseException:
+            self.close()
+            raise
+
+    def seen(self, op_id: str, request: str) -> Any:
+        base.op_key(op_id)
+        log, found = self._opened(), self._contents.results.get(op_id)
+        if found is None:
+            return None
+        offset, size = found
+        line = os.pread(log.fileno(), size, offset)
+        if text.kind(line) != "commit":
+            raise StoreCorrupt(f"the result of operation {op_id!r} fails its checksum: restore this shard")
+        return base.unpack_result(line, op_id, request)
+
+    def commit(self, operations: Sequence[Operation]) -> None:
+        self._check_writable()
+        self._opened()
+        first, lines = self._meta["commits"] + 1, []
+        for number, operation in enumerate(operations, start=first):
+            lines += [text.encode(record) for record in operation.records]
+            lines.append(text.commit(number, operation))
+        lines.append(text.state(self._after(operations)))
+        if not self._owns_file():
+            raise self._fenced()
+        try:
+            self._append(lines)
+        except OSError as error:
+            raise self._stopped(error) from error
+
+    def records(self, after: int = 0) -> Iterator[Record]:
+        last, last_anchor, erased = self.seq, self.anchor, self._contents.erased
+        expected, anchor = 1, self.chain.genesis
+        with self._reader() as file:
+            for line in file:
+                kind = text.kind(line)
+                if kind is None:
+                    raise text.broken(line, expected, f"log {self.path}")
+                if kind != "record":
+                    continue
+                record = text.decode(line)
+                if record.seq != expected:
+                    break
+                anchor, expected = record.anchor, expected + 1
+                if record.seq > after:
+                    yield records.erase(record) if record.seq in erased else record
+        if (expected, anchor) != (last + 1, last_anchor):
+            raise StoreCorrupt(f"log {self.path}: record {expected} is missing; the last is {last}")
+
+    def scrub(self) -> bool:
+        """Write the file anew without erased content and results that are no longer kept. A crash leaves
+        the old file or the new one. False where the disk has no room: it stays due."""
+        meta = {**self._meta, "scrub_due": False}
+        try:
+            with self._draft.open("wb") as fresh:
+                for line in self._alive():
+                    fresh.write(line)
+                fresh.write(text.state(meta))
+                fresh.flush()
+                os.fsync(fresh.fileno())
+                self._note_synced(fresh.fileno(), fresh.tell())
+        except OSError:
+            self._draft.unlink(missing_ok=True)
+            return False
+        os.replace(self._draft, self._file)
+        self._open()
+        return True
+
+    def close(self) -> None:
+        if self._log is not None:
+            self._log.close()
+        if not self._owner.closed:
+            self._owner.close()
+
+    # The file
+
+    def _open(self) -> None:
+        """Read what the file holds, cut off what a crash left behind it, and sync the rest."""
+        if self._log is not None:
+            self._log.close()
+        handle = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o666)
+        self._log = os.fdopen(handle, "r+b", buffering=0)
+        synced = self._synced()
+        with _reader(handle, os.fstat(handle).st_size) as file:
+            self._contents = _scan(file, synced, self.path)
+        if self._contents.meta is not None:
+            self._meta = self._contents.meta
+        self._log.truncate(self._contents.end)
+        self._write_again(min(synced, self._contents.end))
+        sync_folder(self.path)
+        sync_folder(self.path.parent)
+
+    def _write_again(self, start: int) -> None:
+        """Write the bytes from `start` on over themselves: should a former owner's fsync have failed, then
+        ours would succeed without writing them."""
+        log = self._opened().fileno()
+        for offset in range(start, self._contents.end, _COPY_BYTES):
+            piece = os.pread(log, min(_COPY_BYTES, self._contents.end - offset), offset)
+            _write(log, piece, offset)
+        self._sync(self._contents.end)
+
+    def _append(self, lines: Sequence[bytes]) -> None:
+        """One batch; when it returns, the batch is on disk and counted in."""
+        start = self._contents.end
+        _write(self._opened().fileno(), b"".join(lines), start)
+        offsets = [*accumulate(map(len, lines), initial=start)]
+        self._sync(offsets[-1])
+        self._contents.take_all(zip(map(text.kind, lines), lines, offsets, strict=False))
+        assert self._contents.meta is not None, "a batch ends with a state line"
+        self._meta = self._contents.meta
+
+    def _sync(self, end: int) -> None:
+        log = self._opened()
+        os.fsync(log.fileno())
+        self._note_synced(log.fileno(), end)
+
+    def _note_synced(self, log: int, size: int) -> None:
+        """Say that so many bytes are on disk. The note is not synced itself: an older one is still true."""
+        note = b"file %020d bytes %020d\n" % (os.fstat(log).st_ino, size)
+        handle = os.open(self.path / "synced", os.O_WRONLY | os.O_CREAT, 0o666)
+        try:
+            os.pwrite(handle, note, 0)
+        finally:
+            os.close(handle)
+
+    def _synced(self) -> int:
+        """How many bytes of this very file were once synced, as far as is known."""
+        try:
+            _, inode, _, size = (self.path / "synced").read_bytes().split()
+            return int(size) if int(inode) == self._file.stat().st_ino else 0
+        except (OSError, ValueError):
+            return 0
+
+    def _owns_file(self) -> bool:
+        """Should the file lock fail us, say on a network disk, a newer owner's lines still tell."""
+        try:
+            now, ours = self._file.stat(), os.fstat(self._opened().fileno())
+        except FileNotFoundError:
+            return False
+        return (now.st_ino, now.st_size) == (ours.st_ino, self._contents.end)
+
+    def _opened(self) -> BinaryIO:
+        if self._log is None or self._log.closed:
+            raise NotReady(f"log {self.path} is closed", code="log_closed")
+        return self._log
+
+    def _reader(self) -> BinaryIO:
+        return _reader(self._opened().fileno(), self._contents.end)
+
+    def _alive(self) -> Iterator[bytes]:
+        """The lines that a rewritten file has."""
+        offset, kept = 0, {*self._contents.results.values()}
+        with self._reader() as file:
+            for line in file:
+                kind, place = text.kind(line), (offset, len(line))
+                if kind is None:
+                    raise StoreCorrupt(f"log {self.path}: the line at byte {offset} fails its checksum")
+                if kind == "record" and (record := text.decode(line)).seq in self._contents.erased:
+                    yield text.encode(records.erase(record))
+                elif kind == "commit" and place not in kept:
+                    yield text.without_result(line)
+                else:
+                    yield line
+                offset += len(line)
+
+
+def _scan(file: BinaryIO, synced: int, path: Path) -> _Contents:
+    """What the file holds up to its last whole batch.
+
+    A batch with a broken line is damage where it lies within the `synced` bytes or has something behind
+    it, since a batch begins when the one before is on disk: `records` will name it. Else it was never
+    whole. Raises `StoreCorrupt` where the file ends too early, or is none of ours.
+    """
+    contents = _Contents()
+    batch: list[tuple[str | None, bytes, int]] = []
+    doubtful: list[tuple[str | None, bytes, int]] = []
+    offset = 0
+    for line in file:
+        if not offset and not text.START.startswith(line[: len(text.START)].rstrip(b"\0")):
+            raise StoreCorrupt(f"log {path}: log.jsonl is no log of ours")
+        batch.append((text.kind(line), line, offset))
+        offset += len(line)
+        if batch[-1][0] == "state":
+            contents.take_all(doubtful)
+            whole = offset <= synced or all(kind for kind, _, _ in batch)
+            doubtful = [] if whole else batch
+            contents.take_all(batch if whole else [])
+            batch = []
+    if batch:
+        contents.take_all(doubtful)
+    if contents.end < synced:
+        seq = contents.meta["seq"] + 1 if contents.meta else 1
+        reason = f"{synced - contents.end} bytes behind byte {contents.end} are damaged or missing"
+        raise StoreCorrupt(
+            f"log {path}: record {seq} is missing: {reason}; restore this shard from a copy",
+            fault={"seq": seq, "op": None, "op_id": None, "reason": reason},
+        )
+    return contents
+
+
+class _Span(io.RawIOBase):
+    """An open file up to `end`, read at a place of its own: others read, append and rewrite meanwhile."""
+
+    def __init__(self, file: int, end: int) -> None:
+        self._handle, self._place, self._end = os.dup(file), 0, end
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        piece = os.pread(self._handle, min(len(buffer), self._end - self._place), self._place)
+        buffer[: len(piece)] = piece
+        self._place += len(piece)
+        return len(piece)
+
+    def close(self) -> None:
+        if not self.closed:
+            os.close(self._handle)
+        super().close()
+
+
+def _reader(file: int, end: int) -> BinaryIO:
+    return io.BufferedReader(_Span(file, end), _COPY_BYTES)
+
+
+def _write(file: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(file, view, offset)
+        view, offset = view[written:], offset + written

@@ -1,0 +1,191 @@
+"""A log in a redis-server: a shard may restart on any node that reaches it.
+
+There is no lock: whoever opens the log takes the next epoch, and the one before is refused from then on.
+A batch is one Lua script, which the server runs alone and writes to its append-only file whole. The
+script compares epoch and number of operations with what the owner last saw, so that a batch whose answer
+was lost on the way can be sent again: if it arrived, the script finds its own result and changes nothing.
+
+    PREFIX:{NAME}:meta      epoch, commits; meta, one JSON object: seq, anchor, counters, ...
+    PREFIX:{NAME}:log       seq -> record
+    PREFIX:{NAME}:results   op_id -> answer          PREFIX:{NAME}:order   operation number -> op_id
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from redis.client import Pipeline
+from redis.exceptions import OutOfMemoryError, RedisError
+
+from common.config import StoreConfig
+from common.errors import NotReady, StoreCorrupt
+from stores import record as records
+from stores.logs import base
+from stores.logs.base import BaseLog, Operation
+from stores.logs.server import Server
+from stores.record import PLAIN, Chain, Record
+
+_CHUNK = 128  # records read at once
+_COMMIT = """
+local meta, log, results, order = unpack(KEYS)
+local epoch, before, after, state, kept = unpack(ARGV, 1, 5)
+local owner = redis.call('HGET', meta, 'epoch')
+if not owner then return 'moved' end
+if owner ~= epoch then return 'fenced' end
+local found = redis.call('HGET', meta, 'commits')
+if found ~= before and found ~= after then return 'moved' end
+redis.call('HSET', meta, 'commits', after, 'meta', state)
+if found == after then return 'done' end
+local place, rows = 7, tonumber(ARGV[6])
+for _ = 1, rows do
+    redis.call('HSET', log, ARGV[place], ARGV[place + 1])
+    place = place + 2
+end
+while place < #ARGV do
+    local number, op_id, answer = unpack(ARGV, place, place + 2)
+    redis.call('HSET', results, op_id, answer)
+    redis.call('HSET', order, number, op_id)
+    local old = string.format('%.0f', number - kept)
+    local oldest = redis.call('HGET', order, old)
+    if oldest then
+        redis.call('HDEL', results, oldest)
+        redis.call('HDEL', order, old)
+    end
+    place = place + 3
+end
+return 'done'
+"""
+
+
+class RedisLog(BaseLog):
+    """See `Log` for what the methods do."""
+
+    def __init__(
+        self, path: Path, *, config: StoreConfig, identity: Mapping[str, Any], chain: Chain = PLAIN
+    ) -> None:
+        """Take the log over from whoever had it; see `open_log` for the arguments and what it raises.
+
+        `path` only names the log: nothing is kept there.
+        """
+        super().__init__(path, identity=identity, chain=chain)
+        tag = f"{config.redis_prefix}:{{{_name(path, config)}}}"
+        self._keys = [f"{tag}:{part}" for part in ("meta", "log", "results", "order")]
+        self._meta_key, self._log_key, self._results_key, _ = self._keys
+        self._closed = False
+        self._server = Server(config)
+        try:
+            self._meta = self._server.call(
+                lambda client: client.transaction(self._take_over, self._meta_key, value_from_callable=True)
+            )
+            self._write(self._meta)  # so that the replicas know of the epoch
+            if self.scrub_due:
+                self.scrub()
+        except BaseException:
+            self.close()
+            raise
+
+    def seen(self, op_id: str, request: str) -> Any:
+        base.op_key(op_id)
+        raw = self._ask(lambda client: client.hget(self._results_key, op_id))
+        if raw is None:
+            return None
+        kept = records.unseal(raw, f"the result of operation {op_id!r}")
+        return base.unpack_result(kept, op_id, request)
+
+    def commit(self, operations: Sequence[Operation]) -> None:
+        self._check_writable()
+        rows = self._rows(operations)
+        results: list[Any] = []
+        for number, operation in enumerate(operations, start=self._meta["commits"] + 1):
+            results += [number, operation.op_id, records.seal(base.pack_result(operation))]
+        self._write(self._after(operations), rows, results)
+
+    def records(self, after: int = 0) -> Iterator[Record]:
+        last, last_anchor, anchor = self.seq, self.anchor, None
+        for start in range(after + 1, last + 1, _CHUNK):
+            numbers = range(start, min(start + _CHUNK, last + 1))
+            for seq, raw in zip(numbers, self._read(numbers), strict=True):
+                if raw is None:
+                    raise StoreCorrupt(f"log {self.path}: record {seq} is missing; the last is {last}")
+                record = records.decode(raw, seq)
+                yield record
+                anchor = record.anchor
+        if anchor not in (None, last_anchor):
+            raise StoreCorrupt(f"log {self.path}: record {last} is not the one that was written last")
+
+    def scrub(self) -> bool:
+        """Have the server, and its replicas, write their files anew. False where one could not: it stays
+        due, and the next erasure or open tries again."""
+        if not self._server.rewrite_files():
+            return False
+        self._write({**self._meta, "scrub_due": False})
+        return True
+
+    def close(self) -> None:
+        self._closed = True
+        if hasattr(self, "_server"):
+            self._server.close()
+
+    def _take_over(self, pipe: Pipeline) -> dict[str, Any]:
+        """The `meta` of our epoch; the transaction fails and begins again should another be faster."""
+        raw = pipe.hget(self._meta_key, "meta")
+        found = None if raw is None else json.loads(records.unseal(raw, f"the meta of log {self.path}"))
+        meta = self._begin_epoch(found)
+        pipe.multi()
+        values = {"epoch": meta["epoch"], "commits": meta["commits"], "meta": _pack(meta)}
+        pipe.hset(self._meta_key, mapping=values)
+        return meta
+
+    def _write(
+        self, meta: dict[str, Any], rows: Mapping[int, bytes] = {}, results: Sequence[Any] = ()
+    ) -> None:
+        """One batch, which leaves `meta`; confirmed when it returns, and done once however often sent."""
+        pairs = [part for row in rows.items() for part in row]
+        before, after = self._meta["commits"], meta["commits"]
+        command = ("EVAL", _COMMIT, len(self._keys), *self._keys, self.epoch, before, after, _pack(meta))
+        command += (base.RESULTS_KEPT, len(rows), *pairs, *results)
+        try:
+            answer = self._ask(lambda client: self._server.confirmed(client, *command))
+        except OutOfMemoryError as error:  # found before anything is written: the log goes on
+            raise NotReady(
+                f"log {self.path}: {self._server.name} is full; raise its maxmemory", code="store_full"
+            ) from error
+        except (RedisError, NotReady) as error:
+            raise self._stopped(error) from error
+        if answer == b"fenced":
+            raise self._fenced()
+        if answer == b"moved":
+            raise self._stopped(RuntimeError("the server holds another state than the one this owner left"))
+        self._meta = meta
+
+    def _rows(self, operations: Sequence[Operation]) -> dict[int, bytes]:
+        """What the log holds at each number that these operations change."""
+        rows = {
+            record.seq: records.encode(record) for operation in operations for record in operation.records
+        }
+        erase = [seq for operation in operations for seq in operation.erase]
+        stored = [seq for seq in erase if seq not in rows]
+        found = dict(zip(stored, self._read(stored), strict=True)) if stored else {}
+        for seq in erase:
+            raw = rows.get(seq) or found.get(seq) or b""
+            rows[seq] = records.encode(records.erase(records.decode(raw, seq)))
+        return rows
+
+    def _read(self, numbers: Sequence[int]) -> list[bytes | None]:
+        return self._ask(lambda client: client.hmget(self._log_key, [*numbers]))
+
+    def _ask(self, ask: Callable[[Any], Any]) -> Any:
+        if self._closed:
+            raise NotReady(f"log {self.path} is closed", code="log_closed")
+        return self._server.call(ask)
+
+
+def _name(path: Path, config: StoreConfig) -> str:
+    """The log's name on every node: its place in the store's folder."""
+    folder, place = Path(config.dir).expanduser().resolve(), path.resolve()
+    return str(place.relative_to(folder)) if place.is_relative_to(folder) else place.name
+
+
+def _pack(meta: Mapping[str, Any]) -> bytes:
+    return records.seal(json.dumps(meta).encode())

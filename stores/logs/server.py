@@ -1,0 +1,194 @@
+"""One redis-server as the keeper of logs: reaching it, what it promises, and its files.
+
+A server may keep far less than its clients believe. So nothing is written before its settings have been
+looked at, and they are looked at again after every lost connection: it may have come back as another.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NoReturn, TypeVar
+from urllib.parse import urlsplit
+
+import redis
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, ReadOnlyError, RedisError, ResponseError
+from redis.retry import Retry
+
+from common.config import StoreConfig
+from common.errors import NotReady
+from common.keys import read_key
+
+REWRITE_DEADLINE_S = 600.0
+_PAUSE_S = 0.05
+_KEEP_ALL = ("noeviction", "volatile-lru", "volatile-lfu", "volatile-random", "volatile-ttl")
+_FILES = (  # command, what runs while it does, how it went
+    ("bgrewriteaof", "aof_rewrite_in_progress", "aof_last_bgrewrite_status"),
+    ("bgsave", "rdb_bgsave_in_progress", "rdb_last_bgsave_status"),
+)
+T = TypeVar("T")
+
+
+class TooFewReplicas(RedisError):
+    """The write is on the server, but not on as many replicas as it must be."""
+
+
+class Server:
+    """Safe for many threads."""
+
+    def __init__(self, config: StoreConfig) -> None:
+        """Raises `NotReady` where it does not answer in time, refuses us, or keeps less than it must."""
+        self._durability = config.redis_durability
+        self._replicas = config.redis_replicas
+        self._deadline_s = config.redis_deadline_s
+        where = urlsplit(config.redis_url)
+        self.name = f"redis-server {where.hostname}:{where.port or 6379}"
+        secret = config.redis_password
+        password = secret and read_key(secret, "store.redis_password", at_least=1, at_most=512).decode()
+        self._client = redis.Redis.from_url(
+            config.redis_url,
+            password=password,
+            socket_timeout=self._deadline_s / 4,  # time is left to look whether the write arrived
+            socket_connect_timeout=self._deadline_s / 4,
+            retry=Retry(NoBackoff(), 0),  # `call` tries again, knowing what may be sent twice
+        )
+        self._trusted = False
+        self._has_waitaof = False
+        self.call(lambda client: client.ping())
+
+    def call(self, ask: Callable[[redis.Redis], T]) -> T:
+        """What `ask` answers; it is asked again until the deadline while the server cannot be reached, so
+        it must do no harm when it has been done before. Raises `NotReady` after that: then it is unknown
+        whether it was done. Other errors of the server come through."""
+        deadline = time.monotonic() + self._deadline_s
+        while True:
+            try:
+                if not self._trusted:
+                    self._check(self._client)
+                    self._trusted = True
+                return ask(self._client)
+            except AuthenticationError:
+                raise NotReady(
+                    f"{self.name} refuses us; set store.redis_password, and the user in store.redis_url",
+                    code="log_forbidden",
+                ) from None
+            except (redis.ConnectionError, redis.TimeoutError, ReadOnlyError, TooFewReplicas) as error:
+                self._trusted = False
+                if time.monotonic() > deadline:
+                    reason = f"{self.name} did not answer within {self._deadline_s:g} s ({error})"
+                    raise NotReady(reason, code="log_unreachable") from None
+            time.sleep(_PAUSE_S)
+
+    def confirmed(self, client: redis.Redis, *command: Any) -> Any:
+        """The answer to a writing command once as many replicas have it as the configuration wants."""
+        if not self._replicas:
+            return client.execute_command(*command)
+        patience_ms = max(1, int(self._deadline_s / 8 * 1000))  # less than the socket's
+        with client.pipeline(transaction=False) as pipe:  # the counts are those of one connection's writes
+            pipe.execute_command(*command)
+            if self._has_waitaof:
+                pipe.waitaof(1, self._replicas, patience_ms)
+            else:
+                pipe.wait(self._replicas, patience_ms)
+            answer, counts = pipe.execute()
+        local, replicas = counts if self._has_waitaof else (1, counts)
+        if not local or replicas < self._replicas:
+            raise TooFewReplicas(f"{replicas} of {self._replicas} replicas confirmed the write")
+        return answer
+
+    def rewrite_files(self) -> bool:
+        """Write the server's files, and its replicas', anew from what is alive, so that they hold nothing
+        erased. Costs them a copy of all their data. False where one could not."""
+        deadline = time.monotonic() + REWRITE_DEADLINE_S
+        try:
+            for client in (self._client, *self._replica_clients()):
+                if not _rewrite(client, deadline):
+                    return False
+        except RedisError:
+            return False
+        return True
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _replica_clients(self) -> Iterator[redis.Redis]:
+        """Each replica takes the server's user and password."""
+        for key, found in self._client.info("replication").items():
+            if key.startswith("slave") and isinstance(found, dict):
+                pool = self._client.connection_pool
+                options = {**pool.connection_kwargs, "host": found["ip"], "port": found["port"]}
+                with redis.ConnectionPool(pool.connection_class, **options) as replica:
+                    yield redis.Redis(connection_pool=replica)
+
+    def _check(self, client: redis.Redis) -> None:
+        """Raise `NotReady` naming the first setting that is weaker than what is configured here."""
+        info = client.info()
+        if info.get("cluster_enabled"):
+            self._refuse("cluster-enabled", "yes", "no", "a log needs one server, which may have replicas")
+        if info["role"] != "master":
+            raise redis.ConnectionError("it is a replica")  # a failover may be under way: try again
+        self._has_waitaof = _version(info) >= (7, 2)
+        syncs = ("always",) if self._durability == "always" else ("everysec", "always")
+        for name, allowed, why in (
+            ("appendonly", ("yes",), "without it a restart loses everything"),
+            ("appendfsync", syncs, f"store.redis_durability is {self._durability}"),
+            ("no-appendfsync-on-rewrite", ("no",), "else it stops syncing while it rewrites its file"),
+            ("maxmemory-policy", _KEEP_ALL, "else it drops records when memory is short"),
+        ):
+            value = self._setting(client, name)
+            if value not in allowed:
+                self._refuse(name, value, allowed[0], why)
+
+    def _setting(self, client: redis.Redis, name: str) -> str:
+        try:
+            answer = client.execute_command("CONFIG", "GET", name)
+        except ResponseError as error:
+            raise NotReady(
+                f"{self.name} forbids CONFIG GET ({error}), so what it keeps cannot be checked; "
+                "allow it to our user (ACL SETUSER ... +config|get)",
+                code="log_forbidden",
+            ) from None
+        values = [*answer.values()] if isinstance(answer, dict) else answer[1:]
+        return values[0].decode() if isinstance(values[0], bytes) else str(values[0])
+
+    def _refuse(self, name: str, value: str, wanted: str, why: str) -> NoReturn:
+        raise NotReady(
+            f"{self.name} has {name} {value}; {why}: set {name} {wanted} in its redis.conf, or by "
+            f"CONFIG SET {name} {wanted} and CONFIG REWRITE",
+            code="log_weak",
+        )
+
+
+def _version(info: Mapping[str, Any]) -> tuple[int, ...]:
+    return tuple(int(part) for part in info["redis_version"].split(".")[:2])
+
+
+def _rewrite(client: redis.Redis, deadline: float) -> bool:
+    """Rewrite one server's append-only file and its snapshot: there may be one, from whenever."""
+    for command, running, outcome in _FILES:
+        if command == "bgrewriteaof" and not client.info("persistence")["aof_enabled"]:
+            continue
+        begun = False
+        while True:
+            info = client.info("persistence")
+            if begun and not info[running] and not info["aof_rewrite_scheduled"]:
+                break
+            if time.monotonic() > deadline:
+                return False
+            begun = begun or _begin(client, command, info)
+            time.sleep(_PAUSE_S)
+        if info[outcome] != "ok":
+            return False
+    return True
+
+
+def _begin(client: redis.Redis, command: str, info: Mapping[str, Any]) -> bool:
+    """Begin, unless it is at something already: that may have begun before the erasure."""
+    if info["aof_rewrite_in_progress"] or info["rdb_bgsave_in_progress"] or info["aof_rewrite_scheduled"]:
+        return False
+    try:
+        client.execute_command(command)
+    except ResponseError as error:
+        if "in progress" in str(error):
+            return False
+        raise
+    return True
