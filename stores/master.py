@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from common.errors import Conflict, InvalidInput, StoreCorrupt
 from common.files import sync_folder, write_bytes, write_json
+from common.keys import read_key
 
 FORMAT = 1
 MASTER_PREFIX = "sharpwave-master-1:"
@@ -59,6 +60,11 @@ def parse_master(text: bytes | str, source: str) -> MasterKey:
             param="store.master_key",
         )
     return MasterKey(key)
+
+
+def read_master(source: str) -> MasterKey:
+    """The master key that `store.master_key` names: `env:NAME` or `file:PATH`. Raises `InvalidInput`."""
+    return parse_master(read_key(source, "store.master_key"), f"store.master_key = {source!r}")
 
 
 def write_master(path: Path, master: MasterKey) -> None:
