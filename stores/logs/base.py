@@ -181,6 +181,7 @@ class BaseLog:
                 body=spell(body),
                 vector=vector,
                 chain=self.chain,
+                parsed=body,
             )
             staged.append(record)
             anchor = record.anchor
