@@ -59,6 +59,13 @@ class StoreConfig(Section):
     chain_key: str | None = Field(
         None, description="where the chain's secret key is: env:NAME or file:PATH; none: no key"
     )
+    master_key: str | None = Field(
+        None,
+        description="encrypts the stores: where the master key is, env:NAME or file:PATH; none: no encryption",
+    )
+    keys_dir: str | None = Field(
+        None, description="folder of the wrapped data keys, to be backed up apart; none: beside each log"
+    )
     dir: str = Field(".sharpwave", description="folder of shards, KV blocks, adapters and instance state")
     shards: int = Field(2, ge=1, le=1024, description="of a new store; `sharpwave reshard` changes them")
     spread: int = Field(4, ge=1, le=1024, description="shards that one namespace uses, where there are as many")

@@ -45,7 +45,7 @@ class RedisServer:
     def start(self) -> None:
         lines = {"bind": "127.0.0.1", "port": self.port, "dir": f'"{self.folder}"', **self.settings}
         conf = self.folder / "redis.conf"
-        conf.write_text("".join(f'{name} {value or chr(34) * 2}\n' for name, value in lines.items()))
+        conf.write_text("".join(f"{name} {value or chr(34) * 2}\n" for name, value in lines.items()))
         with (self.folder / "server.log").open("ab") as output:
             self.process = subprocess.Popen(
                 [executable(), str(conf)],

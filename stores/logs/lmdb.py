@@ -15,7 +15,7 @@ import shutil
 import socket
 import struct
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,8 +137,15 @@ class LmdbLog(BaseLog):
             databases = [(old, fresh.open_db(name)) for name, old in self._databases.items()]
             with self._env.begin() as source, fresh.begin(write=True) as target:
                 for old, new in databases:
-                    target.cursor(new).putmulti(source.cursor(old), append=True)
+                    rows = source.cursor(old)
+                    alive = self._rewritten_rows(rows) if old is self._log and self.rewrite else rows
+                    target.cursor(new).putmulti(alive, append=True)
                 _write_meta(target, meta)
+
+    def _rewritten_rows(self, rows: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
+        for key, raw in rows:
+            record = records.decode(raw, *_NUMBER.unpack(key))
+            yield key, records.encode(self._rewritten(record))
 
     def close(self) -> None:
         """Give the folder back. Closing twice is fine."""

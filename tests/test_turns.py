@@ -1,0 +1,200 @@
+import json
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from common.errors import InvalidInput
+from stores import record as records
+from stores.record import Op
+from stores.turns import ROLES, Turns, format_transcript, parse_transcript
+
+NOW = 1_700_000_000.0
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r"), max_size=30)
+given_turns = st.lists(st.fixed_dictionaries({"role": st.sampled_from(ROLES), "text": texts}), max_size=4)
+conversations = st.sampled_from(["c1", "c2"])
+
+
+def apply(turns, operation, seq=1):
+    """Through the log's own record and back."""
+    body = json.dumps(operation).encode()
+    record = records.make(
+        Op.TURNS, seq=seq, epoch=1, time=NOW, op_id="o", previous=bytes(8), body=body, vector=b""
+    )
+    turns.apply(record, record.content())
+
+
+def said(turns):
+    return [(turn["role"], turn["text"]) for turn in turns]
+
+
+class TurnsAgainstLists(RuleBasedStateMachine):
+    """Any operations leave what a plain list would hold; and so does their replay from JSON."""
+
+    def __init__(self):
+        super().__init__()
+        self.turns, self.model, self.log = Turns(), {"c1": [], "c2": []}, []
+
+    def do(self, operation):
+        if operation is not None:
+            self.log.append(operation)
+            apply(self.turns, operation, len(self.log))
+
+    @rule(name=conversations, fresh=given_turns, limit=st.integers(0, 5))
+    def push(self, name, fresh, limit):
+        operation, answer = self.turns.plan_push(name, fresh, now=NOW, limit=limit)
+        assert said(self.turns.peek(name, 99)) == self.model[name], "planning changes nothing"
+        self.do(operation)
+        whole = self.model[name] + said(fresh)
+        self.model[name] = whole[-limit:] if limit else whole
+        left = len(self.model[name])
+        assert answer == {"pushed": len(fresh), "length": left, "dropped": len(whole) - left}
+
+    @rule(name=conversations)
+    def pop(self, name):
+        operation, answer = self.turns.plan_pop(name)
+        self.do(operation)
+        if self.model[name]:
+            wanted = self.model[name].pop()
+            assert said([self.turns.popped(name, answer["popped"])]) == [wanted]
+        else:
+            assert operation is None and answer["popped"] is None
+
+    @rule(name=conversations, n=st.integers(0, 8))
+    def rewind(self, name, n):
+        operation, answer = self.turns.plan_rewind(name, n)
+        self.do(operation)
+        removed = min(n, len(self.model[name]))
+        self.model[name] = self.model[name][: len(self.model[name]) - removed]
+        assert answer == {"removed": removed, "length": len(self.model[name])}
+
+    @invariant()
+    def holds_what_the_list_holds(self):
+        replayed = Turns()
+        for seq, operation in enumerate(self.log, start=1):
+            apply(replayed, operation, seq)
+        for name, turns in self.model.items():
+            for view in (self.turns, replayed):
+                assert said(view.peek(name, 99)) == turns and view.length(name) == len(turns)
+                assert said(view.peek(name, 2)) == turns[-2:] and view.peek(name, 0) == []
+            numbers = [turn["number"] for turn in self.turns.peek(name, 99)]
+            assert numbers == sorted(set(numbers))
+            assert replayed.records(name) == self.turns.records(name)
+
+
+TestTurnsAgainstLists = TurnsAgainstLists.TestCase
+
+
+def test_fifty_thousand_turns_are_pushed_popped_and_rewound_without_recursion():
+    turns = Turns()
+    deep = sys.getrecursionlimit()
+    sys.setrecursionlimit(200)
+    try:
+        for start in range(0, 50_000, 1000):
+            fresh = [{"role": "user", "text": str(i)} for i in range(start, start + 1000)]
+            apply(turns, turns.plan_push("c", fresh, now=NOW)[0])
+        for i in range(100):
+            operation, answer = turns.plan_pop("c")
+            apply(turns, operation)
+            assert turns.popped("c", answer["popped"])["text"] == str(49_999 - i)
+        operation, answer = turns.plan_rewind("c", 49_000)
+        apply(turns, operation)
+    finally:
+        sys.setrecursionlimit(deep)
+    assert answer == {"removed": 49_000, "length": 900}
+    assert [turn["text"] for turn in turns.peek("c", 2)] == ["898", "899"]
+
+
+def test_replay_is_right_where_earlier_pushes_were_erased():
+    """Forgotten records are skipped on replay; what came after must not lean on them."""
+    turns, log = Turns(), []
+
+    def do(operation):
+        log.append(operation)
+        apply(turns, operation, len(log))
+
+    do(turns.plan_push("c", [{"role": "user", "text": "old"}] * 3, now=NOW)[0])
+    do(turns.plan_pop("c")[0])
+    erased = turns.records("c")
+    assert erased == [1, 2] and turns.forget("c") == 2 and turns.conversations == []
+    do(turns.plan_push("c", [{"role": "user", "text": f"new {i}"} for i in range(3)], now=NOW)[0])
+    do(turns.plan_rewind("c", 1)[0])
+
+    replayed = Turns()
+    for seq, operation in enumerate(log, start=1):
+        if seq not in erased:
+            apply(replayed, operation, seq)
+    assert replayed.peek("c", 9) == turns.peek("c", 9)
+    assert [turn["text"] for turn in turns.peek("c", 9)] == ["new 0", "new 1"]
+
+
+def test_answers_are_copies():
+    turns = Turns()
+    apply(turns, turns.plan_push("c", [{"role": "user", "text": "a"}], now=NOW)[0])
+    turns.peek("c")[0]["text"] = "changed"
+    assert turns.peek("c")[0]["text"] == "a"
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"role": "pirate", "text": "a"},
+        {"role": "user"},
+        {"role": "user", "text": "\ud800"},
+        "user: a",
+        {"x": 1},
+    ],
+)
+def test_a_bad_turn_is_named(bad):
+    with pytest.raises(InvalidInput, match=r"turns\[1\]"):
+        Turns().plan_push("c", [{"role": "user", "text": "a"}, bad], now=NOW)
+
+
+@pytest.mark.parametrize("n", [-1, True, 1.5, "2"])
+def test_a_bad_count_is_refused(n):
+    for call in (Turns().peek, Turns().plan_rewind):
+        with pytest.raises(InvalidInput):
+            call("c", n)
+
+
+# Transcripts
+
+
+@given(given_turns)
+def test_a_transcript_survives_its_text(turns):
+    assert parse_transcript(format_transcript(turns)) == turns
+
+
+def test_addresses_and_comments_inside_text_stay():
+    text = (
+        'user: fetch "http://example.org/a?b=c#d" // not a comment\n'
+        "http://example.org: is a line of its own\n"
+        'Assistant: {"url": "http://x//y"} /* kept */ é 漢字 👩‍🚀\n'
+        "note: this is no role\n"
+        "\\user: nor is this\n"
+        "user:"
+    )
+    assert parse_transcript(text) == [
+        {
+            "role": "user",
+            "text": 'fetch "http://example.org/a?b=c#d" // not a comment\n'
+            "http://example.org: is a line of its own",
+        },
+        {
+            "role": "assistant",
+            "text": '{"url": "http://x//y"} /* kept */ é 漢字 👩‍🚀\nnote: this is no role\nuser: nor is this',
+        },
+        {"role": "user", "text": ""},
+    ]
+
+
+def test_text_before_the_first_turn_is_named():
+    with pytest.raises(InvalidInput, match="line 2"):
+        parse_transcript("\nhttp://example.org\nuser: a")
+
+
+def test_ten_thousand_lines_parse_without_recursion():
+    turns = [{"role": "user", "text": f"http://{i}\n//{i}"} for i in range(10_000)]
+    assert parse_transcript(format_transcript(turns)) == turns
