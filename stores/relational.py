@@ -1,0 +1,355 @@
+"""The relational store: facts (subject, relation, object) with confidence, provenance and validity.
+
+A fact holds from `start` on (`valid_from`, or the time it was told) until it ends: where its newest telling
+says so (`valid_to`), where it was closed, or, for a functional relation, where a rival starts: a fact with
+the same subject and another object. The end by a rival is derived, so that a fact told late is filed where
+it belongs, and a fact whose rival is forgotten holds again.
+
+Names are compared by `names.normalise` and through aliases; a relation and its inverse are one relation.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+
+from stores import hops
+from stores.decision import Closing, Decision
+from stores.facts import (
+    ALIAS_RELATIONS,
+    FUNCTIONAL,
+    INVERSES,
+    Fact,
+    Json,
+    Key,
+    Telling,
+    Triple,
+    keys,
+    not_a_triple,
+)
+from stores.names import Aliases, Mentions, normalise, normalise_relation
+
+_AFTER_ALL = 1 << 62  # the `seq` of a fact that is only planned
+
+
+class FactGraph:
+    """The facts of one namespace. `plan` is pure; `add`, `aggregate`, `close` and `remove` apply records."""
+
+    def __init__(
+        self,
+        *,
+        functional: Iterable[str] = FUNCTIONAL,
+        inverses: Mapping[str, str] = INVERSES,
+        aliases: Mapping[str, str] | None = None,
+        default_confidence: float = 0.9,
+    ) -> None:
+        """`functional` relations have one object at a time; `inverses` map a relation to its reverse (to
+        itself where it is symmetric); `aliases` map a name to the name it stands for."""
+        self._functional = frozenset(map(normalise_relation, functional))
+        self._inverse: dict[str, str] = {}
+        for one, other in inverses.items():
+            one, other = normalise_relation(one), normalise_relation(other)
+            self._inverse |= {one: other, other: one}
+        self._aliases = Aliases()
+        for name, known in (aliases or {}).items():
+            self._aliases.link(normalise(name), normalise(known), "")
+        self._default_confidence = default_confidence
+        self._facts: dict[str, Fact] = {}
+        self._tellings: dict[str, str] = {}  # id of a telling -> id of its fact
+        self._index: dict[Key, dict[str, Fact]] = {}
+        self._mentions = Mentions()
+        self._closed_by: dict[str | None, set[str]] = {}
+        self._ends: dict[tuple[str, str], dict[str, float]] = {}  # cache of `_rival_ends`
+
+    def __len__(self) -> int:
+        return len(self._facts)
+
+    # Writing
+
+    def plan(self, memory: Json) -> Decision:
+        """What writing `memory` (the API's shape) would do. Nothing is changed."""
+        if reason := not_a_triple(memory):
+            return Decision(action="route", reason=reason)
+        if into := self._tellings.get(memory["id"]):
+            fact = self._facts[into]
+            reason = "told before under this id"
+            return Decision(action="existing", reason=reason, into=into, confidence=fact.confidence)
+        new = self._read(memory, seq=_AFTER_ALL)
+        closings = self._closings(new)
+        end = min([new.end, *(c.valid_to for c in closings if c.id == new.id)])
+        for twin in self._matches(new.triple):
+            if new.start < self.end(twin) and twin.start < end:
+                told = replace(new, tellings=[*twin.tellings, *new.tellings])
+                reason = f"the same fact, told {len(told.tellings)} times"
+                return Decision(action="aggregate", reason=reason, into=twin.id, confidence=told.confidence)
+        reason = f"contradicts {len(closings)} earlier or later facts" if closings else "a new fact"
+        return Decision(action="insert", reason=reason, confidence=new.confidence, closes=tuple(closings))
+
+    def add(self, memory: Json, seq: int) -> None:
+        """A relational memory that `plan` said to insert; `seq` is its record's."""
+        fact = self._read(memory, seq)
+        self._facts[fact.id] = fact
+        self._tellings[fact.id] = fact.id
+        for key in keys(fact.triple):
+            self._index.setdefault(key, {})[fact.id] = fact
+        subject, relation, object = fact.triple
+        self._mentions.add(subject)
+        self._mentions.add(object)
+        if relation in ALIAS_RELATIONS:
+            self._aliases.link(subject, object, fact.id)
+        self._ends.clear()
+
+    def aggregate(self, into: str, memory: Json) -> None:
+        """Add a telling of the fact `into`; passed over where the fact is gone or has that telling."""
+        fact = self._facts.get(into)
+        if fact and memory["id"] not in self._tellings:
+            fact.tellings.append(self._telling(memory))
+            self._tellings[memory["id"]] = into
+            self._ends.clear()
+
+    def close(self, id: str, valid_to: float, by: str | None = None) -> None:
+        """End a fact at `valid_to`; with `by`, only as long as that fact is there."""
+        if id in self._facts and (by is None or by in self._facts):
+            self._facts[id].closed[by] = valid_to
+            self._closed_by.setdefault(by, set()).add(id)
+            self._ends.clear()
+
+    def remove(self, id: str) -> None:
+        """Forget a fact, or one telling of it. What it closed holds again."""
+        into = self._tellings.pop(id, None)
+        if into is None:
+            return
+        fact = self._facts[into]
+        self._ends.clear()
+        if into != id:
+            fact.tellings = [telling for telling in fact.tellings if telling.id != id]
+            return
+        del self._facts[id]
+        for telling in fact.tellings:
+            self._tellings.pop(telling.id, None)
+        for key in keys(fact.triple):
+            del self._index[key][id]
+            if not self._index[key]:
+                del self._index[key]
+        self._mentions.discard(fact.triple[0])
+        self._mentions.discard(fact.triple[2])
+        self._aliases.unlink(id)
+        for other in self._closed_by.pop(id, ()):
+            if other in self._facts:
+                del self._facts[other].closed[id]
+
+    # Reading
+
+    def query(
+        self,
+        subject: str | None = None,
+        relation: str | None = None,
+        object: str | None = None,
+        *,
+        at: float | None = None,
+    ) -> list[Json]:
+        """Facts that match what is given, in order of (start, seq); see `describe`.
+
+        `at` (seconds) keeps those that hold then; without it the whole history comes back. Where a
+        relation has an inverse, facts told in the other direction are found and turned round.
+        """
+        found = {
+            (fact.id, turned): (fact, turned)
+            for fact, turned in self._pattern(subject, relation, object)
+            if at is None or self.holds(fact, at)
+        }
+        ordered = sorted(found.values(), key=lambda pair: (pair[0].start, pair[0].seq, pair[1]))
+        return [self.describe(fact, turned) for fact, turned in ordered]
+
+    def solve(self, patterns: Iterable[Triple], *, at: float | None = None) -> list[hops.Solution]:
+        """All ways to fill the variables (`?x`) of several patterns at once, the newest facts first."""
+        return hops.solve(self, [*patterns], at)
+
+    def recall(
+        self, text: str, *, k: int = 10, at: float | None = None, entities: Iterable[str] = ()
+    ) -> list[Json]:
+        """The `k` facts nearest to the entities named in `text` over several hops, best first.
+
+        Personalised PageRank from those entities (and from `entities`); a fact's `score` is the mean of
+        its two ends' rank, times its confidence. Empty where no entity is known.
+        """
+        seeds = [*self._mentions.find(text), *map(normalise, entities)]
+        ranks = hops.pagerank({self.canonical(seed): 1.0 for seed in seeds}, lambda e: self._edges(e, at))
+        found: dict[str, float] = {}
+        for entity in ranks:
+            for fact, other, confidence in self._edges(entity, at):
+                found[fact.id] = confidence * (ranks[entity] + ranks.get(other, 0.0)) / 2.0
+        ordered = sorted(found, key=lambda id: (-found[id], self._facts[id].seq))
+        return [self.describe(self._facts[id]) | {"score": found[id]} for id in ordered[:k]]
+
+    def path(self, a: str, b: str, *, at: float | None = None, max_hops: int = 6) -> list[Json] | None:
+        """The fewest facts that lead from `a` to `b`, read in any direction; None where none do."""
+        start, goal = (self.canonical(normalise(name)) for name in (a, b))
+        facts = hops.shortest(start, goal, lambda e: self._edges(e, at), max_hops)
+        return None if facts is None else [self.describe(fact) for fact in facts]
+
+    def mentioned(self, text: str) -> list[str]:
+        """Entities named in a text, by the longest known name at each place."""
+        return [*dict.fromkeys(self.canonical(name) for name in self._mentions.find(text))]
+
+    def canonical(self, name: str) -> str:
+        """The name that stands for a normalised name and its aliases."""
+        return self._aliases.canonical(name)
+
+    def describe(self, fact: Fact, turned: bool = False) -> Json:
+        """`{id, subject, relation, object, confidence, valid_from, valid_to, provenance}`; `valid_to` is
+        None while the fact holds. `turned`: read in the direction that it was not told in."""
+        subject, relation, object = fact.told
+        if turned:
+            inverse = self._inverse[normalise_relation(relation)]
+            subject, relation, object = object, inverse, subject
+        end = self.end(fact)
+        return {
+            "id": fact.id,
+            "subject": subject,
+            "relation": relation,
+            "object": object,
+            "confidence": fact.confidence,
+            "valid_from": fact.start,
+            "valid_to": None if end == math.inf else end,
+            "provenance": [{"id": t.id, "confidence": t.confidence, **t.source} for t in fact.tellings],
+        }
+
+    def holds(self, fact: Fact, at: float) -> bool:
+        return fact.start <= at < self.end(fact)
+
+    def end(self, fact: Fact) -> float:
+        """When the fact ends, rivals counted; infinite while it holds."""
+        ends = [self._rival_ends(*key).get(fact.id, math.inf) for key in self._functionalkeys(fact.triple)]
+        return min([fact.end, *ends])
+
+    # Parts
+
+    def _read(self, memory: Json, seq: int) -> Fact:
+        told = memory["subject"], memory["relation"], memory["object"]
+        plain = normalise(told[0]), normalise_relation(told[1]), normalise(told[2])
+        triple = self._oriented(plain)
+        return Fact(
+            id=memory["id"],
+            seq=seq,
+            told=told,
+            triple=triple,
+            flipped=triple != plain,
+            tellings=[self._telling(memory)],
+        )
+
+    def _telling(self, memory: Json) -> Telling:
+        given, start, end = (memory.get(name) for name in ("confidence", "valid_from", "valid_to"))
+        return Telling(
+            id=memory["id"],
+            confidence=self._default_confidence if given is None else given,
+            start=memory["time"] if start is None else start,
+            end=math.inf if end is None else end,
+            source={
+                "time": memory["time"],
+                "conversation": memory.get("conversation"),
+                "source": (memory.get("context") or {}).get("source"),
+            },
+        )
+
+    def _oriented(self, triple: Triple) -> Triple:
+        """A relation and its inverse are kept under the name that sorts first; a symmetric one has its
+        smaller name in front."""
+        subject, relation, object = triple
+        inverse = self._inverse.get(relation)
+        if inverse is None or (relation, subject) <= (inverse, object if inverse == relation else subject):
+            return triple
+        return object, inverse, subject
+
+    def _pattern(
+        self, subject: str | None, relation: str | None, object: str | None
+    ) -> Iterator[tuple[Fact, bool]]:
+        """Facts that match, with whether the pattern reads them in the direction that was not told."""
+        s, o = (None if name is None else normalise(name) for name in (subject, object))
+        r = None if relation is None else normalise_relation(relation)
+        for fact in self._candidates(s, r, o):
+            yield fact, fact.flipped if (s, r, o) != (None, None, None) else False
+        if s is r is o is None:
+            turned: Iterable[Fact] = ()
+        elif r is None:
+            turned = (f for f in self._candidates(o, None, s) if f.triple[1] in self._inverse)
+        else:
+            turned = self._candidates(o, self._inverse[r], s) if r in self._inverse else ()
+        for fact in turned:
+            yield fact, not fact.flipped
+
+    def _candidates(self, subject: str | None, relation: str | None, object: str | None) -> Iterator[Fact]:
+        """Facts by their kept triple; names stand for their aliases."""
+        if subject is relation is object is None:
+            yield from self._facts.values()
+            return
+        objects = None if object is None else self._aliases.group(object)
+        for name in [None] if subject is None else self._aliases.group(subject):
+            if name is None:
+                for other in [None] if objects is None else objects:
+                    yield from self._index.get((None, relation, other), {}).values()
+            else:
+                found = self._index.get((name, relation, None), {}).values()
+                yield from (fact for fact in found if objects is None or fact.triple[2] in objects)
+
+    def _matches(self, triple: Triple) -> Iterator[Fact]:
+        """Facts with the same kept triple, aliases counted; of a symmetric relation in either order."""
+        subject, relation, object = triple
+        yield from self._candidates(subject, relation, object)
+        if self._inverse.get(relation) == relation:
+            yield from self._candidates(object, relation, subject)
+
+    def _functionalkeys(self, triple: Triple) -> Iterator[tuple[str, str]]:
+        """(canonical subject, relation) wherever this fact leaves no room for another object."""
+        subject, relation, object = triple
+        if relation in self._functional:
+            yield self.canonical(subject), relation
+        inverse = self._inverse.get(relation)
+        if inverse in self._functional:
+            yield self.canonical(object), inverse
+
+    def _group(self, subject: str, relation: str) -> list[tuple[Fact, str]]:
+        """Facts of one functional (subject, relation) with their canonical objects, oldest first."""
+        found = {}
+        for fact in self._candidates(subject, relation, None):
+            found[fact.id] = fact, self.canonical(fact.triple[2])
+        if inverse := self._inverse.get(relation):
+            for fact in self._candidates(None, inverse, subject):
+                found[fact.id] = fact, self.canonical(fact.triple[0])
+        return sorted(found.values(), key=lambda pair: (pair[0].start, pair[0].seq))
+
+    def _rival_ends(self, subject: str, relation: str) -> dict[str, float]:
+        """Where the next fact with another object starts, for each fact of the group."""
+        key = subject, relation
+        if key not in self._ends:
+            ends: dict[str, float] = {}
+            later: tuple[str, float, float] | None = None  # object, start, end of the one after
+            for fact, object in reversed(self._group(*key)):
+                end = math.inf if later is None else later[2] if later[0] == object else later[1]
+                ends[fact.id] = end
+                later = object, fact.start, end
+            self._ends[key] = ends
+        return self._ends[key]
+
+    def _closings(self, new: Fact) -> list[Closing]:
+        """Which facts end because of `new`, and whether it ends because of one told before."""
+        found: dict[str, Closing] = {}
+        objects = {self.canonical(new.triple[0]), self.canonical(new.triple[2])}
+        for subject, relation in self._functionalkeys(new.triple):
+            later = math.inf
+            for rival, object in self._group(subject, relation):
+                if {subject, object} == objects:
+                    continue
+                if rival.start <= new.start < self.end(rival):
+                    found[rival.id] = Closing(id=rival.id, valid_to=new.start, by=new.id)
+                elif new.start < rival.start < min(later, new.end):
+                    later = rival.start
+                    found[new.id] = Closing(id=new.id, valid_to=later, by=rival.id)
+        return [*found.values()]
+
+    def _edges(self, entity: str, at: float | None) -> Iterator[tuple[Fact, str, float]]:
+        """Facts about an entity, the entity at the other end, and the confidence."""
+        for name in self._aliases.group(entity):
+            for key, end in (((name, None, None), 2), ((None, None, name), 0)):
+                for fact in self._index.get(key, {}).values():
+                    if at is None or self.holds(fact, at):
+                        yield fact, self.canonical(fact.triple[end]), fact.confidence
