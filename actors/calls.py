@@ -6,8 +6,23 @@ from ray.exceptions import RayTaskError
 
 from common.errors import SharpwaveError
 
-WRITES = ("put", "touch", "score", "forget", "verify")  # verify holds writes back, and must not block reads
-READS = ("prepare", "get", "list", "search", "statistics")
+WRITES = (
+    *("put", "touch", "score", "forget", "verify"),  # verify holds writes back, and must not block reads
+    *("supersede", "take", "put_line", "race_line", "push", "pop", "rewind", "seal", "snapshot"),
+)
+READS = (
+    *("prepare", "get", "list", "search", "statistics", "history", "weakest", "export_page"),
+    *(
+        "query_facts",
+        "recall_facts",
+        "fact_path",
+        "query_places",
+        "line",
+        "query_lines",
+        "bias_vector",
+        "peek",
+    ),
+)
 CONTROLS = ("counts",)
 
 GROUP_OF = {

@@ -13,6 +13,7 @@ import pyarrow as pa
 import ray
 
 from actors.layout import RAY_NAMESPACE
+from actors.parts import Parts
 from actors.route import Route, Router, together
 from actors.shard import Json, Page, StoreShard
 from actors.start import start_shards, stop_shards
@@ -32,7 +33,7 @@ Broken = list[Json | None]
 _KNOWN = {"touch": "touched", "score": "scored"}  # where an answer lists the ids it found
 
 
-class ShardedStore:
+class ShardedStore(Parts):
     """All shards as one store, for asyncio. Cheap to make: it looks actors up when they are needed.
 
     Every operation ends within `serve.deadline_s`: a shard that is gone, or held by a reshard, is called

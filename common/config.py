@@ -68,7 +68,9 @@ class StoreConfig(Section):
     )
     dir: str = Field(".sharpwave", description="folder of shards, KV blocks, adapters and instance state")
     shards: int = Field(2, ge=1, le=1024, description="of a new store; `sharpwave reshard` changes them")
-    spread: int = Field(4, ge=1, le=1024, description="shards that one namespace uses, where there are as many")
+    spread: int = Field(
+        4, ge=1, le=1024, description="shards that one namespace uses, where there are as many"
+    )
     actor_cpus: float = Field(0.05, gt=0.0, description="of one shard: more than none keeps its node up")
     actor_resource: str | None = Field(None, description="custom Ray resource of the nodes that take shards")
     node_labels: dict[str, str] = Field(
@@ -127,6 +129,7 @@ class ServeConfig(Section):
         default_factory=dict, description="key -> namespaces it may use; ['*'] for all"
     )
     max_body_bytes: int = Field(32 << 20, ge=1024)
+    max_import_bytes: int = Field(4 << 30, ge=1024, description="of a file to import, in place of that")
     max_queued: int = Field(64, ge=1, description="requests in flight before 429")
     deadline_s: float = Field(120.0, gt=0.0)
     recall_deadline_s: float = Field(10.0, gt=0.0, description="then a chat is answered without memory")

@@ -9,13 +9,12 @@ import asyncio
 import contextlib
 import json
 import time
-import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import ray.exceptions
-from fastapi import Depends, FastAPI, Query, Request
+from fastapi import FastAPI, Query
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from ray import serve as ray_serve
 from ray.serve.exceptions import RayServeException
@@ -26,9 +25,11 @@ from common.config import Config
 from common.errors import InvalidInput, NotFound, NotReady, Overloaded, SharpwaveError
 from models.adapters import BASE, AdapterStore
 from models.messages import check_messages
+from serve import chain_routes, memory_routes, store_routes, transfer_routes
 from serve import openai_shapes as shapes
 from serve.access import ALL, Access, Principal
 from serve.http import BodyLimit, install_error_handlers, unwrap
+from serve.parts import Asking, Namespace, Parts, fresh_op, no_memory
 from serve.recall import Recall, Recalled
 from serve.schema import ChatBody, ForgetBody, ScoreBody, SearchBody, WriteBody
 from serve.telemetry import Telemetry
@@ -38,23 +39,12 @@ app = FastAPI(title="Sharpwave", description="A memory for language models that 
 app.add_middleware(BodyLimit)
 install_error_handlers(app)
 
-Namespace = Annotated[str, Query(max_length=128)]
+# Before the class, whose `/v1/memories/{id}` would take their paths; and helpers, too, stand above it: the ingress
+# decorator captures this module as it is at that moment.
+for router in (memory_routes.router, transfer_routes.router, store_routes.router, chain_routes.router):
+    app.include_router(router)
+
 PAGE = Path(__file__).with_name("page.html")
-
-
-def principal(request: Request) -> Principal:
-    """Who is asking; raises `Unauthorized` where keys are configured and none fits."""
-    return request.app.state.access.principal(request.headers.get("authorization"))
-
-
-Asking = Annotated[Principal, Depends(principal)]
-
-
-# Helpers stand above the class: the ingress decorator captures this module as it is at that moment.
-def _no_memory(memory_id: str, namespace: str) -> NotFound:
-    return NotFound(
-        f"no memory {memory_id!r} in namespace {namespace!r}", param="id", code="memory_not_found"
-    )
 
 
 @ray_serve.deployment(
@@ -72,12 +62,15 @@ class Api:
         self._adapters = AdapterStore(config.store_dir / "adapters")
         self._telemetry = Telemetry()
         self._recall = Recall(self._store, embedder, self._telemetry, config.serve.recall_deadline_s)
-        self._embedder = embedder
+        self._parts = Parts(
+            config=config, store=self._store, engine=engine, embedder=embedder, adapters=self._adapters
+        )
         self._in_flight = 0
         self._background: set[asyncio.Task] = set()
         app.state.access = Access(config.serve.api_keys)
         app.state.max_body_bytes = config.serve.max_body_bytes
-        app.state.telemetry = self._telemetry
+        app.state.max_import_bytes = config.serve.max_import_bytes
+        app.state.parts = self._parts
 
     # Memories
 
@@ -85,15 +78,15 @@ class Api:
     async def write(self, body: WriteBody, asking: Asking) -> dict[str, Any]:
         asking.check(body.namespace)
         memories, refused = self._parse(body)
-        vectors = await self._embedder.encode.remote([memory.text for memory in memories])
+        vectors = await self._parts.embed([memory.text for memory in memories])
         results = await self._store.put(
             list(zip(memories, vectors, strict=True)),
-            op_id=uuid.uuid4().hex,
+            op_id=fresh_op(),
             now=time.time(),
             partial=body.partial,
         )
         stored = [(m.id, m.text) for m, r in zip(memories, results, strict=True) if r["stored"]]
-        await self._encode_soon(body.namespace, stored)
+        await self._parts.encode_soon(body.namespace, stored)
         for i in sorted(refused):
             results.insert(i, refused[i])
         return {"memories": results, "written": len(results), "stored": len(stored)}
@@ -131,10 +124,7 @@ class Api:
     @app.get("/v1/memories/{memory_id}")
     async def get(self, memory_id: str, asking: Asking, namespace: Namespace = "default") -> dict[str, Any]:
         asking.check(namespace)
-        found = await self._store.get(namespace, memory_id)
-        if found is None:
-            raise _no_memory(memory_id, namespace)
-        return found
+        return await self._parts.get(namespace, memory_id)
 
     @app.delete("/v1/memories/{memory_id}")
     async def delete(
@@ -143,7 +133,7 @@ class Api:
         asking.check(namespace)
         receipt = await self._forget(namespace, ids=[memory_id], where=None, everything=False)
         if not receipt["forgotten"] and not receipt["kv_blocks"]:
-            raise _no_memory(memory_id, namespace)
+            raise no_memory(memory_id, namespace)
         return receipt
 
     # Language model
@@ -227,7 +217,7 @@ class Api:
     async def encode_namespace(self, namespace: str) -> int:
         """Queue the KV blocks of all memories for the versions that aliases name now; returns how many memories."""
         memories = await self._recall.everything(namespace)
-        await self._encode_soon(namespace, [(memory["id"], memory["text"]) for memory in memories])
+        await self._parts.encode_soon(namespace, [(memory["id"], memory["text"]) for memory in memories])
         return len(memories)
 
     # Parts
@@ -254,7 +244,7 @@ class Api:
         self, namespace: str, *, ids: list[str] | None, where: dict | None, everything: bool
     ) -> dict[str, Any]:
         receipt = await self._store.forget(
-            namespace, ids=ids, where=where, everything=everything, op_id=uuid.uuid4().hex, now=time.time()
+            namespace, ids=ids, where=where, everything=everything, op_id=fresh_op(), now=time.time()
         )
         forgotten = receipt["forgotten"]
         # Also ids the store no longer knows: a call that was cut off here is completed by sending it again.
@@ -315,16 +305,7 @@ class Api:
         """Count what was used: the memories that were put before the question."""
         self._telemetry.answered(turn)
         if turn["injected"] and counted:
-            self._spawn(
-                self._store.touch(namespace, turn["injected"], op_id=uuid.uuid4().hex, now=time.time())
-            )
-
-    async def _encode_soon(self, namespace: str, memories: list[tuple[str, str]]) -> None:
-        """Queue blocks of (id, text) for the base and for every version that an alias names; encoding comes later."""
-        if memories:
-            versions = [BASE, *set(self._adapters.aliases().values())]
-            items = [{"id": id, "text": text} for id, text in memories]
-            await self._engine.enqueue.remote(namespace, items, versions)
+            self._spawn(self._store.touch(namespace, turn["injected"], op_id=fresh_op(), now=time.time()))
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)

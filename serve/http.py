@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_args
 
 import ray.exceptions
 from fastapi import FastAPI, Request
@@ -13,6 +13,8 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from common.errors import InvalidInput, NotReady, Overloaded, SharpwaveError, TooLarge
+
+STREAMED = ("/v1/memories/import",)
 
 
 def unwrap(error: BaseException) -> SharpwaveError:
@@ -70,14 +72,23 @@ def explain(error: RequestValidationError, request: Request) -> InvalidInput:
 
 def _fields(request: Request, path: list[str]) -> Iterable[str]:
     """Names of the fields that the route's body has at `path`."""
-    model: Any = request.scope["route"].body_field.field_info.annotation
+    model = _model(request.scope["route"].body_field.field_info.annotation)
     for name in path:
-        model = model.model_fields[name].annotation
+        if not name.isdigit():  # a place in a list
+            model = _model(model.model_fields[name].annotation)
     return model.model_fields
 
 
+def _model(annotation: Any) -> Any:
+    """The body class in an annotation: itself, in a list, or where null may stand for it."""
+    if hasattr(annotation, "model_fields"):
+        return annotation
+    return next(filter(None, map(_model, get_args(annotation))), None)
+
+
 class BodyLimit:
-    """Refuses a body over `app.state.max_body_bytes` with 413, by its header or as it arrives."""
+    """Refuses a body over `app.state.max_body_bytes` with 413, by its header or as it arrives. A body of the
+    `STREAMED` paths is passed on piece by piece, up to `app.state.max_import_bytes`."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -86,7 +97,11 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        limit = scope["app"].state.max_body_bytes
+        state = scope["app"].state
+        if scope["path"] in STREAMED:
+            await self._app(scope, _counted(receive, state.max_import_bytes), send)
+            return
+        limit = state.max_body_bytes
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         body, more = b"", True
         too_large = declared.isdigit() and int(declared) > limit
@@ -98,11 +113,28 @@ class BodyLimit:
             more = message.get("more_body", False)
             too_large = len(body) > limit
         if too_large:
-            await _send_json(
-                send, TooLarge(f"the body is over the limit of {limit} bytes; send less at once")
-            )
+            await _send_json(send, _too_large(limit))
             return
         await self._app(scope, _replay(body, receive), send)
+
+
+def _counted(receive: Receive, limit: int) -> Receive:
+    """Raises `TooLarge` in the route that reads on."""
+    size = 0
+
+    async def counted() -> Message:
+        nonlocal size
+        message = await receive()
+        size += len(message.get("body", b""))
+        if size > limit:
+            raise _too_large(limit)
+        return message
+
+    return counted
+
+
+def _too_large(limit: int) -> TooLarge:
+    return TooLarge(f"the body is over the limit of {limit} bytes; send less at once", param="body")
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

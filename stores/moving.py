@@ -94,7 +94,9 @@ class Uses:
 
 
 def _use(record: Record, content: Json) -> Json:
-    done = {id: None for id in content["ids"]} if "ids" in content else {s[0]: s[2] for s in content["scores"]}
+    done = (
+        {id: None for id in content["ids"]} if "ids" in content else {s[0]: s[2] for s in content["scores"]}
+    )
     return {"namespace": content["namespace"], "method": USES[record.op], "done": done}
 
 
