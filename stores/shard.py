@@ -20,18 +20,19 @@ from stores.batch import Batcher, Pending
 from stores.entry import describe, history
 from stores.filters import compile_filter
 from stores.index import Vectors
+from stores.line_writes import LineWrites
 from stores.locks import ReadWriteLock
 from stores.logs import open_log
 from stores.memory import Memory
 from stores.record import Record
+from stores.turn_writes import TurnWrites
 from stores.view import View
-from stores.writes import Writes
 
 Json = dict[str, Any]
 Page = list[Json]
 
 
-class Shard(Writes):
+class Shard(TurnWrites, LineWrites):
     """Safe for many threads of one process; a second process is kept out.
 
     Opening replays the log and raises `StoreCorrupt` where a record is damaged: nothing is served from
