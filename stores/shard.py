@@ -23,6 +23,7 @@ from stores.index import Vectors
 from stores.line_writes import LineWrites
 from stores.locks import ReadWriteLock
 from stores.logs import open_log
+from stores.logs.sealed import SHARD
 from stores.memory import Memory
 from stores.record import Record
 from stores.turn_writes import TurnWrites
@@ -56,6 +57,7 @@ class Shard(TurnWrites, LineWrites):
         except BaseException:
             self._log.close()
             raise
+        self._destroy_keys_left_over()
         self._state = self._log.state()
         self._writes = Batcher(self._log, self._show, at_most=config.batch_operations)
 
@@ -72,6 +74,12 @@ class Shard(TurnWrites, LineWrites):
                 )
                 raise NotReady(self._failure, code="shard_failed") from error
             self._state = self._log.state()
+
+    def _destroy_keys_left_over(self) -> None:
+        """Of namespaces that hold nothing: a crash may have come between an erasure and its keys."""
+        if ring := self._log.ring:
+            for namespace in {*ring.namespaces} - {*self._view.spaces} - {SHARD}:
+                ring.destroy(namespace)
 
     # Asked before a put
 
