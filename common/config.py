@@ -89,6 +89,9 @@ class StoreConfig(Section):
     dedupe_similarity: float = Field(
         0.98, description="cosine from which episodes of the same words are one; 0, or over 1: never"
     )
+    max_turns: int = Field(
+        0, ge=0, description="turns of a conversation kept in short-term memory, the newest; 0: all"
+    )
     race_decay: float = Field(0.5, ge=0.0, le=1.0, description="what losing a race leaves of the strength")
     salience_rate: float = Field(
         0.3, gt=0.0, le=1.0, description="weight of a new divergence in salience's moving average"

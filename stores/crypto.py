@@ -24,6 +24,7 @@ namespace may live on in backups.
 import base64
 import secrets
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,10 +128,14 @@ class KeyRing:
         """Those that have a key."""
         return [*self._present]
 
-    def rotate(self, namespace: str) -> None:
-        """Seal what comes from now on under a fresh data key; the old ones still open what they sealed."""
+    def rotate(self, namespace: str) -> list[bytes]:
+        """Seal what comes from now on under a fresh data key; the old ones, whose ids are returned, still
+        open what they sealed."""
         with self._lock:
+            self._read_folder()
+            old = [key.id for key in self._of(namespace)]
             self._make(namespace)
+            return old
 
     def renew(self, sealed: bytes) -> bytes:
         """The same piece, wrapped by its namespace's present key; only the header changes."""
@@ -151,6 +156,10 @@ class KeyRing:
         with self._lock:
             present = self._present.get(namespace)
             return self._destroy([k for k in self._of(namespace) if present and k.id != present.id])
+
+    def destroy_keys(self, ids: Iterable[bytes]) -> int:
+        with self._lock:
+            return self._destroy([self._keys[id] for id in ids if id in self._keys])
 
     def destroy(self, namespace: str) -> int:
         """Destroy the namespace's keys: whatever they sealed, wherever it is, is noise from now on.

@@ -3,11 +3,10 @@
 A line is an episodic memory whose context has a `key`; its text is the value, its vector the value's
 embedding. So a line is erased, replayed and scored like every memory, its versions are the values that
 the key had, and its anchor chains it to whatever the shard wrote before it. `Lines` is the view of one
-namespace; `write` and `race` say what an operation would do, and the shard does it.
+namespace; `line_writes.py` has the operations.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any
 
@@ -18,12 +17,9 @@ from stores import concert
 from stores.concert import Concert
 from stores.entry import Entry
 from stores.index import Vectors
-from stores.memory import Memory, canonical, parse_memory
+from stores.memory import Memory, parse_memory
 
 MAX_KEY = 512  # characters
-MAX_CANDIDATES = 256  # in one race
-RIVALS_KEPT = 64  # of one key: the weakest, since one that is forgotten is back at strength 1
-WEAKEST = 1e-3  # no strength decays further
 _FIRST_ROWS = 16
 
 Json = dict[str, Any]
@@ -76,16 +72,18 @@ class Lines:
         line = self.get(key)
         return None if line is None else self._vectors[self._rows[line.seq]].copy()
 
-    def vectors(self, *, but: str | None = None) -> Vectors:
-        """Value vectors of all lines, `[n, dim]`, but for one key's."""
-        rows = [self._rows[same[-1].seq] for key, same in self._by_key.items() if key != but]
-        return self._vectors[rows]
+    def describe(self, key: str) -> Json | None:
+        line = self.get(key)
+        return None if line is None else _describe(line)
 
     def query(self, vector: Vectors, k: int, *, now: float, constants: Concert | None = None) -> list[Json]:
         """The `k` lines of highest concert weight to the unit vector `[dim]`, best first, those under the
         similarity floor left out: `{key, value, context, time, recency, novelty, similarity, weight,
         strength, id, anchor, generation}`."""
-        return [_describe(line, *parts) for line, _, *parts in self._ranked(vector, k, now, constants)]
+        return [
+            {**_describe(line), "recency": recency, "similarity": similarity, "weight": weight}
+            for line, _, recency, similarity, weight in self._ranked(vector, k, now, constants)
+        ]
 
     def bias_vector(
         self, vector: Vectors, k: int, *, now: float, constants: Concert | None = None
@@ -100,8 +98,8 @@ class Lines:
 
     def _ranked(
         self, vector: Vectors, k: int, now: float, constants: Concert | None
-    ) -> list[tuple[Entry, int, float, float, float, float]]:
-        """`(line, row, recency, novelty, similarity, weight)`, best first; equal weights by key."""
+    ) -> list[tuple[Entry, int, float, float, float]]:
+        """`(line, row, recency, similarity, weight)`, best first; equal weights by key."""
         constants = constants or Concert()
         lines = [same[-1] for same in self._by_key.values()]
         if not lines or k <= 0:
@@ -109,13 +107,11 @@ class Lines:
         rows = [self._rows[line.seq] for line in lines]
         similarity = self._vectors[rows] @ np.asarray(vector, np.float32)
         recency = concert.recency([line.memory["time"] for line in lines], now, constants.tau_s)
-        novelty = [line.novelty for line in lines]
-        weights = concert.weights(similarity, recency, novelty, constants)
+        weights = concert.weights(similarity, recency, [line.novelty for line in lines], constants)
         heard = [i for i in range(len(lines)) if similarity[i] >= constants.floor]
         heard.sort(key=lambda i: (-weights[i], key_of(lines[i].memory)))
         return [
-            (lines[i], rows[i], float(recency[i]), novelty[i], float(similarity[i]), float(weights[i]))
-            for i in heard[:k]
+            (lines[i], rows[i], float(recency[i]), float(similarity[i]), float(weights[i])) for i in heard[:k]
         ]
 
     def _grow(self, dim: int) -> None:
@@ -132,6 +128,11 @@ def key_of(memory: Mapping[str, Any]) -> str | None:
     """The key that makes a memory (in the API's shape) a line, or None."""
     key = memory["context"].get("key") if memory["kind"] == "episodic" else None
     return key if isinstance(key, str) and key else None
+
+
+def line_id(key: str) -> str:
+    """The id of the memory that is the key's line: two writers of one new key must mean the same one."""
+    return f"line-{blake2b(key.encode(errors='replace'), digest_size=16).hexdigest()}"
 
 
 def line_memory(
@@ -152,13 +153,8 @@ def line_memory(
         raise InvalidInput(
             f"context.key: must be the line's own key {key[:64]!r}, or absent", param="context"
         )
-    line = {"text": value, "context": given, "time": time}
+    line = {"id": line_id(key), "text": value, "context": given, "time": time}
     return parse_memory(line, namespace=namespace, now=now, max_text_bytes=max_text_bytes)
-
-
-def successor(line: Entry | None, memory: Memory) -> Memory:
-    """The memory as the next version of the key's line, if there is one."""
-    return memory if line is None else replace(memory, id=line.memory["id"])
 
 
 def check_anchor(key: str, line: Entry | None, previous: str | None, head: str) -> None:
@@ -175,95 +171,14 @@ def check_anchor(key: str, line: Entry | None, previous: str | None, head: str) 
         )
 
 
-def check_generation(key: str, line: Entry | None, generation: int) -> None:
-    """`Conflict` where the line is no longer the one that a race was called for; 0: there is none."""
-    present = line.seq if line else 0
-    if generation != present:
-        raise Conflict(
-            f"generation {generation} of key {key[:64]!r} is not the present one, {present}; read it again",
-            param="generation",
-            code="stale_generation",
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """A value proposed for a key: the memory it would be, and its vector, float32 `[dim]`, unit norm."""
-
-    memory: Memory
-    vector: Vectors
-
-    @property
-    def name(self) -> str:
-        """16 hex digits: the same value in the same context is the same candidate in every race."""
-        content = canonical([self.memory.text, self.memory.context])
-        return blake2b(content, digest_size=8).hexdigest()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """`weights` are the candidates' concert weights by their strengths, in the order given; `rivals` are
-    the strengths, by candidate name, that are left of those that lost, now and before."""
-
-    winner: int
-    weights: list[float]
-    strength: float
-    rivals: dict[str, float]
-
-
-def race(
-    lines: Lines,
-    key: str,
-    candidates: Sequence[Candidate],
-    *,
-    now: float,
-    cue: Vectors | None = None,
-    decay: float = 0.5,
-    constants: Concert | None = None,
-) -> Outcome:
-    """Which candidate becomes the key's next value, and what is left of the others.
-
-    A candidate weighs its concert weight times its strength. Similarity is to the `cue` (unit vector
-    `[dim]`), else to the present value, else 1 for all; novelty is against the other keys' values. A
-    candidate is at strength 1 until it loses; every loss takes it to `decay` times what it had, and
-    winning brings it back to 1. Equal weights: the later time wins, then the earlier place.
-    """
-    if not 0 < len(candidates) <= MAX_CANDIDATES:
-        raise InvalidInput(
-            f"candidates: give 1 to {MAX_CANDIDATES}, not {len(candidates)}", param="candidates"
-        )
-    line, constants = lines.get(key), constants or Concert()
-    before = line.rivals if line else {}
-    vectors = np.stack([candidate.vector for candidate in candidates])
-    goal = cue if cue is not None else lines.vector(key)
-    times = [candidate.memory.time for candidate in candidates]
-    weights = concert.weights(
-        np.ones(len(vectors)) if goal is None else vectors @ goal,
-        concert.recency(times, now, constants.tau_s),
-        concert.novelty(vectors, lines.vectors(but=key)),
-        constants,
-    )
-    strengths = [before.get(candidate.name, 1.0) for candidate in candidates]
-    weighed = [float(weight) * strength for weight, strength in zip(weights, strengths, strict=True)]
-    winner = max(range(len(weighed)), key=lambda i: (weighed[i], times[i], -i))
-    decayed = {c.name: max(WEAKEST, s * decay) for c, s in zip(candidates, strengths, strict=True)}
-    rivals = {**before, **decayed}
-    rivals.pop(candidates[winner].name, None)
-    weakest = sorted(rivals.items(), key=lambda rival: (rival[1], rival[0]))[:RIVALS_KEPT]
-    return Outcome(winner=winner, weights=weighed, strength=1.0, rivals=dict(weakest))
-
-
-def _describe(line: Entry, recency: float, novelty: float, similarity: float, weight: float) -> Json:
+def _describe(line: Entry) -> Json:
     context = dict(line.memory["context"])
     return {
         "key": context.pop("key"),
         "value": line.memory["text"],
         "context": context,
         "time": line.memory["time"],
-        "recency": recency,
-        "novelty": novelty,
-        "similarity": similarity,
-        "weight": weight,
+        "novelty": line.novelty,
         "strength": line.strength,
         "id": line.memory["id"],
         "anchor": line.anchor,

@@ -20,18 +20,20 @@ from stores.batch import Batcher, Pending
 from stores.entry import describe, history
 from stores.filters import compile_filter
 from stores.index import Vectors
+from stores.line_writes import LineWrites
 from stores.locks import ReadWriteLock
 from stores.logs import open_log
+from stores.logs.sealed import SHARD
 from stores.memory import Memory
 from stores.record import Record
+from stores.turn_writes import TurnWrites
 from stores.view import View
-from stores.writes import Writes
 
 Json = dict[str, Any]
 Page = list[Json]
 
 
-class Shard(Writes):
+class Shard(TurnWrites, LineWrites):
     """Safe for many threads of one process; a second process is kept out.
 
     Opening replays the log and raises `StoreCorrupt` where a record is damaged: nothing is served from
@@ -55,6 +57,7 @@ class Shard(Writes):
         except BaseException:
             self._log.close()
             raise
+        self._destroy_keys_left_over()
         self._state = self._log.state()
         self._writes = Batcher(self._log, self._show, at_most=config.batch_operations)
 
@@ -71,6 +74,12 @@ class Shard(Writes):
                 )
                 raise NotReady(self._failure, code="shard_failed") from error
             self._state = self._log.state()
+
+    def _destroy_keys_left_over(self) -> None:
+        """Of namespaces that hold nothing: a crash may have come between an erasure and its keys."""
+        if ring := self._log.ring:
+            for namespace in {*ring.namespaces} - {*self._view.spaces} - {SHARD}:
+                ring.destroy(namespace)
 
     # Asked before a put
 

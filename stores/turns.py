@@ -6,6 +6,7 @@ be (`plan_push`, `plan_pop`, `plan_rewind`), the shard logs that and applies it:
     {"conversation", "push": [{role, text, time}, ...], "first": number, "keep_from": number}
     {"conversation", "pop": number}        the newest turn, whose number this is, was taken off
     {"conversation", "rewind": number}     all turns from this number on are gone
+    {"conversation", "keep": [turns], "following": number}     these are left, whatever was said before
 
 Turns are numbered from 1 and no number is used twice, so an operation says exactly which turns it means:
 replay gives the same conversation even where the contents of earlier operations have been erased. Nothing
@@ -13,7 +14,7 @@ here calls itself: a rewind by any number of turns is one cut of a list.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from operator import itemgetter
@@ -31,12 +32,14 @@ Json = dict[str, Any]
 @dataclass(slots=True)
 class Conversation:
     """`turns` are `{number, role, text, time}`; `popped` the last ones taken off, by number; `records` are
-    the numbers of the log's records that speak of it."""
+    the numbers of the log's records that speak of it, and `dead` says whether those hold turns that are
+    no longer here."""
 
     turns: list[Json] = field(default_factory=list)
     popped: dict[int, Json] = field(default_factory=dict)
     records: list[int] = field(default_factory=list)
     following: int = 1  # number of the next turn
+    dead: bool = False
 
     def place(self, number: int) -> int:
         """Where the first turn with this number or a later one stands."""
@@ -100,13 +103,29 @@ class Turns:
             return None, answer
         return {"conversation": conversation, "rewind": turns[-removed]["number"]}, answer
 
+    def plan_forget(self, conversation: str, texts: Container[str]) -> tuple[Json | None, int]:
+        """The operation that leaves a conversation without the turns that say one of `texts` (as the turn
+        does, or as `role: text`), and how many those are. It stands for all earlier records, which lose
+        their content, so that what was popped, rewound and dropped goes too. None where nothing is to go."""
+        here = self._conversations[conversation]
+        kept = [turn for turn in here.turns if not _says(turn, texts)]
+        if len(kept) == len(here.turns) and not here.dead:
+            return None, 0
+        operation = {"conversation": conversation, "keep": kept, "following": here.following}
+        return operation, len(here.turns) - len(kept)
+
     # What the log says
 
     def apply(self, record: Record, operation: Mapping[str, Any]) -> None:
         """Do what a record says; `operation` is its content."""
         here = self._conversations.setdefault(operation["conversation"], Conversation())
         here.records.append(record.seq)
-        if "push" in operation:
+        if "keep" in operation:
+            kept, following = [*operation["keep"]], operation["following"]
+            self._conversations[operation["conversation"]] = Conversation(
+                turns=kept, following=following, records=[record.seq]
+            )
+        elif "push" in operation:
             self._push(here, operation)
         elif "pop" in operation:
             gone = here.turns[here.place(operation["pop"]) :]
@@ -127,10 +146,13 @@ class Turns:
         fresh = operation["push"]
         here.turns += [{"number": number, **turn} for number, turn in enumerate(fresh, operation["first"])]
         here.following = operation["first"] + len(fresh)
-        del here.turns[: here.place(operation["keep_from"])]
+        dropped = here.place(operation["keep_from"])
+        here.dead |= dropped > 0
+        del here.turns[:dropped]
 
     @staticmethod
     def _cut(here: Conversation, number: int) -> None:
+        here.dead = True
         del here.turns[here.place(number) :]
 
     # Reads
@@ -201,6 +223,11 @@ def _lines(turns: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         for line in others:
             begins = line.partition(":")[0].strip().lower() in ROLES
             yield f"\\{line}" if begins or line.startswith("\\") else line
+
+
+def _says(turn: Mapping[str, Any], texts: Container[str]) -> bool:
+    text = turn["text"].strip()
+    return text in texts or f"{turn['role']}: {text}" in texts
 
 
 def _turn(turn: Any, place: int, now: float) -> Json:

@@ -19,7 +19,9 @@ from stores.entry import Entry, Version, entry_of, vector_of
 from stores.filters import Predicate
 from stores.gate import clip
 from stores.index import VectorIndex, Vectors
+from stores.lines import Lines
 from stores.record import Record
+from stores.turns import Turns
 
 Content = dict[str, Any]
 
@@ -39,7 +41,7 @@ STATISTICS_SCHEMA = pa.schema(
 # arguments and is a function of the records in order. `add(entry, vector)` and `remove(entry)` tell it of
 # every memory that comes and goes; `aggregate(entry, content)` and `close(entry, content)`, where it has
 # them, of those records; `apply(record, content)` is called of `turns`, which holds no memories.
-PARTS: dict[str, Callable[[], Any]] = {}
+PARTS: dict[str, Callable[[], Any]] = {"lines": Lines, "turns": Turns}
 
 
 @dataclass(slots=True)
@@ -195,6 +197,8 @@ class View:
     def _forget(self, record: Record, content: Content) -> None:
         if space := self.spaces.get(content["namespace"]):
             space.remove([space.entries[id] for id in content["ids"] if id in space.entries])
+            for conversation in content.get("conversations", ()):
+                space.turns.forget(conversation)
             self._drop_empty(content["namespace"])
 
     def _drop_empty(self, namespace: str) -> None:

@@ -1,19 +1,24 @@
 import json
 import math
+import os
+import threading
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from store_helpers import DIM, NOW, axis, memory, unit
+from store_helpers import DIM, NOW, axis, memory, open_shard, unit
 
 from common.errors import Conflict, InvalidInput
 from stores import lines as lines_module
+from stores import revise
 from stores.concert import Concert
 from stores.entry import Entry
-from stores.lines import Candidate, Lines, check_anchor, check_generation, key_of, line_memory, race
+from stores.line_writes import candidate, weigher
+from stores.lines import Lines, check_anchor, key_of, line_memory
 from stores.memory import to_json
+from stores.revise import Runner
 
 TAU = 6 * 3600.0
 
@@ -25,9 +30,9 @@ def line(key, seq, *, age=0.0, novelty=1.0, value=None, **context):
     return Entry(memory=to_json(made), seq=seq, anchor=f"{seq:016x}", written=NOW, novelty=novelty)
 
 
-def candidate(value, vector, *, age=0.0, **context):
-    made = line_memory("acme", "k", value, context, now=NOW, time=NOW - age, max_text_bytes=1000)
-    return Candidate(memory=made, vector=vector)
+def proposed(value, vector, *, key="k", age=0.0, **context):
+    made = line_memory("acme", key, value, context, now=NOW, time=NOW - age, max_text_bytes=1000)
+    return candidate(made, vector)
 
 
 # Against the formula, one line at a time
@@ -136,14 +141,6 @@ def test_an_anchor_holds_while_the_key_or_the_whole_shard_stands_still():
         check_anchor("k", None, entry.anchor, head)
 
 
-def test_a_generation_holds_for_one_version():
-    check_generation("k", None, 0)
-    check_generation("k", line("k", 5), 5)
-    for entry, stale in ((None, 5), (line("k", 5), 0), (line("k", 5), 4)):
-        with pytest.raises(Conflict):
-            check_generation("k", entry, stale)
-
-
 @pytest.mark.parametrize("key", ["", "x" * 513, None, 3])
 def test_a_bad_key_is_refused(key):
     with pytest.raises(InvalidInput, match="key"):
@@ -159,68 +156,136 @@ def test_a_context_cannot_name_another_key():
 
 
 @given(
-    st.lists(st.tuples(st.integers(0, 9), st.floats(0, 2 * TAU)), min_size=1, max_size=8),
+    st.lists(
+        st.tuples(st.integers(0, 9), st.floats(0, 2 * TAU), st.floats(0, 1), st.floats(0, 1)), min_size=1
+    ),
     st.integers(0, 40),
-    st.dictionaries(st.integers(0, 9), st.floats(0.01, 1), max_size=4),
 )
 @settings(deadline=None)
-def test_the_heaviest_candidate_wins_and_the_others_decay(given, seed, earlier):
-    lines = Lines()
-    other = line("other", 1)
-    lines.add(other, unit(99))
-    present = line("k", 2)
-    present.rivals = {candidate(f"v{n}", unit(n)).name: strength for n, strength in earlier.items()}
-    lines.add(present, unit(98))
-    candidates = [candidate(f"v{n}", unit(n), age=age) for n, age in given]
-    outcome = race(lines, "k", candidates, now=NOW, cue=unit(seed))
-    weights = []
-    for (n, age), proposed in zip(given, candidates, strict=True):
+def test_candidates_weigh_their_concert_weight_times_their_strength(given, seed):
+    runners = [
+        Runner(candidate=proposed(f"v{n}", unit(n), age=age), novelty=novelty, strength=strength)
+        for n, age, novelty, strength in given
+    ]
+    wanted = []
+    for n, age, novelty, strength in given:
         similarity = float(unit(n) @ unit(seed))
-        novelty = 1 - min(1, max(0, float(unit(n) @ unit(99))))
-        weight = 0.35 * math.exp(-age / TAU) + 0.5 * similarity + 0.08 * novelty if similarity >= 0.15 else 0
-        weights.append(weight * present.rivals.get(proposed.name, 1.0))
-    assert outcome.weights == pytest.approx(weights, abs=1e-6)
-    assert outcome.weights[outcome.winner] == max(outcome.weights)
-    won = candidates[outcome.winner].name
-    assert outcome.strength == 1.0 and won not in outcome.rivals
-    for name in {proposed.name for proposed in candidates} - {won}:
-        assert outcome.rivals[name] == pytest.approx(0.5 * present.rivals.get(name, 1.0))
-    for name in present.rivals.keys() - {proposed.name for proposed in candidates}:
-        assert outcome.rivals[name] == present.rivals[name], "who did not run keeps what it had"
-    assert race(lines, "k", candidates, now=NOW, cue=unit(seed)) == outcome
+        weight = 0.35 * math.exp(-age / TAU) + 0.5 * similarity + 0.08 * novelty
+        wanted.append(weight * strength if similarity >= 0.15 else 0)
+    assert weigher(unit(seed))(runners, NOW) == pytest.approx(wanted, abs=1e-6)
+    alike = [0.35 * math.exp(-age / TAU) + 0.5 + 0.08 * n for _, age, n, _ in given]
+    assert weigher(None)(runners, NOW) == pytest.approx(
+        [w * strength for w, (*_, strength) in zip(alike, given, strict=True)], abs=1e-6
+    )
 
 
-def test_a_candidate_that_keeps_losing_fades_and_winning_brings_it_back():
-    lines, strong, weak = Lines(), candidate("strong", axis(0)), candidate("weak", unit(3))
-    present = line("k", 1)
-    lines.add(present, axis(0))
-    strengths = []
+@pytest.fixture
+def shard(tmp_path):
+    shard = open_shard(tmp_path / "shard")
+    yield shard
+    shard.close()
+
+
+def put(shard, key, value, vector, **given):
+    return shard.put_line("acme", key, value, vector, op_id=os.urandom(8).hex(), now=NOW, **given)
+
+
+def run(shard, candidates, generation, **given):
+    return shard.race_line(
+        "acme", "k", candidates, generation=generation, op_id=os.urandom(8).hex(), now=NOW, **given
+    )
+
+
+def test_a_put_line_is_a_memory_and_its_next_value_a_version(shard):
+    first = put(shard, "home", "Lisbon", axis(0), context={"source": "chat"})
+    assert shard.line("acme", "home")["value"] == "Lisbon" and shard.line("acme", "work") is None
+    second = put(shard, "home", "Porto", axis(1), prev_anchor=first["anchor"])
+    assert second["supersedes"] == first["generation"] and second["id"] == first["id"]
+    [found] = shard.query_lines("acme", axis(1), 5, now=NOW)
+    assert (found["value"], found["anchor"], found["generation"]) == (
+        "Porto",
+        second["anchor"],
+        second["generation"],
+    )
+    assert [v["content"]["text"] for v in shard.history("acme", first["id"])] == ["Porto", "Lisbon"]
+    assert np.allclose(shard.bias_vector("acme", axis(1), 5, now=NOW), axis(1))
+    receipt = shard.forget("acme", ids=[first["id"]], op_id="f", now=NOW)
+    assert receipt["versions"] == 2 and shard.query_lines("acme", axis(1), 5, now=NOW) == []
+
+
+def test_a_stale_anchor_changes_nothing(shard):
+    first = put(shard, "k", "one", axis(0), prev_anchor="0" * 16)
+    other = put(shard, "other", "x", axis(3), prev_anchor=first["anchor"])  # the shard's last anchor
+    put(shard, "k", "two", axis(1), prev_anchor=first["anchor"])  # the key's own, though others wrote
+    for stale in (first["anchor"], other["anchor"], "0" * 16):
+        with pytest.raises(Conflict) as caught:
+            put(shard, "k", "three", axis(2), prev_anchor=stale)
+        assert caught.value.code == "stale_anchor"
+    assert shard.line("acme", "k")["value"] == "two"
+
+
+def test_a_retried_put_line_answers_as_the_first_did(shard):
+    given = {"op_id": "once", "now": NOW, "prev_anchor": "0" * 16}
+    first = shard.put_line("acme", "k", "one", axis(0), **given)
+    assert shard.put_line("acme", "k", "one", axis(0), **{**given, "now": NOW + 9}) == first
+    assert len(shard.history("acme", first["id"])) == 1
+
+
+def test_who_wins_gets_the_key_and_who_loses_fades(shard):
+    strong, weak = proposed("strong", axis(0)), proposed("weak", unit(3))
+    answer, strengths = {"generation": 0}, []
     for _ in range(12):
-        outcome = race(lines, "k", [weak, strong], now=NOW)
-        assert outcome.winner == 1
-        present.rivals = outcome.rivals
-        strengths.append(outcome.rivals.get(weak.name))
-    assert strengths == [max(lines_module.WEAKEST, 0.5**i) for i in range(1, 13)]
-    present.rivals = {weak.name: 0.25}
-    assert race(lines, "k", [weak], now=NOW, cue=unit(3)).rivals == {}
+        answer = run(shard, [weak, strong], answer["generation"], cue=axis(0))
+        assert shard.line("acme", "k")["value"] == "strong" and answer["winner"] == strong.memory.id
+        strengths.append(answer["rivals"][weak.memory.id])
+    assert strengths == [max(revise.WEAKEST, 0.5**i) for i in range(1, 13)]
+    answer = run(shard, [weak], answer["generation"], cue=unit(3))
+    assert answer["rivals"] == {} and shard.line("acme", "k")["value"] == "weak"
 
 
-def test_the_first_race_of_a_key_needs_nothing_to_compare_with():
-    outcome = race(Lines(), "k", [candidate("old", axis(0), age=TAU), candidate("new", axis(1))], now=NOW)
-    assert outcome.winner == 1
-    tie = race(Lines(), "k", [candidate("a", axis(0)), candidate("b", axis(1))], now=NOW)
-    assert tie.winner == 0, "equal weights and times: the earlier place"
+def test_a_key_keeps_a_bounded_number_of_rivals(shard):
+    generation = 0
+    for start in range(0, 200, 50):
+        losers = [proposed(f"v{i}", axis(1)) for i in range(start, start + 50)]
+        answer = run(shard, [proposed("w", axis(0)), *losers], generation, cue=axis(0))
+        generation = answer["generation"]
+    assert len(answer["rivals"]) == revise.RIVALS_KEPT
 
 
-def test_a_key_keeps_a_bounded_number_of_rivals():
-    lines, rivals = Lines(), {}
-    present = line("k", 1)
-    lines.add(present, axis(0))
-    for start in range(0, 400, 100):
-        losers = [candidate(f"v{i}", axis(1)) for i in range(start, start + 100)]
-        rivals = race(lines, "k", [candidate("w", axis(0)), *losers], now=NOW).rivals
-        present.rivals = rivals
-    assert len(rivals) == lines_module.RIVALS_KEPT
-    for bad in ([], [candidate("x", axis(0))] * 257):
-        with pytest.raises(InvalidInput, match="candidates"):
-            race(lines, "k", bad, now=NOW)
+def test_many_threads_race_and_one_wins_each_generation(tmp_path):
+    """Each thread races what it believes in against the present value; who comes late is refused and
+    reads again. Every generation has one winner, and the strengths are those of the races committed."""
+    shard, won, lost = open_shard(tmp_path / "shard"), [], []
+    rounds, threads = 12, 8
+
+    def work(number):
+        for _ in range(rounds):
+            present = shard.line("acme", "k")
+            generation = present["generation"] if present else 0
+            candidates = [proposed(f"by {number}", unit(number)), proposed("always weak", unit(99))]
+            try:
+                answer = run(shard, candidates, generation, cue=unit(number))
+                won.append((generation, answer, number))
+            except Conflict:
+                lost.append(generation)
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    won.sort(key=lambda race: race[1]["seq"])
+    went_from = [generation for generation, _, _ in won]
+    assert len(won) + len(lost) == rounds * threads and len(set(went_from)) == len(went_from)
+    assert went_from == [0] + [answer["generation"] for _, answer, _ in won[:-1]], "a chain, no fork"
+    weak = proposed("always weak", unit(99)).memory.id
+    for race, (_, answer, number) in enumerate(won, start=1):
+        assert answer["rivals"][weak] == max(revise.WEAKEST, 0.5**race)
+        assert answer["winner"] == proposed(f"by {number}", unit(number)).memory.id
+    before = shard.line("acme", "k")
+    assert before["value"] == f"by {won[-1][2]}" and len(shard.history("acme", before["id"])) == len(won)
+    assert shard.verify() is None
+    shard.close()
+    shard = open_shard(tmp_path / "shard")
+    assert shard.line("acme", "k") == before
+    shard.close()

@@ -183,7 +183,7 @@ class BaseLog:
                 body=spell(body),
                 vector=vector,
                 chain=self.chain,
-                parsed=body,
+                parsed=None if isinstance(body, bytes) else body,
             )
             staged.append(record)
             anchor = record.anchor

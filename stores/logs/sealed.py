@@ -87,7 +87,7 @@ class SealedLog:
         staged = self.inner.stage(op_id, sealed, now=now, after=after)
         self._staged.update((record.seq, record) for record in staged)
         return [
-            replace(record, body=spell(body), vector=vector)
+            replace(record, body=spell(body), vector=vector, parsed=body)
             for record, (_, body, vector) in zip(staged, drafts, strict=True)
         ]
 
