@@ -17,7 +17,6 @@ import json
 import threading
 from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -145,8 +144,10 @@ def _versions(table: pa.Table) -> Iterator[pa.Table]:
             past = rows.table_of([version["memory"] for version in older], state, [{}] * len(older))
             until = [*state["written"][1:], table["written"][at].as_py()]
             shard = pa.array([table["shard"][at].as_py()] * len(older), pa.int32())
-            yield past.append_column("shard", shard).select(_HISTORY).append_column(
-                "until", pa.array(until, pa.float64())
+            yield (
+                past.append_column("shard", shard)
+                .select(_HISTORY)
+                .append_column("until", pa.array(until, pa.float64()))
             )
 
 
@@ -164,7 +165,9 @@ def _define(db: duckdb.DuckDBPyConnection, memories: pa.Table, vectors: pa.Table
         )
     db.execute(f"CREATE VIEW statistics AS SELECT namespace, id, kind, {state}, shard FROM memories")
     db.execute("CREATE VIEW vectors AS SELECT * FROM raw_vectors")
-    db.execute(f"CREATE VIEW history AS SELECT {', '.join(map(_column, [*_HISTORY, 'until']))} FROM raw_history")
+    db.execute(
+        f"CREATE VIEW history AS SELECT {', '.join(map(_column, [*_HISTORY, 'until']))} FROM raw_history"
+    )
     db.execute(
         "CREATE MACRO memories_at(ts) AS TABLE SELECT * FROM history "
         "WHERE written <= ts::TIMESTAMP AND (until IS NULL OR until > ts::TIMESTAMP)"

@@ -102,9 +102,7 @@ def _plain(value: Any) -> Any:
     return [asdict(each) for each in value] if isinstance(value, list) and is_dataclass(value[0]) else value
 
 
-def table_of(
-    memories: Sequence[Json], state: Mapping[str, Sequence[Any]], more: Sequence[Json]
-) -> pa.Table:
+def table_of(memories: Sequence[Json], state: Mapping[str, Sequence[Any]], more: Sequence[Json]) -> pa.Table:
     """A table of `SCHEMA`: memories, a column for each name in `STATE`, and the nested rest of the state."""
     columns = {name: [memory[name] for memory in memories] for name in ALWAYS}
     columns |= {name: [_nested(memory[name]) for memory in memories] for name in NESTED}
@@ -167,9 +165,7 @@ def entries_of(table: pa.Table) -> list[Entry]:
     read = _columns(table, (*STATE, "state_more"))
     more = read.pop("state_more")
     found = []
-    for memory, state, nested in zip(
-        memories_of(table), zip(*read.values(), strict=True), more, strict=True
-    ):
+    for memory, state, nested in zip(memories_of(table), zip(*read.values(), strict=True), more, strict=True):
         entry = Entry(memory=memory, **dict(zip(STATE, state, strict=True)))
         if nested is not None:
             _set_nested(entry, json.loads(nested))
@@ -224,9 +220,7 @@ def _set_nested(entry: Entry, nested: Json) -> None:
 def _columns(table: pa.Table, names: Sequence[str]) -> dict[str, list[Any]]:
     """Columns as Python values; one that is all null costs nothing."""
     return {
-        name: [None] * table.num_rows
-        if table[name].null_count == table.num_rows
-        else table[name].to_pylist()
+        name: [None] * table.num_rows if table[name].null_count == table.num_rows else table[name].to_pylist()
         for name in names
     }
 

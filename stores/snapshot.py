@@ -28,10 +28,10 @@ import pyarrow.parquet as pq
 from common.errors import NotFound, StoreCorrupt
 from common.files import sync_folder
 from stores import rows
+from stores.entry import Entry
 from stores.index import Vectors
 from stores.logs import Log
 from stores.memory import canonical
-from stores.entry import Entry
 from stores.view import View
 
 FORMAT = "sharpwave-snapshot"

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from common.errors import StoreCorrupt
+from common.errors import NotReady, StoreCorrupt
 from common.files import sync_folder
 from stores import snapshot
 from stores.logs import Log
@@ -67,12 +67,13 @@ class Snapshots:
                 manifest, spaces = snapshot.load(folder, sealer=self._sealer)
                 view = View(dim)
                 for space in spaces:
-                    view.space(space.namespace).restore(space.entries(), space.vectors, space.parts)
+                    view.restore(space.namespace, space.entries(), space.vectors, space.parts)
             except StoreCorrupt as error:
                 if error.fault is not None:  # the log itself is damaged
                     raise
-                self.passed_over[error.code] += 1
-                logger.warning("%s", error.message)
+                self._pass_over(error.code, error.message)
+            except (NotReady, KeyError, ValueError, TypeError, RuntimeError) as error:
+                self._pass_over("unreadable", f"snapshot {folder.name} is passed over: {error!r}")
             else:
                 self._reached(manifest["seq"])
                 return view, self.seq
@@ -111,8 +112,7 @@ class Snapshots:
     def close(self, seq: int, take: Callable[[], Capture]) -> None:
         """Wait for the one being written; make a last one where opening would replay a long tail."""
         self._closing.set()
-        if self._thread is not None:
-            self._thread.join()
+        self.join()
         if self._every and seq - self.seq >= max(1, self._every // 10):
             self._try(take)
 
@@ -138,6 +138,15 @@ class Snapshots:
                 sync_folder(self.folder)
                 self.seq = max((int(path.name) for path in self.folders()), default=0)
             return len(gone)
+
+    def _pass_over(self, reason: str, what: str) -> None:
+        self.passed_over[reason] += 1
+        logger.warning("%s", what)
+
+    def join(self) -> None:
+        """Wait for the snapshot that is being written in the background, if one is."""
+        if self._thread is not None:
+            self._thread.join()
 
     def _reached(self, seq: int) -> None:
         self.seq, self._next = seq, seq + self._every

@@ -134,9 +134,7 @@ def save(path: Path, rows: Iterable[Json], *, now: float, vectors: bool = True) 
         return write(file, kept, {"format": FORMAT, "schema": SCHEMA_VERSION, "made": now})
 
 
-def load(
-    path: Path, *, max_text_bytes: int, into: str | None = None
-) -> tuple[Json, Iterator[Json]]:
+def load(path: Path, *, max_text_bytes: int, into: str | None = None) -> tuple[Json, Iterator[Json]]:
     """The header of a file that `save` wrote, and its rows as a stream, each checked; `into` another
     namespace than they came from.
 
@@ -228,7 +226,9 @@ def _write_parquet(file: BinaryIO, rows: Iterable[Json], header: Json) -> Json:
     ) as writer:
         while batch:
             table = columns.carried_table(batch)
-            writer.write_table(table.append_column(vector, pa.array([r["vector"] for r in batch], vector.type)))
+            writer.write_table(
+                table.append_column(vector, pa.array([r["vector"] for r in batch], vector.type))
+            )
             count += len(batch)
             batch = [*islice(rest, BATCH)]
         header |= {"memories": count, "dim": dim}
@@ -268,7 +268,8 @@ def _checked(
 ) -> Iterator[Json]:
     number = 0
     try:
-        for number, row in enumerate(found, start=1):
+        for row in found:
+            number += 1
             yield _check(row, header["dim"], max_text_bytes, into)
     except SharpwaveError as error:
         raise _bad(path, f"row {number}: {error.message}") from error
