@@ -267,7 +267,7 @@ def spell(body: Any) -> bytes:
     """A record's body: JSON, or bytes as they are."""
     if isinstance(body, bytes):
         return body
-    return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    return _encode(body).encode()
 
 
 def op_key(op_id: str) -> bytes:
