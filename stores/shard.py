@@ -23,6 +23,7 @@ from stores.index import Vectors
 from stores.locks import ReadWriteLock
 from stores.logs import open_log
 from stores.memory import Memory
+from stores.moving import Moving
 from stores.record import Record
 from stores.view import View
 from stores.writes import Writes
@@ -31,7 +32,7 @@ Json = dict[str, Any]
 Page = list[Json]
 
 
-class Shard(Writes):
+class Shard(Moving, Writes):
     """Safe for many threads of one process; a second process is kept out.
 
     Opening replays the log and raises `StoreCorrupt` where a record is damaged: nothing is served from
