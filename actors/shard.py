@@ -19,6 +19,7 @@ from common.config import Config
 from common.errors import NotReady, SharpwaveError
 from stores.index import Vectors
 from stores.memory import Memory
+from stores.moving import Changes, Key
 from stores.shard import Shard
 
 MAX_PENDING_CALLS = 1000  # of one client to one shard, before `Overloaded`
@@ -115,7 +116,41 @@ class StoreShard:
         """See `Tenure.settle`."""
         return str(await self._manage(self._tenure.settle))
 
-    async def _manage(self, work: Any) -> Any:
+    @ray.method(concurrency_group="control")
+    async def changes(self, after: int, limit: int) -> Changes:
+        """See `Moving.changes`."""
+        return await self._manage(lambda: self._shard().changes(after, limit))
+
+    @ray.method(concurrency_group="control")
+    async def rows(self, keys: Sequence[Key]) -> Page:
+        """See `Moving.rows`."""
+        return await self._manage(lambda: self._shard().rows(keys))
+
+    @ray.method(concurrency_group="control")
+    async def remembered(self) -> Sequence[tuple[str, Json]]:
+        """See `Moving.remembered`."""
+        return await self._manage(lambda: self._shard().remembered())
+
+    @ray.method(concurrency_group="control")
+    async def totals(self) -> Json:
+        """`Shard.counts`, whatever the phase."""
+        return await self._manage(lambda: self._shard().counts())
+
+    @ray.method(concurrency_group="control")
+    async def adopt(self, rows: Page, gone: Sequence[Key], op_id: str) -> Json:
+        """See `Moving.adopt`; only while the shard is being built."""
+        return await self._manage(partial(self._build, "adopt", rows, gone, op_id=op_id))
+
+    @ray.method(concurrency_group="control")
+    async def remember(self, part: int, uses: Sequence[tuple[str, Json]], counts: dict[str, int]) -> None:
+        """See `Moving.remember`; only while the shard is being built."""
+        await self._manage(partial(self._build, "remember", part, uses, counts))
+
+    def _build(self, method: str, *args: Any, **options: Any) -> Any:
+        self._tenure.keep()
+        return getattr(self._shard(), method)(*args, **options, now=time.time())
+
+    async def _manage(self, work: Callable[[], Any]) -> Any:
         return await self._queues["control"].run(time.time() + self._config.serve.deadline_s, work)
 
     def _about(self) -> Json:

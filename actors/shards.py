@@ -112,9 +112,9 @@ class ShardedStore(Parts):
     async def touch(self, namespace: str, ids: Sequence[str], *, op_id: str, now: float) -> Json:
         """See `Shard.touch`."""
         keyed = [(id, id) for id in ids]
-        replies, unknown = await self._looked_up("touch", namespace, keyed, op_id=op_id, now=now)
-        touched = [id for reply in replies for id in reply["touched"]]
-        return {"touched": touched, "unknown": unknown}
+        _, unknown = await self._looked_up("touch", namespace, keyed, op_id=op_id, now=now)
+        missing = {*unknown}
+        return {"touched": [id for id in ids if id not in missing], "unknown": unknown}
 
     async def score(
         self, namespace: str, scores: Sequence[tuple[str, float]], *, op_id: str, now: float

@@ -11,6 +11,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.calls import cause_of
 from actors.layout import (
+    BY_ID_ALONE,
     RAY_NAMESPACE,
     Layout,
     check_wanted,
@@ -44,6 +45,10 @@ def start_shards(config: Config, dim: int) -> None:
         clean(config, layout)
     start_generation(config, layout, dim)
     publish(config, layout)
+    if layout.version == BY_ID_ALONE:
+        from actors.reshard import reshard  # which builds on this file
+
+        reshard(config, layout.shards)
 
 
 def start_generation(config: Config, layout: Layout, dim: int) -> list[Any]:

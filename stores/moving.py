@@ -6,18 +6,26 @@ memories the new shard's own, whole: one that came before is replaced. `Uses` ar
 the last operations, which the new shards must know, or one that is sent again would count twice.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from functools import cached_property
+from itertools import count, islice
+from operator import itemgetter
 from typing import Any
 
+from stores import plan
+from stores.batch import Planned
+from stores.entry import Entry, carried
+from stores.locks import ReadWriteLock
 from stores.logs.base import RESULTS_KEPT, Draft
 from stores.record import Op, Record
-from stores.view import Entry, View
+from stores.view import View
+from stores.writes import Writes
 
 Json = dict[str, Any]
 Key = tuple[str, str]  # namespace, id
 
+_REMEMBERED = "remembered"  # stands for the request of those operations
 USES = {Op.TOUCH: "touch", Op.SCORE: "score"}
 
 
@@ -47,17 +55,21 @@ def read_changes(records: Iterator[Record], after: int, limit: int) -> tuple[int
     return upto, [*keys], uses
 
 
-def rows_of(view: View, keys: Iterable[Key]) -> tuple[list[Json], list[Key]]:
+def rows_of(view: View, keys: Iterable[Key], shard: int) -> tuple[list[Json], list[Key]]:
     """Rows of the memories that are here, oldest first, and the keys of the others."""
     found = {key: view.find(*key) for key in keys}
-    entries = sorted((entry for entry in found.values() if entry), key=lambda entry: entry.seq)
-    return [_row(view, entry) for entry in entries], [key for key, entry in found.items() if entry is None]
+    here = sorted(((entry.seq, key[0], entry) for key, entry in found.items() if entry), key=itemgetter(0))
+    rows = []
+    for seq, namespace, entry in here:
+        row = carried(entry, view.spaces[namespace].index.vectors([seq])[0], shard)
+        row["statistics"]["written"] = entry.written
+        rows.append(row)
+    return rows, [key for key, entry in found.items() if entry is None]
 
 
-def adopting(view: View, rows: Sequence[Json], gone: Sequence[Key]) -> tuple[list[Draft], list[int]]:
-    """Drafts that make the rows this shard's own and take the others away; numbers of the records that
-    lose their content by it."""
-    keys = dict.fromkeys((*gone, *((row["memory"]["namespace"], row["memory"]["id"]) for row in rows)))
+def adopting(view: View, rows: Sequence[Json], gone: Sequence[Key]) -> Planned:
+    """Make the rows this shard's own and take the others away; what came of them before is erased."""
+    keys = dict.fromkeys((*gone, *map(key_of, rows)))
     replaced: dict[str, list[Entry]] = {}
     for namespace, id in keys:
         if entry := view.find(namespace, id):
@@ -68,8 +80,13 @@ def adopting(view: View, rows: Sequence[Json], gone: Sequence[Key]) -> tuple[lis
     ]
     for row in rows:
         body = {name: value for name, value in row.items() if name != "vector"}
-        drafts.append((Op.IMPORT, body, row["vector"]))
-    return drafts, [seq for entries in replaced.values() for entry in entries for seq in entry.seqs]
+        drafts.append((Op.IMPORT, body, row["vector"].tobytes()))
+    erase = [seq for entries in replaced.values() for entry in entries for seq in entry.seqs]
+    return Planned(drafts=drafts, result={"rows": len(rows), "gone": len(gone)}, erase=erase)
+
+
+def key_of(row: Json) -> Key:
+    return row["memory"]["namespace"], row["memory"]["id"]
 
 
 @dataclass(slots=True)
@@ -91,6 +108,84 @@ class Uses:
         """Values by id of what this operation did in another layout."""
         use = self.by_op.get(op_id)
         return use["done"] if use and (use["method"], use["namespace"]) == (method, namespace) else {}
+
+
+class Moving(Writes):
+    """A shard's part in a reshard; `Shard` sets these."""
+
+    _viewing: ReadWriteLock
+    _state: Json
+
+    def changes(self, after: int, limit: int) -> Changes:
+        """What became of the memories that up to `limit` records behind number `after` speak of."""
+        last = self._state["seq"]
+        upto, keys, uses = read_changes(self._log.records(after), after, min(limit, last - after))
+        with self._viewing.read():
+            rows, gone = rows_of(self._view, keys, self.number)
+        return Changes(upto=upto, more=upto < last, rows=rows, gone=gone, uses=uses)
+
+    def rows(self, keys: Sequence[Key]) -> Sequence[Json]:
+        """Those of the memories that are here, as `changes` gives them."""
+        with self._viewing.read():
+            return rows_of(self._view, keys, self.number)[0]
+
+    def adopt(self, rows: Sequence[Json], gone: Sequence[Key], *, op_id: str, now: float) -> Json:
+        """Take rows of another shard over, past the gate, in place of what came of them before; erase what
+        is `gone`. Returns `{rows, gone}`, their numbers."""
+        spaces = {namespace for namespace, _ in (*map(key_of, rows), *gone)}
+        adopted: Json = self.write(
+            op_id,
+            plan.request_digest("adopt", op_id),
+            lambda pending: adopting(self._view, rows, gone),
+            now=now,
+            owns=spaces,
+        )
+        if gone and self._log.scrub_due:
+            with self._writes.lock:
+                self._log.scrub()
+        return adopted
+
+    def remember(
+        self, part: int, uses: Sequence[tuple[str, Json]], counts: Mapping[str, int], *, now: float
+    ) -> None:
+        """Keep a part of the last uses, numbered from 0, as long as the results of our own operations are
+        kept; add the former shards' counters."""
+        planned = Planned(drafts=[], result=[*uses], counts=counts)
+        self.write(_part(part), _REMEMBERED, lambda pending: planned, now=now)
+        self.__dict__.pop("_uses", None)
+
+    def remembered(self) -> list[tuple[str, Json]]:
+        """What `remember` was told of."""
+        return [*self._uses.by_op.items()]
+
+    @cached_property
+    def _uses(self) -> Uses:
+        uses = Uses()
+        for part in count():
+            if (kept := self._log.seen(_part(part), _REMEMBERED)) is None:
+                return uses
+            uses.add(kept)
+        raise AssertionError("count() does not end")
+
+    def touch(self, namespace: str, ids: Sequence[str], *, op_id: str, now: float) -> Json:
+        """Count one use of each memory. Returns `{touched, unknown}`."""
+        done = self._uses.done(op_id, "touch", namespace)
+        reply = super().touch(namespace, [id for id in ids if id not in done], op_id=op_id, now=now)
+        known = {*done, *reply["touched"]}
+        return {**reply, "touched": [id for id in ids if id in known]}
+
+    def score(self, namespace: str, scores: Sequence[tuple[str, float]], *, op_id: str, now: float) -> Json:
+        """Take measured divergences (nats, signed) into salience. Returns `{scored: {id: salience},
+        unknown}`. An id may come once a call."""
+        done = self._uses.done(op_id, "score", namespace)
+        rest = [pair for pair in scores if pair[0] not in done]
+        reply = super().score(namespace, rest, op_id=op_id, now=now)
+        before = {id: done[id] for id, _ in scores if id in done}
+        return {**reply, "scored": before | reply["scored"]}
+
+
+def _part(number: int) -> str:
+    return f"remembered/{number}"
 
 
 def _use(record: Record, content: Json) -> Json:

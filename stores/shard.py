@@ -26,6 +26,7 @@ from stores.locks import ReadWriteLock
 from stores.logs import Operation, open_log
 from stores.logs.sealed import SHARD
 from stores.memory import Memory
+from stores.moving import Moving
 from stores.record import Op, Record
 from stores.snapshot import Capture, capture
 from stores.snapshots import Snapshots
@@ -36,7 +37,7 @@ Json = dict[str, Any]
 Page = list[Json]
 
 
-class Shard(TurnWrites, LineWrites):
+class Shard(Moving, TurnWrites, LineWrites):
     """Safe for many threads of one process; a second process is kept out.
 
     Opening replays the log and raises `StoreCorrupt` where a record is damaged: nothing is served from

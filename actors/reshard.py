@@ -1,0 +1,284 @@
+"""Dividing a store into another number of shards while it serves.
+
+1. `build`: the next generation's shards start empty, beside the ones that serve.
+2. `copy`: the old shards' logs are read in batches and their memories written to the new ones; then again
+   from where that ended, until little is left. Reads and writes go on at the old shards.
+3. `hold`: writes wait while the rest is copied, with what retried calls need to count once.
+4. `switch`: reads wait too, and the layout's record is swapped. This is the moment it takes effect.
+5. `end`: clients are told, the old shards end and remove their files.
+
+A process that dies in steps 1 to 3 leaves the old layout, in 5 the new one: leases run out (`tenure.py`),
+and the shards of the layout that does not hold remove themselves, or the next start removes them.
+"""
+
+import time
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from threading import Event, Thread
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from actors.calls import cause_of
+from actors.layout import Layout, LayoutRecord, layout_record, publish
+from actors.start import clean, handle, start_generation
+from actors.tenure import LEASE_S
+from common.config import Config
+from common.errors import Conflict, InvalidInput, NotReady, SharpwaveError
+from stores.moving import Changes, Key, Uses, key_of
+
+BATCH = 500  # records of an old log, and memories of a new one, at once
+LITTLE = 2_000  # records that may be left for the time in which writes wait
+MOST_ROUNDS = 20  # of copying while writes go on: a store written faster than it is copied is held anyway
+USES_AT_ONCE = 1_000
+NOT_COUNTERS = {"memories", "namespaces", "seq", "epoch", "anchor", "failure"}  # of `Shard.counts`
+
+Json = dict[str, Any]
+Say = Callable[[str], None]
+
+
+def reshard(config: Config, to: int, *, spread: int | None = None, say: Say = lambda message: None) -> Json:
+    """Divide the running store into `to` shards, `spread` (default: `store.spread`) of them a namespace.
+
+    Returns `{shards, spread, generation, memories, seconds, held_s}`, where `held_s` is how long writes
+    waited. Raises `Conflict` where another reshard is at work or has taken over, `NotReady` where the store
+    does not run or a shard was lost for too long: then the old layout holds.
+    """
+    if not 1 <= to <= 1024:
+        raise InvalidInput(f"shards = {to}: must be 1 to 1024", param="shards")
+    record = layout_record(config)
+    with record.exclusive():
+        old = record.read()
+        if old is None:
+            raise NotReady("the store has no layout; start it first")
+        if old.moving:  # of a reshard that died: nobody else may be at work now
+            record.swap(old, replace(old, moving=None))
+            old = replace(old, moving=None)
+        clean(config, old)
+        new = Layout(shards=to, spread=min(spread or config.store.spread, to), generation=old.generation + 1)
+        return _Reshard(config, record, old, new, say).run()
+
+
+class _Reshard:
+    def __init__(self, config: Config, record: LayoutRecord, old: Layout, new: Layout, say: Say) -> None:
+        self._config, self._record, self._old, self._new, self._say = config, record, old, new, say
+        self._name = uuid.uuid4().hex
+        self._moving = replace(old, moving=self._name)
+        self._sources = [_Remote(config, old, number) for number in old.placement.numbers]
+        self._targets: list[_Remote] = []
+        self._marks = [0] * old.shards
+        self._batches = 0
+        self._gone: dict[Key, None] = {}
+        self._uses = Uses()
+        self._writes_wait = self._reads_wait = False
+
+    def run(self) -> Json:
+        started = time.monotonic()
+        try:
+            self._build()
+            with _Beat(self._beat):
+                self._copy()
+                held = time.monotonic()
+                self._hold()
+                memories = self._check()
+            self._switch()
+        except BaseException:
+            self._undo()
+            raise
+        self._end()
+        done = time.monotonic()
+        return {
+            "shards": self._new.shards,
+            "spread": self._new.spread,
+            "generation": self._new.generation,
+            "memories": memories,
+            "seconds": done - started,
+            "held_s": done - held,
+        }
+
+    def _build(self) -> None:
+        self._say(f"starting {self._new.shards} shards of generation {self._new.generation}")
+        dim = self._sources[0].call("about")["dim"]
+        start_generation(self._config, self._new, dim)
+        self._targets = [_Remote(self._config, self._new, number) for number in self._new.placement.numbers]
+
+    def _copy(self) -> None:
+        """Everything, and again what changed meanwhile, until that is little."""
+        for _ in range(MOST_ROUNDS):
+            before = sum(self._marks)
+            for number in self._old.placement.numbers:
+                self._copy_from(number)
+            copied = sum(self._marks) - before
+            self._say(f"copied {copied} log records")
+            if copied <= LITTLE:
+                return
+
+    def _copy_from(self, number: int) -> None:
+        """Read the log to the end it has now."""
+        source = self._sources[number]
+        waiting: _Started | None = source.start("changes", self._marks[number], BATCH)
+        while waiting is not None:
+            changes: Changes = source.finish(waiting)
+            self._marks[number] = changes.upto
+            waiting = source.start("changes", changes.upto, BATCH) if changes.more else None
+            self._gone.update(dict.fromkeys(changes.gone))
+            self._uses.add(changes.uses)
+            self._place(changes.rows, [])
+
+    def _place(self, rows: Iterable[Json], gone: Iterable[Key]) -> None:
+        """Give rows to the new shards that they belong to; take others away there."""
+        placement = self._new.placement
+        routed: dict[int, tuple[list[Json], list[Key]]] = {}
+        for namespace, id in gone:
+            for number in placement.lookups(namespace, id):
+                routed.setdefault(number, ([], []))[1].append((namespace, id))
+        for row in rows:
+            owner = placement.owner(*key_of(row), row["memory"]["kind"])
+            routed.setdefault(owner, ([], []))[0].append(row)
+        started = []
+        for number, batch in routed.items():
+            self._batches += 1
+            started.append(
+                (number, self._targets[number].start("adopt", *batch, f"{self._name}/{self._batches}"))
+            )
+        for number, call in started:
+            self._targets[number].finish(call)
+
+    def _hold(self) -> None:
+        """Writes wait from here on. What is gone at one old shard may live on another, so it is asked for
+        once nothing changes any more."""
+        if not self._record.swap(self._old, self._moving):
+            raise Conflict("the layout changed while the store was being copied; try again")
+        self._say("holding writes")
+        self._writes_wait = True
+        self._beat()
+        for number in self._old.placement.numbers:
+            self._copy_from(number)
+        keys = [*self._gone]
+        for start in range(0, len(keys), BATCH):
+            some = keys[start : start + BATCH]
+            self._place((row for source in self._sources for row in source.call("rows", some)), some)
+        self._remember()
+
+    def _remember(self) -> None:
+        """Give the last operations to every new shard, and the counters to the first."""
+        uses = [*self._uses.by_op.items()]
+        totals = [source.call("totals") for source in self._sources]
+        names = totals[0].keys() - NOT_COUNTERS
+        counters = {name: sum(total[name] for total in totals) for name in names}
+        for part, start in enumerate(range(0, max(1, len(uses)), USES_AT_ONCE)):
+            some = uses[start : start + USES_AT_ONCE]
+            for number, target in enumerate(self._targets):
+                target.call("remember", part, some, counters if (part, number) == (0, 0) else {})
+
+    def _check(self) -> int:
+        """Both sides hold as many memories of every namespace; how many."""
+        sides = []
+        for shards in (self._sources, self._targets):
+            namespaces: dict[str, int] = {}
+            for shard in shards:
+                for name, count in shard.call("totals")["namespaces"].items():
+                    namespaces[name] = namespaces.get(name, 0) + count
+            sides.append(namespaces)
+        if sides[0] != sides[1]:
+            raise NotReady("the new shards do not hold what the old ones do; the old layout stays")
+        return sum(sides[1].values())
+
+    def _switch(self) -> None:
+        self._reads_wait = True
+        self._beat()
+        if not self._record.swap(self._moving, self._new):
+            raise Conflict("the reshard took too long and was given up by the shards; try again")
+
+    def _end(self) -> None:
+        """The switch is made; a shard that cannot be told now finds out when its lease runs out."""
+        publish(self._config, self._new)
+        for shard in (*self._targets, *self._sources):
+            with suppress(SharpwaveError):
+                shard.call("settle")
+        clean(self._config, self._new)
+        self._say(f"{self._new.shards} shards serve")
+
+    def _undo(self) -> None:
+        """Back to the old layout, unless the switch was made."""
+        self._record.swap(self._moving, self._old)
+        if self._record.read() != self._old:
+            return
+        clean(self._config, self._old)
+        for source in self._sources:
+            with suppress(SharpwaveError):
+                source.start("settle")
+
+    def _beat(self) -> None:
+        """Renew the leases of all shards."""
+        calls = [(target, target.start("keep")) for target in self._targets]
+        if self._writes_wait:
+            calls += [
+                (source, source.start("hold", self._name, self._reads_wait)) for source in self._sources
+            ]
+        for shard, call in calls:
+            shard.finish(call)
+
+
+_Started = tuple[Any, str, Sequence[Any]]  # a call under way, and how to send it again
+
+
+class _Remote:
+    """One shard. Calls are repeated while it restarts, within `serve.deadline_s`; they may all be."""
+
+    def __init__(self, config: Config, layout: Layout, number: int) -> None:
+        self._name, self._deadline_s = layout.actor_name(number), config.serve.deadline_s
+
+    def call(self, method: str, *args: Any) -> Any:
+        return self.finish(self.start(method, *args))
+
+    def start(self, method: str, *args: Any) -> _Started:
+        return getattr(self._actor(), method).remote(*args), method, args
+
+    def finish(self, started: _Started) -> Any:
+        reference, method, args = started
+        deadline = time.monotonic() + self._deadline_s
+        while True:
+            try:
+                return ray.get(reference, timeout=max(0.0, deadline - time.monotonic()))
+            except RayTaskError as error:
+                raise cause_of(error) from None
+            except RayActorError as error:
+                if time.monotonic() > deadline:
+                    raise NotReady(f"{self._name} was lost: {error}") from error
+                time.sleep(0.1)
+                reference = getattr(self._actor(), method).remote(*args)
+            except ray.exceptions.GetTimeoutError:
+                raise NotReady(f"{self._name}.{method}: no answer within {self._deadline_s:g} s") from None
+
+    def _actor(self) -> Any:
+        try:
+            return handle(self._name)
+        except ValueError:
+            raise NotReady(f"{self._name} is not running; start the store first") from None
+
+
+class _Beat:
+    """Calls `beat` all the time, in a thread. What it raises ends it: the shards' leases run out then, and
+    the switch fails."""
+
+    def __init__(self, beat: Callable[[], None]) -> None:
+        self._beat, self._stop = beat, Event()
+        self._thread = Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(LEASE_S / 5):
+            try:
+                self._beat()
+            except Exception:
+                return
