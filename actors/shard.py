@@ -102,7 +102,7 @@ class StoreShard:
         return self._shard().counts()
 
     @ray.method(concurrency_group="write")  # it holds writes back, and must not hold back `counts`
-    def verify(self) -> int | None:
+    def verify(self) -> Json | None:
         return self._shard().verify()
 
     @ray.method(concurrency_group="control")

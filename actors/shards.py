@@ -187,9 +187,9 @@ class ShardedStore:
         }
         return {**totals, "namespaces": namespaces, "shards": shards}
 
-    async def verify(self) -> list[int | None]:
-        """Each shard's first broken record, or None."""
-        broken: list[int | None] = await self._all("verify")
+    async def verify(self) -> list[Json | None]:
+        """Each shard's first broken record, or None; see `Shard.verify`."""
+        broken: list[Json | None] = await self._all("verify")
         return broken
 
     async def list(

@@ -61,12 +61,17 @@ class StoreConfig(Section):
     )
     dir: str = Field(".sharpwave", description="folder of shards, KV blocks, adapters and instance state")
     shards: int = Field(2, ge=1, le=1024)
+    batch_operations: int = Field(256, ge=1, description="writes that may share one fsync; 1: none do")
     map_size_bytes: int = Field(8 << 30, ge=10 << 20, description="upper bound of one shard's file")
     max_text_bytes: int = Field(16_384, ge=1, description="a longer memory text is refused: split it")
     gate_tau: float = Field(0.0, description="write gate: stored where S > tau; at 0 every write is")
     gate_novelty: float = Field(1.0, ge=0.0)
     gate_reward: float = Field(1.0, ge=0.0)
     gate_pin: float = Field(1e9, ge=0.0)
+    dedupe_similarity: float = Field(
+        0.98, description="cosine from which episodes of the same words are one; 0, or over 1: never"
+    )
+    race_decay: float = Field(0.5, ge=0.0, le=1.0, description="what losing a race leaves of the strength")
     salience_rate: float = Field(
         0.3, gt=0.0, le=1.0, description="weight of a new divergence in salience's moving average"
     )

@@ -5,8 +5,11 @@
 - `filters.py`: trees of and / or / not over comparisons, as predicates
 - `record.py`: one operation of the log as bytes: CRC, salted digest, anchor
 - `logs/`: the append-only log behind one protocol, and its backends; acknowledged means fsynced
-- `gate.py`: what is stored, and why not
-- `plan.py`: what a put would do, decided before anything is written
+- `batch.py`: group commit, writers of many threads share one fsync
+- `writes.py`: everything that changes a shard; what each write does is planned before it is staged:
+  `put.py` (with `gate.py`, what is stored and why not, and `twins.py`, near-identical memories),
+  `revise.py` (new versions, races), `changes.py` (touch, score, forget, take), `plan.py` (looked up first)
+- `entry.py`: a memory as a shard holds it: versions, statistics
 - `index.py`: exact cosine search in Faiss
 - `view.py`: what the log says now, in memory; rebuilt from it on open
 - `locks.py`: many readers or one writer

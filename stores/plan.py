@@ -1,21 +1,19 @@
-"""What a put would do, decided before anything is written."""
+"""What was asked for, and what speaks against it: looked up before anything is written."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 
-from common.config import StoreConfig
 from common.errors import InvalidInput
-from stores import gate
+from stores import gate, twins
+from stores.batch import Pending
+from stores.entry import Entry
 from stores.index import Vectors
 from stores.memory import Memory, canonical, content_digest, from_json, same_content
-from stores.record import Record
 from stores.view import View
-
-Json = dict[str, Any]
 
 
 def request_digest(*parts: Any) -> str:
@@ -42,18 +40,18 @@ def check_vectors(vectors: Any, dim: int) -> Vectors:
 
 
 def conflicts(view: View, memories: Sequence[Memory]) -> list[str | None]:
-    """Why each memory cannot be written, or None where it can."""
+    """Why each memory cannot be written, or None where it can. What a memory said before it was
+    superseded was written before, and is no conflict."""
     found: list[str | None] = []
     earlier: dict[tuple[str, str], Memory] = {}
     for memory in memories:
         key = memory.namespace, memory.id
-        entry = view.find(*key)
-        other = earlier.setdefault(key, memory) if entry is None else from_json(entry.memory)
-        found.append(
-            None
-            if other is memory or same_content(memory, other)
-            else f"id {memory.id!r} exists with other content; give a new id, or none"
-        )
+        if entry := view.find(*key):
+            known = any(same_content(memory, from_json(version.memory)) for version in entry.versions)
+        else:
+            other = earlier.setdefault(key, memory)
+            known = other is memory or same_content(memory, other)
+        found.append(None if known else f"id {memory.id!r} exists with other content; give a new id, or none")
     return found
 
 
@@ -66,53 +64,30 @@ def nearest(view: View, namespaces: Sequence[str], vectors: Vectors) -> list[flo
     return found
 
 
+def neighbours(
+    view: View, pending: Pending, namespaces: Sequence[str], vectors: Vectors
+) -> list[list[tuple[float, Entry]]]:
+    """For each vector the closest entries of its namespace, best first: committed ones, and those that
+    the batch adds."""
+    found: list[list[tuple[float, Entry]]] = [[] for _ in namespaces]
+    for namespace, places in gate.group(namespaces).items():
+        committed = view.closest(namespace, vectors[places], twins.LOOKED_AT)
+        added = pending.added(namespace)
+        cosines = vectors[places] @ np.stack([vector for _, vector in added]).T if added else None
+        for row, (place, near) in enumerate(zip(places, committed, strict=True)):
+            if cosines is not None:
+                near += [
+                    (float(cosine), entry) for cosine, (entry, _) in zip(cosines[row], added, strict=True)
+                ]
+                near.sort(key=lambda pair: -pair[0])
+            found[place] = near
+    return found
+
+
 def novelties(
-    view: View, memories: Sequence[Memory], vectors: Vectors, elsewhere: Sequence[float] | None
+    near: Sequence[Sequence[tuple[float, Entry]]], within: Sequence[float], elsewhere: Sequence[float] | None
 ) -> list[float]:
-    """1 - highest cosine to the namespace: this shard, other shards, and earlier items of the call."""
-    namespaces = [memory.namespace for memory in memories]
-    here = nearest(view, namespaces, vectors)
-    within = gate.nearest_earlier(namespaces, vectors)
-    others = elsewhere if elsewhere is not None else [0.0] * len(memories)
+    """1 - highest cosine to the namespace: this shard, earlier items of the call, other shards."""
+    others = elsewhere if elsewhere is not None else [0.0] * len(near)
+    here = [gate.clip(pairs[0][0]) if pairs else 0.0 for pairs in near]
     return [1.0 - max(cosines) for cosines in zip(here, within, others, strict=True)]
-
-
-def answer(view: View, memory: Memory, novelty: float, config: StoreConfig, shard: int) -> Json:
-    """What the caller is told of one item; `settle` adds where it went."""
-    entry = view.find(memory.namespace, memory.id)
-    if entry:
-        stored, status, gated = True, "existing", {"score": None, "reason": "written before"}
-    else:
-        stored, gated = gate.decide(memory, novelty, config)
-        status = "new" if stored else "refused"
-    return {
-        "id": memory.id,
-        "kind": memory.kind,
-        "stored": stored,
-        "status": status,
-        "gate": gated,
-        "anchor": entry.anchor if entry else None,
-        "shard": shard,
-        "seq": entry.seq if entry else None,
-    }
-
-
-def to_write(memories: Sequence[Memory], answers: Sequence[Json]) -> list[int]:
-    """Places of the new memories, the first of each id."""
-    first: dict[tuple[str, str], int] = {}
-    for i, memory in enumerate(memories):
-        if answers[i]["status"] == "new":
-            first.setdefault((memory.namespace, memory.id), i)
-    return [*first.values()]
-
-
-def settle(memories: Sequence[Memory], answers: Sequence[Json], written: Mapping[int, Record]) -> None:
-    """Say where each written memory went; one that was given twice was written once."""
-    by_id = {(memories[i].namespace, memories[i].id): (i, record) for i, record in written.items()}
-    for i, (memory, told) in enumerate(zip(memories, answers, strict=True)):
-        source, record = by_id.get((memory.namespace, memory.id), (i, None))
-        if record is not None:
-            told |= {"stored": True, "anchor": record.anchor.hex(), "seq": record.seq}
-        if source != i:
-            reason = "given before in this call"
-            told |= {"status": "duplicate", "gate": {"score": None, "reason": reason}}

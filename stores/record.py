@@ -27,7 +27,7 @@ _CRC_BYTES = 4
 
 
 class Op(IntEnum):
-    """What a record does to the shard."""
+    """What a record does to the shard. `View` says what each one holds."""
 
     PUT = 1
     TOUCH = 2
@@ -69,7 +69,8 @@ PLAIN = Chain()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """`body` is JSON; `vector` the memory's embedding as raw little-endian float32, for puts only."""
+    """`body` is JSON; `vector` the memory's embedding as raw little-endian float32, where there is one.
+    `parsed` is what `body` was made from, where it has just been made."""
 
     op: Op
     seq: int
@@ -81,13 +82,14 @@ class Record:
     anchor: bytes
     body: bytes
     vector: bytes
+    parsed: dict[str, Any] | None = field(default=None, compare=False, repr=False)
 
     @property
     def erased(self) -> bool:
         return self.salt == _ERASED
 
     def content(self) -> dict[str, Any]:
-        content: dict[str, Any] = json.loads(self.body)
+        content: dict[str, Any] = json.loads(self.body) if self.parsed is None else self.parsed
         return content
 
 
@@ -102,6 +104,7 @@ def make(
     body: bytes,
     vector: bytes,
     chain: Chain = PLAIN,
+    parsed: dict[str, Any] | None = None,
 ) -> Record:
     """A record that follows the one whose anchor is `previous`."""
     salt = secrets.token_bytes(16)
@@ -117,6 +120,7 @@ def make(
         anchor=chain.link(previous, digest),
         body=body,
         vector=vector,
+        parsed=parsed,
     )
 
 
@@ -128,7 +132,7 @@ def intact(record: Record) -> bool:
 
 
 def erase(record: Record) -> Record:
-    return replace(record, body=b"", vector=b"", salt=_ERASED)
+    return replace(record, body=b"", vector=b"", salt=_ERASED, parsed=None)
 
 
 def encode(record: Record) -> bytes:

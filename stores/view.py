@@ -8,19 +8,20 @@ import base64
 import binascii
 import json
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterator, Sequence
-from copy import deepcopy
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from common.errors import InvalidInput
+from stores.entry import Entry, Version, entry_of, vector_of
 from stores.filters import Predicate
 from stores.gate import clip
 from stores.index import VectorIndex, Vectors
-from stores.record import Op, Record
+from stores.record import Record
+
+Content = dict[str, Any]
 
 STATISTICS_SCHEMA = pa.schema(
     [
@@ -34,30 +35,11 @@ STATISTICS_SCHEMA = pa.schema(
 )
 
 
-@dataclass(slots=True, kw_only=True)
-class Entry:
-    """A memory and its statistics. `generation` is the `seq` of the write that made the content, so a
-    memory that was forgotten and written again is never taken for the old one."""
-
-    memory: dict[str, Any]
-    seq: int
-    anchor: str
-    written: float
-    novelty: float
-    usage: int = 0
-    salience: float = 0.0
-    last_used: float | None = None
-    last_scored: float | None = None
-
-    @property
-    def place(self) -> tuple[float, str]:
-        """Where the memory stands in lists."""
-        return self.memory["time"], self.memory["id"]
-
-    def salience_after(self, divergence: float, rate: float) -> float:
-        """Moving average of divergence, never below 0; the first measurement starts it."""
-        measured = max(0.0, divergence)
-        return measured if self.last_scored is None else (1.0 - rate) * self.salience + rate * measured
+# What a namespace holds beside its vectors, by attribute of `Space`: each class is made without
+# arguments and is a function of the records in order. `add(entry, vector)` and `remove(entry)` tell it of
+# every memory that comes and goes; `aggregate(entry, content)` and `close(entry, content)`, where it has
+# them, of those records; `apply(record, content)` is called of `turns`, which holds no memories.
+PARTS: dict[str, Callable[[], Any]] = {}
 
 
 @dataclass(slots=True)
@@ -68,6 +50,36 @@ class Space:
     entries: dict[str, Entry] = field(default_factory=dict)
     by_row: dict[int, Entry] = field(default_factory=dict)
     order: list[tuple[float, str]] = field(default_factory=list)
+    lexical: Any = None
+    facts: Any = None
+    places: Any = None
+    episodes: Any = None
+    lines: Any = None
+    turns: Any = None
+
+    @property
+    def parts(self) -> list[Any]:
+        """Those that are told of memories."""
+        found = (self.lexical, self.facts, self.places, self.episodes, self.lines)
+        return [part for part in found if part is not None]
+
+    def __len__(self) -> int:
+        return len(self.entries) + (len(self.turns) if self.turns is not None else 0)
+
+    def add(self, entry: Entry, vector: Vectors) -> None:
+        self.entries[entry.memory["id"]] = self.by_row[entry.seq] = entry
+        insort(self.order, entry.place)
+        self.index.add([entry.seq], vector.reshape(1, -1))
+        for part in self.parts:
+            part.add(entry, vector)
+
+    def remove(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            del self.entries[entry.memory["id"]], self.by_row[entry.seq]
+            del self.order[bisect_left(self.order, entry.place)]
+            for part in self.parts:
+                part.remove(entry)
+        self.index.remove([entry.seq for entry in entries])
 
     def after(self, cursor: str | None) -> Iterator[Entry]:
         """Entries in order of (time, id), from behind the cursor on."""
@@ -97,57 +109,108 @@ class View:
         return space.entries.get(id) if space else None
 
     def apply(self, record: Record) -> None:
-        if record.erased:
-            return
-        content = record.content()
-        if record.op is Op.PUT:
-            self._put(record, content)
-        elif record.op is Op.TOUCH:
-            self._touch(record, content)
-        elif record.op is Op.SCORE:
-            self._score(record, content)
-        else:
-            self._forget(content)
+        """Take one more record in: the next of the log."""
+        if not record.erased:
+            getattr(self, f"_{record.op.name.lower()}")(record, record.content())
 
-    def _put(self, record: Record, content: dict[str, Any]) -> None:
+    def _space(self, namespace: str) -> Space:
+        if namespace not in self.spaces:
+            parts = {name: make() for name, make in PARTS.items()}
+            self.spaces[namespace] = Space(VectorIndex(self.dim), **parts)
+        return self.spaces[namespace]
+
+    def _named(self, content: Content) -> Entry | None:
+        return self.find(content["namespace"], content["id"])
+
+    def _put(self, record: Record, content: Content) -> None:
+        self._space(content["memory"]["namespace"]).add(entry_of(record, content), vector_of(record))
+
+    def _supersede(self, record: Record, content: Content) -> None:
+        """Statistics stay with the memory; novelty is the new content's."""
         memory = content["memory"]
-        if memory["namespace"] not in self.spaces:
-            self.spaces[memory["namespace"]] = Space(VectorIndex(self.dim))
         space = self.spaces[memory["namespace"]]
-        entry = Entry(
+        old = space.entries[memory["id"]]
+        space.remove([old])
+        new = replace(
+            old,
             memory=memory,
             seq=record.seq,
             anchor=record.anchor.hex(),
             written=record.time,
             novelty=content["novelty"],
+            closed=None,
+            older=[*old.older, old.version],
         )
-        space.entries[memory["id"]] = space.by_row[record.seq] = entry
-        insort(space.order, entry.place)
-        space.index.add([record.seq], np.frombuffer(record.vector, "<f4").reshape(1, -1))
+        space.add(new, vector_of(record))
 
-    def _touch(self, record: Record, content: dict[str, Any]) -> None:
+    def _import(self, record: Record, content: Content) -> None:
+        """A memory of another shard with all that was known of it there."""
+        entry = entry_of(record, content)
+        for name, value in content["statistics"].items():
+            setattr(entry, name, value)
+        entry.origin = content["origin"]
+        entry.older = [Version(**{**version, "foreign": True}) for version in content["older"]]
+        self._space(entry.memory["namespace"]).add(entry, vector_of(record))
+
+    def _touch(self, record: Record, content: Content) -> None:
         for id in content["ids"]:
             if entry := self.find(content["namespace"], id):
                 entry.usage += 1
                 entry.last_used = record.time
 
-    def _score(self, record: Record, content: dict[str, Any]) -> None:
+    def _score(self, record: Record, content: Content) -> None:
         for id, _, salience in content["scores"]:
             if entry := self.find(content["namespace"], id):
                 entry.salience = salience
                 entry.last_scored = record.time
 
-    def _forget(self, content: dict[str, Any]) -> None:
-        space = self.spaces.get(content["namespace"])
-        gone = [space.entries.pop(id) for id in content["ids"] if id in space.entries] if space else []
-        if not space or not gone:
-            return
-        for entry in gone:
-            del space.by_row[entry.seq]
-            del space.order[bisect_left(space.order, entry.place)]
-        space.index.remove([entry.seq for entry in gone])
-        if not space.entries:
-            del self.spaces[content["namespace"]]
+    def _aggregate(self, record: Record, content: Content) -> None:
+        if entry := self._named(content):
+            entry.count += content["count"]
+            entry.traces.append(record.seq)
+            for part in self.spaces[content["namespace"]].parts:
+                if hasattr(part, "aggregate"):
+                    part.aggregate(entry, content)
+
+    def _close(self, record: Record, content: Content) -> None:
+        if entry := self._named(content):
+            entry.closed = content["valid_to"]
+            for part in self.spaces[content["namespace"]].parts:
+                if hasattr(part, "close"):
+                    part.close(entry, content)
+
+    def _race(self, record: Record, content: Content) -> None:
+        """Comes behind the winner's own record."""
+        if entry := self._named(content):
+            entry.strength = content["strength"]
+            entry.rivals = content["rivals"]
+            entry.traces.append(record.seq)
+
+    def _turns(self, record: Record, content: Content) -> None:
+        space = self._space(content["namespace"])
+        if space.turns is not None:
+            space.turns.apply(record, content)
+        self._drop_empty(content["namespace"])
+
+    def _forget(self, record: Record, content: Content) -> None:
+        if space := self.spaces.get(content["namespace"]):
+            space.remove([space.entries[id] for id in content["ids"] if id in space.entries])
+            self._drop_empty(content["namespace"])
+
+    def _drop_empty(self, namespace: str) -> None:
+        if not len(self.spaces[namespace]):
+            del self.spaces[namespace]
+
+    def closest(self, namespace: str, vectors: Vectors, k: int) -> list[list[tuple[float, Entry]]]:
+        """For each vector up to `k` pairs of cosine and entry, best first."""
+        space = self.spaces.get(namespace)
+        if space is None:
+            return [[] for _ in vectors]
+        cosines, rows = space.index.search(vectors, k)
+        return [
+            [(float(cosine), space.by_row[int(row)]) for cosine, row in zip(*pair, strict=True)]
+            for pair in zip(cosines, rows, strict=True)
+        ]
 
     def nearest(self, namespace: str, vectors: Vectors) -> list[float]:
         """Highest cosine of each vector to the namespace, in 0 to 1; 0 where it is empty."""
@@ -155,7 +218,7 @@ class View:
         if space is None:
             return [0.0] * len(vectors)
         cosines, _ = space.index.search(vectors, 1)
-        return [clip(cosine) for cosine in cosines[:, 0]]
+        return [clip(cosine) for cosine in cosines[:, 0]] if cosines.size else [0.0] * len(vectors)
 
     def statistics(self, namespace: str) -> pa.Table:
         space = self.spaces.get(namespace)
@@ -171,25 +234,6 @@ class View:
             for entry in (space.by_row.values() if space else ())
         ]
         return pa.Table.from_pylist(rows, schema=STATISTICS_SCHEMA)
-
-
-def describe(entry: Entry, shard: int) -> dict[str, Any]:
-    """A memory with what the shard knows of it; the caller may change the answer."""
-    return {
-        **deepcopy(entry.memory),
-        "statistics": {
-            "usage": entry.usage,
-            "salience": entry.salience,
-            "novelty": entry.novelty,
-            "generation": entry.seq,
-            "last_used": entry.last_used,
-            "last_scored": entry.last_scored,
-        },
-        "anchor": entry.anchor,
-        "shard": shard,
-        "seq": entry.seq,
-        "versions": [{"seq": entry.seq, "anchor": entry.anchor, "written": entry.written}],
-    }
 
 
 def cursor_of(memory: dict[str, Any]) -> str:

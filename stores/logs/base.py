@@ -156,6 +156,7 @@ class BaseLog:
                 body=json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode(),
                 vector=vector,
                 chain=self.chain,
+                parsed=body,
             )
             staged.append(record)
             anchor = record.anchor

@@ -1,0 +1,228 @@
+"""Group commit: callers that write at the same time share one batch, and so one fsync.
+
+A write is a `Ticket`. The first caller to come leads: it takes the tickets that wait, in order, and for
+each asks the log whether it has been done, plans it and stages its records; then it commits the batch
+once, shows it to the readers and answers everyone. Whoever came meanwhile finds the next caller leading.
+
+What a ticket plans must be true when its turn in the log comes, but the view shows only what is
+committed. So a ticket names the `keys` it changes and the `shared` ones it counts on (or changes in a way
+that order does not matter to, as a count): one that would miss a change of this batch starts the next.
+Every write shares its namespace's `space_key`; who takes memories away or gives them other content takes
+it as its own. Memories that a batch adds are no clash: later tickets see them in `Pending`.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+from common.errors import NotReady
+from stores.entry import Entry, entry_of, vector_of
+from stores.index import Vectors
+from stores.logs import Log, Operation
+from stores.logs.base import Draft
+from stores.record import Op, Record
+
+Key = tuple[str, ...]
+
+
+def id_key(namespace: str, id: str) -> Key:
+    return "id", namespace, id
+
+
+def space_key(namespace: str) -> Key:
+    return "space", namespace
+
+
+def graph_key(namespace: str) -> Key:
+    """Facts and places: one more of them is decided on with all others in view."""
+    return "graph", namespace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """What a ticket would do. `settle` makes the result where that depends on the staged records."""
+
+    drafts: Sequence[Draft]
+    result: Any = None
+    settle: Callable[[Sequence[Record]], Any] | None = None
+    erase: Sequence[int] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+
+class Pending:
+    """What a batch has staged and the view does not show yet."""
+
+    def __init__(self) -> None:
+        self.operations: list[Operation] = []
+        self.last: Record | None = None
+        self._changed: set[Key] = set()
+        self._shared: set[Key] = set()
+        self._added: dict[str, list[tuple[Entry, Vectors]]] = {}
+
+    def clash(self, ticket: "Ticket") -> bool:
+        """Must the ticket wait for the next batch?"""
+        return not (
+            self._changed.isdisjoint(ticket.keys)
+            and self._changed.isdisjoint(ticket.shared)
+            and self._shared.isdisjoint(ticket.keys)
+        )
+
+    def added(self, namespace: str) -> Sequence[tuple[Entry, Vectors]]:
+        """Memories that the batch adds, with their vectors."""
+        return self._added.get(namespace, ())
+
+    def add(self, ticket: "Ticket", operation: Operation) -> None:
+        self.operations.append(operation)
+        self._changed.update(ticket.keys)
+        self._shared.update(ticket.shared)
+        for record in operation.records:
+            self.last = record
+            if record.op in (Op.PUT, Op.SUPERSEDE, Op.IMPORT):
+                entry = entry_of(record, record.content())
+                self._added.setdefault(entry.memory["namespace"], []).append((entry, vector_of(record)))
+
+
+class Ticket:
+    """One write: `plan(pending)` says what it would do."""
+
+    def __init__(
+        self,
+        op_id: str,
+        request: str,
+        plan: Callable[[Pending], Planned],
+        *,
+        now: float,
+        keys: Iterable[Key] = (),
+        shared: Iterable[Key] = (),
+    ) -> None:
+        self.op_id, self.request, self.plan, self.now = op_id, request, plan, now
+        self.keys = {("op", op_id), *keys}
+        self.shared = {*shared}
+        self.done = self.leads = False
+        self._result: Any = None
+        self._error: Exception | None = None
+        self._woken = threading.Event()
+
+    def wait(self) -> None:
+        """Until the ticket is answered or told to lead."""
+        self._woken.wait()
+
+    def lead(self) -> None:
+        self.leads = True
+        self._woken.set()
+
+    def answer(self, result: Any) -> None:
+        self._result, self.done = result, True
+        self._woken.set()
+
+    def fail(self, error: Exception) -> None:
+        self._error, self.done = error, True
+        self._woken.set()
+
+    def outcome(self) -> Any:
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+
+class Batcher:
+    """The queue of tickets in front of one log. `lock` is held while a batch is written: hold it to keep
+    writes out."""
+
+    def __init__(self, log: Log, show: Callable[[Sequence[Record]], None], *, at_most: int) -> None:
+        """`show` makes committed records visible to readers; `at_most` bounds the tickets of a batch."""
+        self.lock = threading.Lock()
+        self._log, self._show, self._at_most = log, show, at_most
+        self._mutex = threading.Lock()
+        self._queue: deque[Ticket] = deque()
+        self._led = False
+
+    def do(self, ticket: Ticket) -> Any:
+        """The ticket's result, once it is on disk and visible. Raises what its plan raised, or the commit:
+        a failed commit fails every ticket of the batch."""
+        with self._mutex:
+            self._queue.append(ticket)
+            ticket.leads, self._led = not self._led, True
+        try:
+            if not ticket.leads:
+                ticket.wait()
+            while not ticket.done:
+                self._write_batch()
+        finally:
+            self._pass_on(ticket)
+        return ticket.outcome()
+
+    def _pass_on(self, ticket: Ticket) -> None:
+        """Leave, and let the next in the queue lead where this one did."""
+        with self._mutex:
+            if not ticket.done and ticket in self._queue:  # the wait was interrupted
+                self._queue.remove(ticket)
+            if ticket.leads:
+                self._led = bool(self._queue)
+                if self._queue:
+                    self._queue[0].lead()
+
+    def _write_batch(self) -> None:
+        with self.lock:
+            taken: list[tuple[Ticket, Any]] = []
+            try:
+                pending = self._stage(taken)
+                if pending.operations:
+                    self._log.commit(pending.operations)
+                    self._show([record for operation in pending.operations for record in operation.records])
+            except BaseException as error:
+                for ticket, _ in taken:
+                    if not ticket.done:
+                        ticket.fail(_own_copy(error))
+                if not isinstance(error, Exception):
+                    raise
+            for ticket, result in taken:
+                if not ticket.done:
+                    ticket.answer(result)
+
+    def _stage(self, taken: list[tuple[Ticket, Any]]) -> Pending:
+        """Take tickets from the queue into `taken`, with their results, until one must wait."""
+        pending = Pending()
+        while len(taken) < self._at_most and (ticket := self._next(pending)):
+            taken.append((ticket, None))
+            try:
+                taken[-1] = (ticket, self._stage_one(ticket, pending))
+            except Exception as error:
+                ticket.fail(error)
+        return pending
+
+    def _next(self, pending: Pending) -> Ticket | None:
+        with self._mutex:
+            if not self._queue or pending.clash(self._queue[0]):
+                return None
+            return self._queue.popleft()
+
+    def _stage_one(self, ticket: Ticket, pending: Pending) -> Any:
+        """Seen, plan, stage: the ticket's result, true as soon as the batch is on disk."""
+        first = self._log.seen(ticket.op_id, ticket.request)
+        if first is not None:
+            ticket.answer(first)
+            return first
+        planned = ticket.plan(pending)
+        staged = self._log.stage(ticket.op_id, planned.drafts, now=ticket.now, after=pending.last)
+        result = planned.settle(staged) if planned.settle else planned.result
+        operation = Operation(
+            op_id=ticket.op_id,
+            request=ticket.request,
+            records=staged,
+            result=result,
+            erase=planned.erase,
+            counts=planned.counts,
+        )
+        pending.add(ticket, operation)
+        return result
+
+
+def _own_copy(error: BaseException) -> Exception:
+    """Several threads raise the error of one batch, each its own."""
+    if isinstance(error, Exception):
+        return copy(error)
+    return NotReady("the write was interrupted; send it again with the same op_id", code="interrupted")

@@ -1,0 +1,104 @@
+"""What the smaller writes do to the memories that are there: touch, score, forget, take."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from common.errors import Conflict, InvalidInput
+from stores import plan
+from stores.batch import Planned
+from stores.entry import Entry
+from stores.filters import Predicate
+from stores.index import Vectors
+from stores.logs.base import Draft
+from stores.memory import Memory
+from stores.record import Op, Record
+from stores.view import View
+
+Json = dict[str, Any]
+
+
+def touch(view: View, namespace: str, ids: Sequence[str]) -> Planned:
+    touched = [id for id in ids if view.find(namespace, id)]
+    return Planned(
+        drafts=[(Op.TOUCH, {"namespace": namespace, "ids": touched}, b"")] if touched else [],
+        result={"touched": touched, "unknown": [id for id in ids if id not in {*touched}]},
+    )
+
+
+def check_scores(scores: Sequence[tuple[str, float]]) -> None:
+    if not all(math.isfinite(divergence) for _, divergence in scores):
+        raise InvalidInput("scores: every divergence must be finite", param="scores")
+    if len({id for id, _ in scores}) < len(scores):
+        raise InvalidInput("scores: an id may come once a call", param="scores")
+
+
+def score(view: View, namespace: str, scores: Sequence[tuple[str, float]], rate: float) -> Planned:
+    """`rate` is the weight of a new divergence in salience's moving average."""
+    rows = [
+        (id, float(divergence), entry.salience_after(divergence, rate))
+        for id, divergence in scores
+        if (entry := view.find(namespace, id))
+    ]
+    scored = {id: salience for id, _, salience in rows}
+    return Planned(
+        drafts=[(Op.SCORE, {"namespace": namespace, "scores": rows}, b"")] if rows else [],
+        result={"scored": scored, "unknown": [id for id, _ in scores if id not in scored]},
+    )
+
+
+def forget(view: View, namespace: str, ids: Sequence[str] | None, keep: Predicate | None) -> Planned:
+    """Erase those of `ids` (None: of all) that `keep` (None: anything) chooses: every record that holds
+    something of them."""
+    space = view.spaces.get(namespace)
+    entries: dict[str, Entry] = space.entries if space else {}
+    names = entries if ids is None else dict.fromkeys(ids)
+    gone = [e for id in names if (e := entries.get(id)) and (keep is None or keep(e.memory))]
+    forgotten = [entry.memory["id"] for entry in gone]
+    erased = [seq for entry in gone for seq in entry.seqs]
+    return Planned(
+        drafts=[(Op.FORGET, {"namespace": namespace, "ids": forgotten}, b"")] if gone else [],
+        result={
+            "namespace": namespace,
+            "forgotten": forgotten,
+            "log_records": len(erased),
+            "index_rows": len(gone),
+        },
+        erase=erased,
+    )
+
+
+def take(
+    view: View, carried: Sequence[Json], memories: Sequence[Memory], vectors: Vectors, shard: int
+) -> Planned:
+    """Write memories as they were elsewhere (`entry.carried`), but for those already here."""
+    for conflict in plan.conflicts(view, memories):
+        if conflict:
+            raise Conflict(conflict, param="id")
+    fresh: dict[tuple[str, str], int] = {}
+    for place, memory in enumerate(memories):
+        if view.find(memory.namespace, memory.id) is None:
+            fresh.setdefault((memory.namespace, memory.id), place)
+
+    def settle(staged: Sequence[Record]) -> list[Json]:
+        records = dict(zip(fresh, staged, strict=True))
+        return [
+            _taken(view, memory, records.get((memory.namespace, memory.id)), shard) for memory in memories
+        ]
+
+    drafts = [_import(carried[place], vectors[place]) for place in fresh.values()]
+    return Planned(drafts=drafts, settle=settle)
+
+
+def _import(carried: Json, vector: Vectors) -> Draft:
+    content = {name: carried[name] for name in ("memory", "novelty", "statistics", "origin", "older")}
+    return Op.IMPORT, content, vector.tobytes()
+
+
+def _taken(view: View, memory: Memory, record: Record | None, shard: int) -> Json:
+    told = {"id": memory.id, "kind": memory.kind, "shard": shard}
+    if record is not None:
+        return {**told, "status": "new", "anchor": record.anchor.hex(), "seq": record.seq}
+    entry = view.find(memory.namespace, memory.id)
+    assert entry is not None, "what is not written was there"
+    return {**told, "status": "existing", "anchor": entry.anchor, "seq": entry.seq}

@@ -1,0 +1,143 @@
+"""A memory as a shard holds it: content, versions, statistics, place in the log."""
+
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from stores.index import Vectors
+from stores.record import Record
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """What a memory said from `written` on."""
+
+    seq: int
+    anchor: str
+    written: float
+    memory: dict[str, Any]
+    foreign: bool = False  # came with an imported memory: `seq` is a number of another log
+
+
+@dataclass(slots=True, kw_only=True)
+class Entry:
+    """A memory and its statistics. `generation` is the `seq` of the write that made the content, so a
+    memory that was forgotten and written again is never taken for the old one.
+
+    `count` is how often it was written, near-identical copies included; `strength` (0 to 1) what races
+    left of it, and `rivals` what they left of candidates that lost. `closed` is when a fact ceased to
+    hold. `older` are superseded versions, oldest first. `origin` is where an imported memory came from:
+    `{shard, seq, anchor}`. `traces` are the records beside the versions that name the memory's
+    particulars: they are erased with it.
+    """
+
+    memory: dict[str, Any]
+    seq: int
+    anchor: str
+    written: float
+    novelty: float
+    usage: int = 0
+    salience: float = 0.0
+    last_used: float | None = None
+    last_scored: float | None = None
+    count: int = 1
+    strength: float = 1.0
+    rivals: dict[str, float] = field(default_factory=dict)
+    closed: float | None = None
+    older: list[Version] = field(default_factory=list)
+    origin: dict[str, Any] | None = None
+    traces: list[int] = field(default_factory=list)
+
+    @property
+    def place(self) -> tuple[float, str]:
+        """Where the memory stands in lists."""
+        return self.memory["time"], self.memory["id"]
+
+    @property
+    def version(self) -> Version:
+        return Version(seq=self.seq, anchor=self.anchor, written=self.written, memory=self.memory)
+
+    @property
+    def versions(self) -> list[Version]:
+        """Newest first."""
+        return [self.version, *reversed(self.older)]
+
+    @property
+    def seqs(self) -> list[int]:
+        """Every record of this log that holds something of the memory."""
+        return [self.seq, *(version.seq for version in self.older if not version.foreign), *self.traces]
+
+    def salience_after(self, divergence: float, rate: float) -> float:
+        """Moving average of divergence, never below 0; the first measurement starts it."""
+        measured = max(0.0, divergence)
+        return measured if self.last_scored is None else (1.0 - rate) * self.salience + rate * measured
+
+
+def entry_of(record: Record, content: dict[str, Any]) -> Entry:
+    """The entry that a record with a memory makes."""
+    return Entry(
+        memory=content["memory"],
+        seq=record.seq,
+        anchor=record.anchor.hex(),
+        written=record.time,
+        novelty=content["novelty"],
+    )
+
+
+def vector_of(record: Record) -> Vectors:
+    return np.frombuffer(record.vector, "<f4")
+
+
+def describe(entry: Entry, shard: int) -> dict[str, Any]:
+    """A memory with what the shard knows of it; the caller may change the answer."""
+    closed = {} if entry.closed is None else {"valid_to": entry.closed}
+    return {
+        **deepcopy(entry.memory),
+        **closed,
+        "statistics": {
+            "usage": entry.usage,
+            "salience": entry.salience,
+            "novelty": entry.novelty,
+            "generation": entry.seq,
+            "strength": entry.strength,
+            "count": entry.count,
+            "last_used": entry.last_used,
+            "last_scored": entry.last_scored,
+        },
+        "anchor": entry.anchor,
+        "shard": shard,
+        "seq": entry.seq,
+        "origin": entry.origin,
+        "versions": [
+            {"seq": version.seq, "anchor": version.anchor, "written": version.written}
+            for version in entry.versions
+        ],
+    }
+
+
+def history(entry: Entry) -> list[dict[str, Any]]:
+    """Every version, newest first: `{seq, anchor, written, content}`."""
+    return [
+        {
+            "seq": version.seq,
+            "anchor": version.anchor,
+            "written": version.written,
+            "content": deepcopy(version.memory),
+        }
+        for version in entry.versions
+    ]
+
+
+def carried(entry: Entry, vector: Vectors, shard: int) -> dict[str, Any]:
+    """A memory as another shard's `take` takes it, with its vector (float32 `[dim]`)."""
+    names = ("usage", "salience", "last_used", "last_scored", "count", "strength", "rivals", "closed")
+    return {
+        "memory": deepcopy(entry.memory),
+        "novelty": entry.novelty,
+        "statistics": {name: deepcopy(getattr(entry, name)) for name in names},
+        "origin": entry.origin or {"shard": shard, "seq": entry.seq, "anchor": entry.anchor},
+        "older": [asdict(version) for version in entry.older],
+        "vector": vector,
+    }

@@ -1,0 +1,143 @@
+"""What a put does with each of its memories: one decision an item, in the order given."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from common.config import StoreConfig
+from common.errors import Conflict
+from stores import gate, plan, twins
+from stores.batch import Key, Pending, Planned, graph_key, id_key
+from stores.entry import Entry
+from stores.index import Vectors
+from stores.logs.base import Draft
+from stores.memory import Memory, to_json
+from stores.record import Op, Record
+from stores.view import View
+
+Json = dict[str, Any]
+
+
+def keys(memories: Sequence[Memory]) -> set[Key]:
+    """What a put of these memories changes."""
+    graphs = {graph_key(memory.namespace) for memory in memories if memory.kind != "episodic"}
+    return graphs | {id_key(memory.namespace, memory.id) for memory in memories}
+
+
+class Put:
+    """One put being planned. An item is written (`new`), or its answer names a memory that is there
+    already, or an item before it."""
+
+    def __init__(
+        self,
+        view: View,
+        pending: Pending,
+        memories: Sequence[Memory],
+        vectors: Vectors,
+        *,
+        config: StoreConfig,
+        shard: int,
+        elsewhere: Sequence[float] | None,
+    ) -> None:
+        self._view, self._config, self._shard = view, config, shard
+        self._memories, self._vectors = memories, vectors
+        namespaces = [memory.namespace for memory in memories]
+        self._near = plan.neighbours(view, pending, namespaces, vectors)
+        self._within = gate.nearest_earlier(namespaces, vectors)
+        self._novelties = plan.novelties(self._near, self._within, elsewhere)
+        self._answers: list[Json] = []
+        self._written: dict[tuple[str, str], int] = {}  # id -> place of the item that is written
+        self._sources: dict[int, int] = {}  # place -> place of the written item that its answer names
+        self._texts: dict[tuple[str, ...], list[int]] = {}  # words -> places of written items
+
+    def plan(self) -> Planned:
+        """Raises `Conflict` where an id exists with other content."""
+        for conflict in plan.conflicts(self._view, self._memories):
+            if conflict:
+                raise Conflict(conflict, param="id")
+        for place, memory in enumerate(self._memories):
+            told = self._decide(place, memory)
+            self._answers.append(
+                {"kind": memory.kind, "shard": self._shard, "anchor": None, "seq": None, **told}
+            )
+        sightings = [
+            _sighting(memory, told["id"])
+            for memory, told in zip(self._memories, self._answers, strict=True)
+            if told["status"] == "duplicate" and told["id"] != memory.id
+        ]
+        statuses = [told["status"] for told in self._answers]
+        return Planned(
+            drafts=[*(self._draft(place) for place in self._written.values()), *sightings],
+            settle=self._settle,
+            counts={
+                "gate_attempts": statuses.count("new") + statuses.count("refused"),
+                "gate_accepts": statuses.count("new"),
+                "duplicates": len(sightings),
+            },
+        )
+
+    def _decide(self, place: int, memory: Memory) -> Json:
+        key = memory.namespace, memory.id
+        if entry := self._view.find(*key):
+            return _known(entry, "existing", "written before")
+        if key in self._written:
+            self._sources[place] = self._written[key]
+            return _told(memory.id, "duplicate", "given before in this call")
+        near = self._near[place]
+        twin = twins.find(memory, [(cosine, entry.memory) for cosine, entry in near], self._config)
+        if twin is not None:
+            cosine, entry = near[twin]
+            return _known(entry, "duplicate", _reason(entry.memory["id"], cosine))
+        if (earlier := self._earlier_twin(place, memory)) is not None:
+            self._sources[place] = earlier
+            id = self._memories[earlier].id
+            return _told(id, "duplicate", _reason(id, self._cosine(place, earlier)))
+        stored, gated = gate.decide(memory, self._novelties[place], self._config)
+        if stored:
+            self._written[key] = self._sources[place] = place
+        return {"id": memory.id, "stored": stored, "status": "new" if stored else "refused", "gate": gated}
+
+    def _earlier_twin(self, place: int, memory: Memory) -> int | None:
+        """The place of the written item of this call that says the same. Texts are compared only where
+        the vectors of the call come close at all."""
+        if max(self._within) < self._config.dedupe_similarity:
+            return None
+        alike = self._texts.setdefault((memory.namespace, *twins.words(memory.text)), [])
+        stored = [(self._cosine(place, other), to_json(self._memories[other])) for other in alike]
+        twin = twins.find(memory, stored, self._config)
+        if twin is not None:
+            return alike[twin]
+        alike.append(place)
+        return None
+
+    def _cosine(self, one: int, other: int) -> float:
+        return float(self._vectors[one] @ self._vectors[other])
+
+    def _draft(self, place: int) -> Draft:
+        content = {"memory": to_json(self._memories[place]), "novelty": self._novelties[place]}
+        return Op.PUT, content, self._vectors[place].tobytes()
+
+    def _settle(self, staged: Sequence[Record]) -> list[Json]:
+        """Say where each written memory went."""
+        records = dict(zip(self._written.values(), staged, strict=False))  # behind them come the sightings
+        for place, source in self._sources.items():
+            record = records[source]
+            self._answers[place] |= {"anchor": record.anchor.hex(), "seq": record.seq}
+        return self._answers
+
+
+def _told(id: str, status: str, reason: str) -> Json:
+    return {"id": id, "stored": True, "status": status, "gate": {"score": None, "reason": reason}}
+
+
+def _known(entry: Entry, status: str, reason: str) -> Json:
+    return {**_told(entry.memory["id"], status, reason), "anchor": entry.anchor, "seq": entry.seq}
+
+
+def _reason(id: str, cosine: float) -> str:
+    return f"says the same as {id} (cosine {cosine:.4f})"
+
+
+def _sighting(memory: Memory, id: str) -> Draft:
+    """One more of a memory that is there: how often, and what came with it."""
+    seen = {"id": memory.id, "time": memory.time}
+    return Op.AGGREGATE, {"namespace": memory.namespace, "id": id, "count": 1, "from": seen}, b""

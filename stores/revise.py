@@ -1,0 +1,169 @@
+"""New versions of a memory: one given (`supersede`), or the best of several candidates (`race`).
+
+Both compare and set: they name the `generation` that they go out from, and where another version has been
+written since, nothing is changed. Content never changes in place: the old version stays in the history
+until the memory is forgotten.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from common.errors import Conflict, InvalidInput, NotFound
+from stores import plan
+from stores.batch import Pending, Planned
+from stores.entry import Entry
+from stores.index import Vectors
+from stores.logs.base import Draft
+from stores.memory import Memory, to_json
+from stores.record import Op, Record
+from stores.view import View
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One of the updates that race for a key. `memory.id` names the candidate; the winner is stored under
+    the key. `vector`: float32 `[dim]`, unit norm."""
+
+    memory: Memory
+    vector: Vectors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runner:
+    """What a candidate is weighed by: `novelty` is 1 - its highest cosine to the namespace, `strength` (0
+    to 1) what earlier races left it."""
+
+    candidate: Candidate
+    novelty: float
+    strength: float
+
+
+Weigh = Callable[[Sequence[Runner], float], Sequence[float]]
+"""Weights of the runners at the time given, as a concert weight: the highest wins, the first of equals."""
+
+
+def supersede(
+    view: View, pending: Pending, memory: Memory, vector: Vectors, *, generation: int, shard: int
+) -> Planned:
+    """Raises `NotFound` where there is no such memory, `Conflict` where `generation` is not its latest."""
+    entry = view.find(memory.namespace, memory.id)
+    if entry is None:
+        raise NotFound(f"no memory {memory.id!r} in namespace {memory.namespace!r}", param="id")
+    _check_generation(memory.id, entry, generation)
+    _check_kind(memory.id, entry, memory.kind)
+    novelty = _novelties(view, pending, [memory], vector.reshape(1, -1), entry)[0]
+    return Planned(
+        drafts=[_version(memory, vector, novelty, entry)],
+        settle=lambda staged: _answer(memory, staged[0], shard, entry),
+    )
+
+
+def race(
+    view: View,
+    pending: Pending,
+    key: str,
+    candidates: Sequence[Candidate],
+    vectors: Vectors,
+    *,
+    generation: int,
+    now: float,
+    weigh: Weigh,
+    decay: float,
+    shard: int,
+) -> Planned:
+    """The heaviest candidate becomes the memory `key`; the strengths of the others are multiplied by
+    `decay`. `generation` is 0 where there is no such memory yet."""
+    namespace = candidates[0].memory.namespace
+    entry = view.find(namespace, key)
+    _check_generation(key, entry, generation)
+    _check_kind(key, entry, candidates[0].memory.kind)
+    memories = [candidate.memory for candidate in candidates]
+    novelties = _novelties(view, pending, memories, vectors, entry)
+    known = entry.rivals if entry else {}
+    runners = [
+        Runner(candidate=candidate, novelty=novelty, strength=known.get(candidate.memory.id, 1.0))
+        for candidate, novelty in zip(candidates, novelties, strict=True)
+    ]
+    weights = [float(weight) for weight in weigh(runners, now)]
+    first = max(range(len(runners)), key=lambda i: weights[i])
+    winner, memory = runners[first], replace(memories[first], id=key)
+    lost = {r.candidate.memory.id: r.strength * decay for r in runners if r is not winner}
+    traced = {
+        "namespace": namespace,
+        "id": key,
+        "winner": winner.candidate.memory.id,
+        "strength": winner.strength,
+        "rivals": {**_without(known, winner.candidate.memory.id), **lost},
+        "weights": dict(zip((m.id for m in memories), weights, strict=True)),
+    }
+    return Planned(
+        drafts=[_version(memory, vectors[first], winner.novelty, entry), (Op.RACE, traced, b"")],
+        settle=lambda staged: {
+            **_answer(memory, staged[0], shard, entry),
+            **{name: traced[name] for name in ("winner", "weights", "strength", "rivals")},
+        },
+    )
+
+
+def check_candidates(namespace: str, memories: Sequence[Memory]) -> None:
+    ids = {memory.id for memory in memories}
+    if not memories or len(ids) < len(memories) or {m.namespace for m in memories} != {namespace}:
+        raise InvalidInput(
+            f"candidates: give one or more, each with an id of its own, all in namespace {namespace!r}",
+            param="candidates",
+        )
+    if len({memory.kind for memory in memories}) > 1:
+        raise InvalidInput("candidates: all must be of one kind", param="candidates")
+
+
+def _check_generation(id: str, entry: Entry | None, generation: int) -> None:
+    latest = entry.seq if entry else 0
+    if generation != latest:
+        raise Conflict(
+            f"generation = {generation} of {id!r}: the latest is {latest}; read it again and decide anew",
+            param="generation",
+            code="stale_generation",
+        )
+
+
+def _check_kind(id: str, entry: Entry | None, kind: str) -> None:
+    if entry and entry.memory["kind"] != kind:
+        raise InvalidInput(
+            f"kind = {kind!r}: {id!r} is {entry.memory['kind']} and stays that; write a memory of its own",
+            param="kind",
+        )
+
+
+def _novelties(
+    view: View, pending: Pending, memories: Sequence[Memory], vectors: Vectors, entry: Entry | None
+) -> list[float]:
+    """How new each is, the version that it replaces left aside."""
+    near = plan.neighbours(view, pending, [memory.namespace for memory in memories], vectors)
+    others = [[(cosine, found) for cosine, found in pairs if found is not entry] for pairs in near]
+    return plan.novelties(others, [0.0] * len(memories), None)
+
+
+def _version(memory: Memory, vector: Vectors, novelty: float, entry: Entry | None) -> Draft:
+    op = Op.SUPERSEDE if entry else Op.PUT
+    return op, {"memory": to_json(memory), "novelty": novelty}, vector.tobytes()
+
+
+def _answer(memory: Memory, record: Record, shard: int, old: Entry | None) -> Json:
+    return {
+        "id": memory.id,
+        "kind": memory.kind,
+        "stored": True,
+        "status": "superseded" if old else "new",
+        "anchor": record.anchor.hex(),
+        "shard": shard,
+        "seq": record.seq,
+        "generation": record.seq,
+        "supersedes": old.seq if old else None,
+    }
+
+
+def _without(strengths: Mapping[str, float], name: str) -> dict[str, float]:
+    return {other: strength for other, strength in strengths.items() if other != name}

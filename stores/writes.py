@@ -1,0 +1,228 @@
+"""Everything that changes a shard. Each write is a ticket, which shares its fsync with those of others."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from common.config import StoreConfig
+from common.errors import InvalidInput, NotReady
+from stores import changes, plan, revise
+from stores.batch import Batcher, Key, Pending, Planned, Ticket, id_key, space_key
+from stores.filters import compile_filter
+from stores.index import Vectors
+from stores.logs import Log
+from stores.memory import Memory, from_json
+from stores.put import Put
+from stores.put import keys as put_keys
+from stores.revise import Candidate, Weigh
+from stores.view import View
+
+Json = dict[str, Any]
+Items = Sequence[tuple[Memory, Vectors]]
+Page = list[Json]
+
+
+class Writes:
+    """The half of `Shard` that writes; `Shard` sets these."""
+
+    number: int
+    dim: int
+    config: StoreConfig
+    _view: View
+    _log: Log
+    _writes: Batcher
+    _failure: str | None
+
+    def put(self, items: Items, *, op_id: str, now: float, elsewhere: Sequence[float] | None = None) -> Page:
+        """Write memories with their embeddings (float32 `[dim]`, unit norm): all of them or none.
+
+        `elsewhere` is each item's highest cosine to its namespace in other shards, which counts in its
+        novelty. Raises `Conflict` where an id exists with other content. One answer an item:
+        `{id, kind, stored, status, gate: {score, reason}, anchor, shard, seq}`; status is `new`,
+        `existing` (written before), `duplicate` (says the same as the memory whose id is given; see
+        `twins.py`) or `refused` (by the gate).
+        """
+        memories = [memory for memory, _ in items]
+        vectors = plan.check_vectors([vector for _, vector in items], self.dim)
+        request, spaces = plan.put_digest(memories), {memory.namespace for memory in memories}
+        return self.write(
+            op_id,
+            request,
+            lambda pending: Put(
+                self._view,
+                pending,
+                memories,
+                vectors,
+                config=self.config,
+                shard=self.number,
+                elsewhere=elsewhere,
+            ).plan(),
+            now=now,
+            spaces=spaces,
+            keys=put_keys(memories),
+        )
+
+    def supersede(self, memory: Memory, vector: Vectors, *, generation: int, op_id: str, now: float) -> Json:
+        """Make `memory` the new version of the one with its id, which must be of this `generation`.
+
+        Raises `NotFound`, or `Conflict` where another version was written meanwhile. Returns `{id, kind,
+        stored, status: superseded, anchor, shard, seq, generation, supersedes}`.
+        """
+        vectors = plan.check_vectors([vector], self.dim)
+        request = plan.request_digest("supersede", plan.put_digest([memory]), generation)
+        return self.write(
+            op_id,
+            request,
+            lambda pending: revise.supersede(
+                self._view, pending, memory, vectors[0], generation=generation, shard=self.number
+            ),
+            now=now,
+            owns=[memory.namespace],
+        )
+
+    def race(
+        self,
+        namespace: str,
+        key: str,
+        candidates: Sequence[Candidate],
+        *,
+        generation: int,
+        op_id: str,
+        now: float,
+        weigh: Weigh,
+    ) -> Json:
+        """Of several updates of the memory `key` proposed at once, commit the heaviest by `weigh` with its
+        anchor, and let the strengths of the others decay (`store.race_decay`).
+
+        `generation` is that of the version they go out from, 0 where there is none; `Conflict` where
+        another was written meanwhile. Returns what `supersede` does with `{winner, weights, strength,
+        rivals}`, by the ids of the candidates.
+        """
+        memories = [candidate.memory for candidate in candidates]
+        revise.check_candidates(namespace, memories)
+        vectors = plan.check_vectors([candidate.vector for candidate in candidates], self.dim)
+        request = plan.request_digest("race", namespace, key, plan.put_digest(memories), generation)
+        return self.write(
+            op_id,
+            request,
+            lambda pending: revise.race(
+                self._view,
+                pending,
+                key,
+                candidates,
+                vectors,
+                generation=generation,
+                now=now,
+                weigh=weigh,
+                decay=self.config.race_decay,
+                shard=self.number,
+            ),
+            now=now,
+            owns=[namespace],
+        )
+
+    def take(self, carried: Sequence[Json], *, op_id: str, now: float) -> Page:
+        """Take over memories of another shard as `entry.carried` gives them, statistics and versions
+        included, past the gate: all or none. Raises `Conflict` where an id exists with other content.
+        One answer an item: `{id, kind, status: new | existing, anchor, shard, seq}`."""
+        vectors = plan.check_vectors([item["vector"] for item in carried], self.dim)
+        memories = [from_json(item["memory"]) for item in carried]
+
+        request = plan.request_digest("take", plan.put_digest(memories))
+        spaces = {memory.namespace for memory in memories}
+        return self.write(
+            op_id,
+            request,
+            lambda pending: changes.take(self._view, carried, memories, vectors, self.number),
+            now=now,
+            spaces=spaces,
+            keys=put_keys(memories),
+        )
+
+    def touch(self, namespace: str, ids: Sequence[str], *, op_id: str, now: float) -> Json:
+        """Count one use of each memory. Returns `{touched, unknown}`."""
+        request = plan.request_digest("touch", namespace, [*ids])
+        shared = [id_key(namespace, id) for id in ids]
+        return self.write(
+            op_id,
+            request,
+            lambda pending: changes.touch(self._view, namespace, ids),
+            now=now,
+            spaces=[namespace],
+            shared=shared,
+        )
+
+    def score(self, namespace: str, scores: Sequence[tuple[str, float]], *, op_id: str, now: float) -> Json:
+        """Take measured divergences (nats, signed) into salience. Returns `{scored: {id: salience},
+        unknown}`. An id may come once a call."""
+        changes.check_scores(scores)
+        request = plan.request_digest("score", namespace, [*scores])
+        keys, rate = [id_key(namespace, id) for id, _ in scores], self.config.salience_rate
+        return self.write(
+            op_id,
+            request,
+            lambda pending: changes.score(self._view, namespace, scores, rate),
+            now=now,
+            spaces=[namespace],
+            keys=keys,
+        )
+
+    def forget(
+        self,
+        namespace: str,
+        *,
+        ids: Sequence[str] | None = None,
+        where: Mapping[str, Any] | None = None,
+        everything: bool = False,
+        op_id: str,
+        now: float,
+    ) -> Json:
+        """Erase memories chosen by exactly one of `ids`, `where` (a filter) or `everything`.
+
+        Content and vectors of every version leave the log, the files on disk and the index; digests and
+        anchors stay. The receipt: `{namespace, forgotten: [ids], log_records, index_rows, scrubbed}`,
+        where `scrubbed` is false as long as the disk had no room to rewrite the file. Unknown ids are
+        passed over.
+        """
+        if (ids is not None) + (where is not None) + bool(everything) != 1:
+            raise InvalidInput("forget: give exactly one of ids, filter, all", param="ids")
+        keep = None if where is None else compile_filter(where)
+        request = plan.request_digest("forget", namespace, ids and [*ids], where, everything)
+        receipt = self.write(
+            op_id,
+            request,
+            lambda pending: changes.forget(self._view, namespace, ids, keep),
+            now=now,
+            owns=[namespace],
+        )
+        with self._writes.lock:
+            return {**receipt, "scrubbed": self._log.scrub() if self._log.scrub_due else True}
+
+    def write(
+        self,
+        op_id: str,
+        request: str,
+        planned: Callable[[Pending], Planned],
+        *,
+        now: float,
+        spaces: Iterable[str] = (),
+        owns: Iterable[str] = (),
+        keys: Iterable[Key] = (),
+        shared: Iterable[Key] = (),
+    ) -> Any:
+        """Any write: `planned` says what it does, `request` is a digest of what is asked for.
+
+        `spaces` are the namespaces it touches, `owns` those where it takes memories away or gives them
+        other content; for `keys` and `shared` see `batch.py`. Returns the result once it is on disk and
+        readers see it; a second call with the same `op_id` returns the first one's.
+        """
+        if self._failure:
+            raise NotReady(self._failure, code="shard_failed")
+        ticket = Ticket(
+            op_id,
+            request,
+            planned,
+            now=now,
+            keys=[*map(space_key, owns), *keys],
+            shared=[*map(space_key, spaces), *shared],
+        )
+        return self._writes.do(ticket)
