@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import pytest
 from log_backends import BACKENDS, ROOT, Backend
 from redis_helpers import RedisServer
 
 from stores.shard import Shard
+from tests.crash import power
 from tests.crash.ledger import Findings, Ledger
 from tests.crash.writer import DIM
 
@@ -20,13 +22,12 @@ THREADS = 4
 LIVES = 10  # of one store; checking reads all of it
 
 
-@pytest.fixture(scope="module")
-def nursery():
-    """Forks writers."""
+@contextmanager
+def forks_writers(**environment):
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.crash.writer"],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -34,6 +35,12 @@ def nursery():
     yield process
     process.stdin.close()
     process.wait(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def nursery():
+    with forks_writers() as process:
+        yield process
 
 
 def begin(nursery, backend, life):
@@ -73,10 +80,12 @@ def live(nursery, backend, life, rng, ledger, longest_s):
         time.sleep(rng.uniform(0.0, 0.2))
     if os.path.exists(f"/proc/{pid}"):
         end(pid)
+    return pid
 
 
-def kill(nursery, name, folder, cycles, seed, longest_s=0.4):
-    """What is found after `cycles` lives, on a new store every few."""
+def kill(nursery, name, folder, cycles, seed, longest_s=0.4, afterwards=None):
+    """What is found after `cycles` lives, on a new store every few; `afterwards(pid, folder, rng)` may do
+    more harm before it is opened again."""
     findings, rng = Findings(), random.Random(seed)
     server = RedisServer(folder / "server") if name == "redis" else None
     try:
@@ -85,7 +94,9 @@ def kill(nursery, name, folder, cycles, seed, longest_s=0.4):
                 backend = Backend(name, folder / f"store-{life}", server)
                 backend.folder.mkdir(parents=True)
                 ledger = Ledger(folder / f"store-{life}.ledger")
-            live(nursery, backend, f"life{life}", rng, ledger, longest_s)
+            pid = live(nursery, backend, f"life{life}", rng, ledger, longest_s)
+            if afterwards:
+                afterwards(pid, backend.folder, rng)
             check(backend, ledger, findings)
             if life % LIVES == LIVES - 1 or life == cycles - 1:
                 ledger.count(findings)
@@ -121,3 +132,36 @@ def test_nothing_acknowledged_is_lost_in_three_hundred_kills(nursery, tmp_path, 
     seconds = round(time.monotonic() - began, 1)
     print(f"\n{name}: 100 kills, {seconds} s, {findings}")
     assert findings.clean, findings
+
+
+# Power failures: what was not synced may be missing
+
+
+def without_power(name, folder, cycles, seed, longest_s=0.4):
+    """What is found, and how many bytes were lost."""
+    lost = []
+
+    def fail(pid, store, rng):
+        lost.append(power.fail(folder / f"journal.{pid}", store, rng))
+        (folder / f"journal.{pid}").unlink(missing_ok=True)
+
+    watched = folder / "stores"
+    watched.mkdir()
+    with forks_writers(**power.preload(folder, watched)) as nursery:
+        findings = kill(nursery, name, watched, cycles, seed, longest_s, fail)
+    return findings, sum(lost)
+
+
+@pytest.mark.parametrize("name", ["lmdb", "jsonl"])
+def test_nothing_acknowledged_is_lost_when_power_fails(tmp_path, name):
+    findings, _ = without_power(name, tmp_path, 4, seed=1337)
+    assert findings.clean, findings
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lmdb", "jsonl"])
+def test_nothing_acknowledged_is_lost_in_many_power_failures(tmp_path, name):
+    findings, lost = without_power(name, tmp_path, 50, seed=int(time.time()))
+    print(f"\n{name}: 50 power failures, {lost} bytes lost, {findings}")
+    assert findings.clean, findings
+    assert lost, "there was nothing to lose"
