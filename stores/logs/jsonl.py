@@ -146,6 +146,8 @@ class JsonlLog(BaseLog):
     def scrub(self) -> bool:
         """Write the file anew without erased content and results that are no longer kept. A crash leaves
         the old file or the new one. False where the disk has no room: it stays due."""
+        if not self._owns_file():
+            raise self._fenced()
         meta = {**self._meta, "scrub_due": False}
         try:
             with self._draft.open("wb") as fresh:
