@@ -22,7 +22,6 @@ from stores.logs import sealed
 from stores.logs.base import Backend, Log, Operation
 from stores.logs.jsonl import JsonlLog
 from stores.logs.lmdb import LmdbLog
-from stores.logs.redis import RedisLog
 from stores.logs.sealed import SealedLog
 from stores.master import read_master
 from stores.record import Chain
@@ -48,6 +47,8 @@ def _open_plain(path: Path, config: StoreConfig, identity: Mapping[str, Any], wa
     if config.backend == "jsonl":
         return JsonlLog(path, identity=identity, chain=chain_of(config), wait_s=wait_s)
     if config.backend == "redis":
+        from stores.logs.redis import RedisLog  # importing the client takes a while
+
         return RedisLog(path, config=config, identity=identity, chain=chain_of(config))
     return LmdbLog(
         path,
