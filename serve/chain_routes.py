@@ -7,7 +7,7 @@ from fastapi import APIRouter
 
 from serve.access import ALL
 from serve.parts import Asking, Here
-from serve.store_schema import NothingBody, ProbeBody
+from serve.store_schema import NothingBody
 
 router = APIRouter()
 
