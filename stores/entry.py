@@ -28,7 +28,8 @@ class Entry:
 
     `count` is how often it was written, near-identical copies included; `strength` (0 to 1) what races
     left of it, and `rivals` what they left of candidates that lost. `closed` is when a fact ceased to
-    hold. `older` are superseded versions, oldest first. `origin` is where an imported memory came from:
+    hold: the earliest of `closings`, by the ids of the facts that contradict it. `tellings` are memories
+    that say the same fact as this one. `older` are superseded versions, oldest first. `origin` is where an imported memory came from:
     `{shard, seq, anchor, written}`. `traces` are the records beside the versions that name the memory's
     particulars: they are erased with it.
     """
@@ -46,6 +47,8 @@ class Entry:
     strength: float = 1.0
     rivals: dict[str, float] = field(default_factory=dict)
     closed: float | None = None
+    closings: dict[str, float] = field(default_factory=dict)
+    tellings: list[dict[str, Any]] = field(default_factory=list)
     older: list[Version] = field(default_factory=list)
     origin: dict[str, Any] | None = None
     traces: list[int] = field(default_factory=list)
@@ -73,6 +76,14 @@ class Entry:
         """Moving average of divergence, never below 0; the first measurement starts it."""
         measured = max(0.0, divergence)
         return measured if self.last_scored is None else (1.0 - rate) * self.salience + rate * measured
+
+
+def close(entry: Entry, by: str, valid_to: float | None) -> None:
+    """The fact ends at `valid_to` because of the fact `by`, or, with None, no longer because of it."""
+    entry.closings.pop(by, None)
+    if valid_to is not None:
+        entry.closings[by] = valid_to
+    entry.closed = min(entry.closings.values(), default=None)
 
 
 def entry_of(record: Record, content: dict[str, Any]) -> Entry:
@@ -132,7 +143,7 @@ def history(entry: Entry) -> list[dict[str, Any]]:
 
 def carried(entry: Entry, vector: Vectors, shard: int) -> dict[str, Any]:
     """A memory as another shard's `take` takes it, with its vector (float32 `[dim]`)."""
-    names = ("usage", "salience", "last_used", "last_scored", "count", "strength", "rivals", "closed")
+    names = "usage salience last_used last_scored count strength rivals closed closings tellings".split()
     return {
         "memory": deepcopy(entry.memory),
         "novelty": entry.novelty,

@@ -71,6 +71,7 @@ SCHEMA = pa.schema(
 )
 _FIELDS = tuple(field.name for field in fields(Entry) if field.name != "memory")
 _MORE = tuple(name for name in _FIELDS if name not in STATE)
+_CARRIED: dict[str, type] = {"rivals": dict, "closings": dict, "tellings": list}  # nested statistics of a row
 _read_entry = attrgetter("memory", *STATE, *_MORE)
 
 Captured = tuple[Any, ...]  # of one entry: memory, the fields of STATE, the fields beside them
@@ -202,7 +203,8 @@ def carried_of(table: pa.Table) -> Iterator[Json]:
     own = [name for name in STATE if name not in ("seq", "anchor", "written", "novelty")]
     for at, memory in enumerate(memories_of(table)):
         nested = json.loads(read["state_more"][at] or "{}")
-        statistics = {name: read[name][at] for name in own} | {"rivals": nested.get("rivals", {})}
+        statistics = {name: read[name][at] for name in own}
+        statistics |= {name: nested.get(name, empty()) for name, empty in _CARRIED.items()}
         yield {
             "memory": memory,
             "novelty": read["novelty"][at],

@@ -20,6 +20,7 @@ from stores import plan, transfer, twins
 from stores.batch import Batcher, Pending
 from stores.entry import describe, history
 from stores.filters import compile_filter
+from stores.graph_reads import GraphReads
 from stores.index import Vectors
 from stores.line_writes import LineWrites
 from stores.locks import ReadWriteLock
@@ -37,7 +38,7 @@ Json = dict[str, Any]
 Page = list[Json]
 
 
-class Shard(Moving, TurnWrites, LineWrites):
+class Shard(Moving, TurnWrites, LineWrites, GraphReads):
     """Safe for many threads of one process; a second process is kept out.
 
     Opening replays the log and raises `StoreCorrupt` where a record is damaged: nothing is served from
@@ -55,7 +56,7 @@ class Shard(Moving, TurnWrites, LineWrites):
         self._viewing = ReadWriteLock()
         self._log = open_log(path, config=config, identity={"shard": number, "dim": dim}, wait_s=wait_s)
         self._snapshots = Snapshots(
-            path / "snapshots", every=config.snapshot_every, keep=config.snapshots_kept
+            path / "snapshots", every=config.snapshot_every, keep=config.snapshots_kept, config=config
         )
         try:
             self._view = self._replay()

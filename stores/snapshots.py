@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from common.config import StoreConfig
 from common.errors import NotReady, StoreCorrupt
 from common.files import sync_folder
 from stores import snapshot
@@ -33,14 +34,23 @@ class Snapshots:
     """Safe for many threads; one snapshot is written at a time. A failed one is told and counted, and
     harms nothing: the log has everything."""
 
-    def __init__(self, folder: Path, *, every: int, keep: int, sealer: Sealer | None = None) -> None:
-        """`every`: records between two snapshots; 0: none but those asked for. `keep`: how many stay."""
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        every: int,
+        keep: int,
+        sealer: Sealer | None = None,
+        config: StoreConfig | None = None,
+    ) -> None:
+        """`config` is the views'; `every`: records between two snapshots; 0: none but those asked for. `keep`: how many stay."""
         self.folder = folder
         self.seq = 0
         self.passed_over: Counter[str] = Counter()
         self._every = every
         self._keep = keep
         self._sealer = sealer
+        self._config = config
         self._next = every
         self._erasures = 0
         self._erased_at = float("-inf")
@@ -65,7 +75,7 @@ class Snapshots:
             try:
                 snapshot.check_log(folder, snapshot.read_manifest(folder), log)
                 manifest, spaces = snapshot.load(folder, sealer=self._sealer)
-                view = View(dim)
+                view = View(dim, self._config)
                 for space in spaces:
                     view.restore(space.namespace, space.entries(), space.vectors, space.parts)
             except StoreCorrupt as error:
@@ -77,7 +87,7 @@ class Snapshots:
             else:
                 self._reached(manifest["seq"])
                 return view, self.seq
-        return View(dim), 0
+        return View(dim, self._config), 0
 
     def make(self, take: Callable[[], Capture]) -> Path | None:
         """Write a snapshot of what `take` captures. None where the newest covers it already, where

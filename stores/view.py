@@ -15,10 +15,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from common.config import StoreConfig
 from common.errors import InvalidInput
-from stores.entry import Entry, Version, entry_of, vector_of
+from stores.entry import Entry, Version, close, entry_of, vector_of
 from stores.filters import Predicate
 from stores.gate import clip
+from stores.graphs import Facts, Places
 from stores.index import VectorIndex, Vectors
 from stores.lines import Lines
 from stores.record import Record
@@ -38,12 +40,16 @@ STATISTICS_SCHEMA = pa.schema(
 )
 
 
-# What a namespace holds beside its vectors, by attribute of `Space`: each class is made without
-# arguments and is a function of the records in order. `add(entry, vector)` and `remove(entry)` tell it of
-# every memory that comes and goes; `aggregate(entry, content)` and `close(entry, content)`, where it has
-# them, of those records; `apply(record, content)` is called of `turns`, which holds no memories. A class
-# that has one of the last three, or is dear to build, has `dump() -> bytes` and `load(bytes)` for snapshots.
-PARTS: dict[str, Callable[[], Any]] = {"lines": Lines, "turns": Turns}
+# What a namespace holds beside its vectors, by attribute of `Space`: each class is made of the store's
+# configuration and is a function of the records in order. `add(entry, vector)` and `remove(entry)` tell it of
+# every memory that comes and goes; `apply(record, content)` is called of `turns`, which holds no memories.
+# A class that has the latter, or is dear to build, has `dump() -> bytes` and `load(bytes)` for snapshots.
+PARTS: dict[str, Callable[[StoreConfig], Any]] = {
+    "facts": Facts,
+    "places": Places,
+    "lines": lambda _: Lines(),
+    "turns": lambda _: Turns(),
+}
 
 
 @dataclass(slots=True)
@@ -83,6 +89,10 @@ class Space:
             del self.order[bisect_left(self.order, entry.place)]
             for part in self.parts:
                 part.remove(entry)
+        for by in (entry.memory["id"] for entry in entries):
+            for id in self.facts.reopened(by):
+                if id in self.entries:
+                    close(self.entries[id], by, None)
         self.index.remove([entry.seq for entry in entries])
 
     def dump(self) -> tuple[Callable[[], Vectors], dict[str, bytes]]:
@@ -139,8 +149,9 @@ class Space:
 class View:
     """All namespaces of one shard."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, config: StoreConfig | None = None) -> None:
         self.dim = dim
+        self.config = config or StoreConfig()
         self.spaces: dict[str, Space] = {}
 
     def find(self, namespace: str, id: str) -> Entry | None:
@@ -154,7 +165,7 @@ class View:
 
     def _space(self, namespace: str) -> Space:
         if namespace not in self.spaces:
-            parts = {name: make() for name, make in PARTS.items()}
+            parts = {name: make(self.config) for name, make in PARTS.items()}
             self.spaces[namespace] = Space(VectorIndex(self.dim), **parts)
         return self.spaces[namespace]
 
@@ -188,6 +199,8 @@ class View:
             written=record.time,
             novelty=content["novelty"],
             closed=None,
+            closings={},
+            tellings=[],
             older=[*old.older, old.version],
         )
         space.add(new, vector_of(record))
@@ -214,19 +227,18 @@ class View:
                 entry.last_scored = record.time
 
     def _aggregate(self, record: Record, content: Content) -> None:
+        """One more sighting of an episode, or telling of a fact."""
         if entry := self._named(content):
             entry.count += content["count"]
             entry.traces.append(record.seq)
-            for part in self.spaces[content["namespace"]].parts:
-                if hasattr(part, "aggregate"):
-                    part.aggregate(entry, content)
+            if "telling" in content:
+                entry.tellings.append(content["telling"])
+                self.spaces[content["namespace"]].facts.tell(entry, content["telling"])
 
     def _close(self, record: Record, content: Content) -> None:
         if entry := self._named(content):
-            entry.closed = content["valid_to"]
-            for part in self.spaces[content["namespace"]].parts:
-                if hasattr(part, "close"):
-                    part.close(entry, content)
+            close(entry, content["by"], content["valid_to"])
+            self.spaces[content["namespace"]].facts.end(entry, content["by"])
 
     def _race(self, record: Record, content: Content) -> None:
         """Comes behind the winner's own record."""
@@ -292,7 +304,7 @@ def _has_state(name: str, part: Any) -> bool:
     them, so it must know how."""
     if hasattr(part, "dump"):
         return True
-    if any(hasattr(part, told) for told in ("aggregate", "close", "apply")):
+    if hasattr(part, "apply"):
         raise NotImplementedError(f"{name}: give {type(part).__name__} dump() -> bytes and load(bytes)")
     return False
 

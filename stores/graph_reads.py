@@ -1,0 +1,75 @@
+"""The half of `Shard` that asks the fact graph and the place map."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from common.errors import InvalidInput
+from stores.locks import ReadWriteLock
+from stores.relational import FactGraph
+from stores.spatial import PlaceMap
+from stores.view import View
+
+Json = dict[str, Any]
+Page = list[Json]
+
+
+class GraphReads:
+    """`Shard` sets these."""
+
+    _view: View
+    _viewing: ReadWriteLock
+
+    def query_facts(
+        self,
+        namespace: str,
+        *,
+        subject: str | None = None,
+        relation: str | None = None,
+        object: str | None = None,
+        at: float | None = None,
+    ) -> Page:
+        """See `FactGraph.query`."""
+        with self._viewing.read():
+            graph = self._graph(namespace)
+            return graph.query(subject, relation, object, at=at) if graph else []
+
+    def recall_facts(self, namespace: str, text: str, *, k: int = 10, at: float | None = None) -> Page:
+        """See `FactGraph.recall`."""
+        with self._viewing.read():
+            graph = self._graph(namespace)
+            return graph.recall(text, k=k, at=at) if graph else []
+
+    def fact_path(self, namespace: str, a: str, b: str, *, at: float | None = None) -> Page | None:
+        """See `FactGraph.path`."""
+        with self._viewing.read():
+            graph = self._graph(namespace)
+            return graph.path(a, b, at=at) if graph else None
+
+    def query_places(self, namespace: str, op: str, **asked: Any) -> Any:
+        """What `PlaceMap` answers to one of `PLACES`, as JSON: an object, a list of them, or None."""
+        if op not in PLACES:
+            raise InvalidInput(f"op = {op[:64]!r}: must be one of {', '.join(PLACES)}", param="op")
+        with self._viewing.read():
+            space = self._view.spaces.get(namespace)
+            found = PLACES[op](space.places.map if space else PlaceMap(), **asked)
+        return [asdict(each) for each in found] if isinstance(found, list) else found and asdict(found)
+
+    def _graph(self, namespace: str) -> FactGraph | None:
+        space = self._view.spaces.get(namespace)
+        return space.facts.graph if space else None
+
+
+def _path(places: PlaceMap, *, place: str, other: str) -> Any:
+    return places.path(place, other) or places.path(place, other, by="observed")
+
+
+PLACES: dict[str, Callable[..., Any]] = {
+    "position": lambda places, place, at=None: places.position_of(place, at=at),
+    "nearest": lambda places, place=None, **asked: places.nearest(place, **asked),
+    "within": lambda places, radius, place=None, **asked: places.within(radius, place, **asked),
+    "relation": lambda places, place, other: places.relation_of(place, other),
+    "path": _path,
+    "where": lambda places, place, at=None: places.where(place, at=at),
+    "macros": lambda places: places.macros(),
+}

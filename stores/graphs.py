@@ -1,0 +1,127 @@
+"""The fact graph and the place map of a namespace as parts of its `Space`: functions of the entries there.
+
+A fact's further tellings and what contradicts it are kept in its entry (`tellings`, `closings`), so that a
+snapshot, an export and a move to another shard take them along.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from common.config import StoreConfig
+from common.errors import InvalidInput
+from stores.ahead import Ahead
+from stores.decision import Decision
+from stores.entry import Entry
+from stores.facts import as_episodic, not_a_triple
+from stores.index import Vectors
+from stores.memory import Memory, to_json
+from stores.relational import FactGraph
+from stores.spatial import PlaceMap
+
+Json = dict[str, Any]
+
+
+def fact_graph(config: StoreConfig) -> FactGraph:
+    return FactGraph(
+        functional=config.functional_relations,
+        inverses=config.inverse_relations,
+        aliases=config.aliases,
+        default_confidence=config.fact_confidence,
+    )
+
+
+class Facts:
+    """Told of every memory; takes in the relational ones."""
+
+    def __init__(self, config: StoreConfig) -> None:
+        self.graph = fact_graph(config)
+        self._closed_by: dict[str, set[str]] = {}
+
+    def add(self, entry: Entry, vector: Vectors) -> None:
+        if entry.memory["kind"] != "relational":
+            return
+        self.graph.add(entry.memory, entry.seq)
+        for telling in entry.tellings:
+            self.graph.aggregate(entry.memory["id"], telling)
+        for by in entry.closings:
+            self.end(entry, by)
+
+    def remove(self, entry: Entry) -> None:
+        if entry.memory["kind"] == "relational":
+            self.graph.remove(entry.memory["id"])
+            for by in entry.closings:
+                self._closed_by.get(by, set()).discard(entry.memory["id"])
+
+    def tell(self, entry: Entry, telling: Json) -> None:
+        """One more telling of a fact."""
+        self.graph.aggregate(entry.memory["id"], telling)
+
+    def end(self, entry: Entry, by: str) -> None:
+        """The fact `by` contradicts this one. When it ends the graph works out for itself."""
+        self._closed_by.setdefault(by, set()).add(entry.memory["id"])
+
+    def reopened(self, by: str) -> set[str]:
+        """Ids of the facts that hold again where `by` is gone."""
+        return self._closed_by.pop(by, set())
+
+
+class Places:
+    """Told of every memory; takes in the spatial ones."""
+
+    def __init__(self, config: StoreConfig) -> None:
+        self.map = PlaceMap(aliases=config.aliases, epsilon=config.place_epsilon)
+
+    def add(self, entry: Entry, vector: Vectors) -> None:
+        if entry.memory["kind"] == "spatial":
+            self.map.add(entry.memory, entry.seq)
+
+    def remove(self, entry: Entry) -> None:
+        if entry.memory["kind"] == "spatial":
+            self.map.remove(entry.memory["id"])
+
+
+class Planner:
+    """Decides on facts and places of one write one after another, each with those before it in view."""
+
+    def __init__(
+        self, graph_of: Callable[[str], FactGraph | None], map_of: Callable[[str], PlaceMap | None],
+        config: StoreConfig,
+    ) -> None:  # fmt: skip
+        """`graph_of` and `map_of` give what a namespace holds, or None where it is empty."""
+        self._graph_of, self._map_of, self._config = graph_of, map_of, config
+        self._ahead: dict[str, Ahead] = {}
+
+    def decide(self, memory: Memory) -> Decision:
+        """What becomes of a relational or spatial memory. What is to be written is in view from then on."""
+        content = to_json(memory)
+        if memory.kind == "spatial":
+            places = self._map_of(memory.namespace) or PlaceMap(aliases=self._config.aliases)
+            return places.plan(content)
+        facts = self._facts(memory.namespace)
+        decision = facts.plan(content)
+        if decision.action == "insert":
+            facts.add_planned(content)
+        elif decision.action == "aggregate" and decision.into:
+            facts.aggregate(decision.into, content)
+        return decision
+
+    def replace(self, memory: Memory) -> Decision:
+        """The same for a new version of a fact. Raises `InvalidInput` where it is none any more."""
+        content = to_json(memory)
+        if reason := not_a_triple(content):
+            raise InvalidInput(f"{reason.partition(':')[0]}; write it as an episodic memory", param="object")
+        facts = self._facts(memory.namespace)
+        facts.drop(memory.id)
+        return facts.plan(content)
+
+    def _facts(self, namespace: str) -> Ahead:
+        if namespace not in self._ahead:
+            self._ahead[namespace] = Ahead(self._graph_of(namespace) or fact_graph(self._config))
+        return self._ahead[namespace]
+
+
+def routed(memory: Memory) -> Memory:
+    """The memory as it is stored: a relational one that is no usable triple is kept as an episode."""
+    if memory.kind == "relational" and not_a_triple(to_json(memory)):
+        return as_episodic(memory)
+    return memory
