@@ -220,6 +220,8 @@ def measure_store(folder: Path, tasks: list[int]) -> dict[str, Any]:
 
 def measure_recall(folder: Path, tasks: list[int]) -> dict[str, Any]:
     """Flat retrieval: cosine of the project's embedder between question and sentence, nothing else."""
+    if not tasks:
+        return {}
     from models.embed import Embedder
 
     embedder, results = Embedder(), {}

@@ -20,6 +20,24 @@ from common.errors import InvalidInput
 ENV_PREFIX = "SHARPWAVE_"
 _MAY_BE_SECRET = ("store.redis_url", "store.redis_password")  # where a password may have been put
 
+FUNCTIONAL_RELATIONS = (
+    "age born_in born_on capital_of died_in died_on has_capital job_title lives_in located_in married_to "
+    "native_language spouse_of works_at works_for"
+).split()
+INVERSE_RELATIONS = {
+    "parent_of": "child_of",
+    "owns": "owned_by",
+    "has_part": "part_of",
+    "employs": "works_at",
+    "capital_of": "has_capital",
+    "contains": "located_in",
+    "teaches": "taught_by",
+    "married_to": "married_to",
+    "spouse_of": "spouse_of",
+    "sibling_of": "sibling_of",
+    "friend_of": "friend_of",
+}
+
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
@@ -87,9 +105,26 @@ class StoreConfig(Section):
     )
     snapshots_kept: int = Field(2, ge=1, description="snapshots of a shard that stay, the newest")
     gate_tau: float = Field(0.0, description="write gate: stored where S > tau; at 0 every write is")
+    gate_surprise: float = Field(1.0, ge=0.0, description="weight of context.surprise, 0 where not given")
     gate_novelty: float = Field(1.0, ge=0.0)
     gate_reward: float = Field(1.0, ge=0.0)
-    gate_pin: float = Field(1e9, ge=0.0)
+    gate_pin: float = Field(1e9, ge=0.0, description="a pinned memory is stored whatever its score")
+    strength_half_life_s: float = Field(30 * 86_400.0, gt=0.0, description="strength halves in this time")
+    strength_refresh: float = Field(0.5, ge=0.0, le=1.0, description="of what is lost, regained by one use")
+    key_width: int = Field(4096, ge=64, le=65_536, description="units of a sparse episodic key")
+    key_winners: int = Field(64, ge=1, description="active units of a sparse episodic key")
+    completion_beta: float = Field(32.0, gt=0.0, description="inverse temperature of pattern completion")
+    fact_confidence: float = Field(0.9, ge=0.0, le=1.0, description="of a fact told without one")
+    functional_relations: list[str] = Field(
+        default_factory=lambda: list(FUNCTIONAL_RELATIONS), description="one object at a time"
+    )
+    inverse_relations: dict[str, str] = Field(
+        default_factory=lambda: dict(INVERSE_RELATIONS), description="a relation -> itself read backwards"
+    )
+    aliases: dict[str, str] = Field(default_factory=dict, description="name -> the name it stands for")
+    place_epsilon: float = Field(
+        0.25, gt=0.0, description="places closer than this, in units of x and y, with one name are merged"
+    )
     dedupe_similarity: float = Field(
         0.98, description="cosine from which episodes of the same words are one; 0, or over 1: never"
     )

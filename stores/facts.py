@@ -15,23 +15,6 @@ Json = dict[str, Any]
 Triple = tuple[str, str, str]
 Key = tuple[str | None, str | None, str | None]
 
-FUNCTIONAL = (
-    "age born_in born_on capital_of died_in died_on has_capital job_title lives_in located_in married_to "
-    "native_language spouse_of works_at works_for"
-).split()
-INVERSES = {
-    "parent_of": "child_of",
-    "owns": "owned_by",
-    "has_part": "part_of",
-    "employs": "works_at",
-    "capital_of": "has_capital",
-    "contains": "located_in",
-    "teaches": "taught_by",
-    "married_to": "married_to",
-    "spouse_of": "spouse_of",
-    "sibling_of": "sibling_of",
-    "friend_of": "friend_of",
-}
 ALIAS_RELATIONS = ("alias_of", "also_known_as", "same_as")
 PRONOUNS = frozenset(words_of("I you he she it we they him her them this that these those someone something"))
 MAX_NAME_WORDS = 12

@@ -4,8 +4,9 @@ A fact's further tellings and what contradicts it are kept in its entry (`tellin
 snapshot, an export and a move to another shard take them along.
 """
 
-from collections.abc import Callable
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from common.config import StoreConfig
 from common.errors import InvalidInput
@@ -14,27 +15,28 @@ from stores.decision import Decision
 from stores.entry import Entry
 from stores.facts import as_episodic, not_a_triple
 from stores.index import Vectors
+from stores.logs.base import Draft
 from stores.memory import Memory, to_json
+from stores.record import Op
 from stores.relational import FactGraph
 from stores.spatial import PlaceMap
 
+if TYPE_CHECKING:
+    from stores.view import View
+
 Json = dict[str, Any]
-
-
-def fact_graph(config: StoreConfig) -> FactGraph:
-    return FactGraph(
-        functional=config.functional_relations,
-        inverses=config.inverse_relations,
-        aliases=config.aliases,
-        default_confidence=config.fact_confidence,
-    )
 
 
 class Facts:
     """Told of every memory; takes in the relational ones."""
 
     def __init__(self, config: StoreConfig) -> None:
-        self.graph = fact_graph(config)
+        self.graph = FactGraph(
+            functional=config.functional_relations,
+            inverses=config.inverse_relations,
+            aliases=config.aliases,
+            default_confidence=config.fact_confidence,
+        )
         self._closed_by: dict[str, set[str]] = {}
 
     def add(self, entry: Entry, vector: Vectors) -> None:
@@ -83,20 +85,16 @@ class Places:
 class Planner:
     """Decides on facts and places of one write one after another, each with those before it in view."""
 
-    def __init__(
-        self, graph_of: Callable[[str], FactGraph | None], map_of: Callable[[str], PlaceMap | None],
-        config: StoreConfig,
-    ) -> None:  # fmt: skip
-        """`graph_of` and `map_of` give what a namespace holds, or None where it is empty."""
-        self._graph_of, self._map_of, self._config = graph_of, map_of, config
+    def __init__(self, view: View) -> None:
+        self._view = view
         self._ahead: dict[str, Ahead] = {}
 
     def decide(self, memory: Memory) -> Decision:
         """What becomes of a relational or spatial memory. What is to be written is in view from then on."""
         content = to_json(memory)
         if memory.kind == "spatial":
-            places = self._map_of(memory.namespace) or PlaceMap(aliases=self._config.aliases)
-            return places.plan(content)
+            space = self._view.spaces.get(memory.namespace)
+            return (space.places if space else Places(self._view.config)).map.plan(content)
         facts = self._facts(memory.namespace)
         decision = facts.plan(content)
         if decision.action == "insert":
@@ -116,7 +114,8 @@ class Planner:
 
     def _facts(self, namespace: str) -> Ahead:
         if namespace not in self._ahead:
-            self._ahead[namespace] = Ahead(self._graph_of(namespace) or fact_graph(self._config))
+            space = self._view.spaces.get(namespace)
+            self._ahead[namespace] = Ahead((space.facts if space else Facts(self._view.config)).graph)
         return self._ahead[namespace]
 
 
@@ -125,3 +124,21 @@ def routed(memory: Memory) -> Memory:
     if memory.kind == "relational" and not_a_triple(to_json(memory)):
         return as_episodic(memory)
     return memory
+
+
+def closings(namespace: str, decision: Decision) -> list[Draft]:
+    """Facts that end because another contradicts them."""
+    return [
+        (Op.CLOSE, {"namespace": namespace, "id": c.id, "valid_to": c.valid_to, "by": c.by}, b"")
+        for c in decision.closes
+    ]
+
+
+def consequences(decision: Decision) -> Json:
+    """What a fact or an observation does to others, for the answer."""
+    found = {
+        "closes": [closing.id for closing in decision.closes],
+        "contradicts": [*decision.contradicts],
+        "merges": [*decision.merges],
+    }
+    return {name: ids for name, ids in found.items() if ids}

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from stores.facts import Fact
     from stores.relational import FactGraph
 
+# The facts about an entity, with the entity at the other end and the confidence, always in one order.
 Edges = Callable[[str], Iterable[tuple["Fact", str, float]]]
 
 RESTART = 0.5
@@ -78,7 +79,7 @@ def shortest(start: str, goal: str, edges: Edges, max_hops: int) -> list[Fact] |
             break
         reached: dict[str, tuple[str, Fact]] = {}
         for entity in ring:
-            for fact, other, _ in sorted(edges(entity), key=lambda edge: edge[0].seq):
+            for fact, other, _ in edges(entity):
                 if other not in came:
                     reached.setdefault(other, (entity, fact))
         came |= reached

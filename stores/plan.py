@@ -10,6 +10,7 @@ from common.errors import InvalidInput
 from stores import gate, twins
 from stores.batch import Pending
 from stores.entry import Entry
+from stores.graphs import routed
 from stores.index import Vectors
 from stores.memory import Memory, canonical, from_json, json_digest, same_content, to_json
 from stores.view import View
@@ -46,7 +47,7 @@ def conflicts(view: View, memories: Sequence[Memory]) -> list[str | None]:
     superseded was written before, and is no conflict."""
     found: list[str | None] = []
     earlier: dict[tuple[str, str], Memory] = {}
-    for memory in memories:
+    for memory in map(routed, memories):
         key = memory.namespace, memory.id
         if entry := view.find(*key):
             known = any(same_content(memory, from_json(version.memory)) for version in entry.versions)

@@ -8,6 +8,8 @@ from common.errors import Conflict
 from stores import gate, plan, twins
 from stores.batch import Key, Pending, Planned, graph_key, id_key
 from stores.entry import Entry
+from stores.facts import not_a_triple
+from stores.graphs import Planner, closings, consequences, routed
 from stores.index import Vectors
 from stores.logs.base import Draft
 from stores.memory import Memory, to_json
@@ -39,7 +41,10 @@ class Put:
         elsewhere: Sequence[float] | None,
     ) -> None:
         self._view, self._config, self._shard = view, config, shard
-        self._memories, self._vectors = memories, vectors
+        self._given, self._vectors = memories, vectors
+        self._memories = [*map(routed, memories)]
+        self._planner = Planner(view)
+        self._further: list[Draft] = []  # behind the memories: sightings, tellings, closings
         namespaces = [memory.namespace for memory in memories]
         self._near = plan.neighbours(view, pending, namespaces, vectors)
         self._within = gate.nearest_earlier(namespaces, vectors)
@@ -59,19 +64,15 @@ class Put:
             self._answers.append(
                 {"kind": memory.kind, "shard": self._shard, "anchor": None, "seq": None, **told}
             )
-        sightings = [
-            _sighting(memory, told["id"])
-            for memory, told in zip(self._memories, self._answers, strict=True)
-            if told["status"] == "duplicate" and told["id"] != memory.id
-        ]
         statuses = [told["status"] for told in self._answers]
+        stored = statuses.count("new") + statuses.count("routed")
         return Planned(
-            drafts=[*(self._draft(place) for place in self._written.values()), *sightings],
+            drafts=[*(self._draft(place) for place in self._written.values()), *self._further],
             settle=self._settle,
             counts={
-                "gate_attempts": statuses.count("new") + statuses.count("refused"),
-                "gate_accepts": statuses.count("new"),
-                "duplicates": len(sightings),
+                "gate_attempts": stored + statuses.count("refused"),
+                "gate_accepts": stored,
+                "duplicates": sum(draft[0] is Op.AGGREGATE for draft in self._further),
             },
         )
 
@@ -82,19 +83,48 @@ class Put:
         if key in self._written:
             self._sources[place] = self._written[key]
             return _told(memory.id, "duplicate", "given before in this call")
+        if memory.kind != "episodic":
+            return self._decide_graph(place, memory)
         near = self._near[place]
         twin = twins.find(memory, [(cosine, entry.memory) for cosine, entry in near], self._config)
         if twin is not None:
             cosine, entry = near[twin]
-            return _known(entry, "duplicate", _reason(entry.memory["id"], cosine))
+            return self._duplicate(memory, _known(entry, "duplicate", _reason(entry.memory["id"], cosine)))
         if (earlier := self._earlier_twin(place, memory)) is not None:
             self._sources[place] = earlier
             id = self._memories[earlier].id
-            return _told(id, "duplicate", _reason(id, self._cosine(place, earlier)))
+            return self._duplicate(memory, _told(id, "duplicate", _reason(id, self._cosine(place, earlier))))
+        if self._given[place].kind != memory.kind:  # never a silent drop: the gate has no say
+            self._written[key] = self._sources[place] = place
+            return _told(memory.id, "routed", not_a_triple(to_json(self._given[place])) or "")
         stored, gated = gate.decide(memory, self._novelties[place], self._config)
         if stored:
             self._written[key] = self._sources[place] = place
         return {"id": memory.id, "stored": stored, "status": "new" if stored else "refused", "gate": gated}
+
+    def _decide_graph(self, place: int, memory: Memory) -> Json:
+        """Facts and places: the whole graph decides, and nothing is refused."""
+        decision = self._planner.decide(memory)
+        if decision.into is not None:
+            status = "aggregated" if decision.action == "aggregate" else "existing"
+            if status == "aggregated":
+                self._further.append(_telling(memory, decision.into))
+            told = self._naming(place, memory.namespace, decision.into, status, decision.reason)
+            return {**told, "confidence": decision.confidence}
+        self._written[memory.namespace, memory.id] = self._sources[place] = place
+        self._further += closings(memory.namespace, decision)
+        return _told(memory.id, "new", decision.reason) | consequences(decision)
+
+    def _naming(self, place: int, namespace: str, id: str, status: str, reason: str) -> Json:
+        """The answer that names a memory that is there, or is written by this call."""
+        if entry := self._view.find(namespace, id):
+            return _known(entry, status, reason)
+        self._sources[place] = self._written[namespace, id]
+        return _told(id, status, reason)
+
+    def _duplicate(self, memory: Memory, told: Json) -> Json:
+        self._further.append(_sighting(memory, told["id"]))
+        return told
 
     def _earlier_twin(self, place: int, memory: Memory) -> int | None:
         """The place of the written item of this call that says the same. Texts are compared only where
@@ -118,7 +148,7 @@ class Put:
 
     def _settle(self, staged: Sequence[Record]) -> list[Json]:
         """Say where each written memory went."""
-        records = dict(zip(self._written.values(), staged, strict=False))  # behind them come the sightings
+        records = dict(zip(self._written.values(), staged, strict=False))  # behind them come the further ones
         for place, source in self._sources.items():
             record = records[source]
             self._answers[place] |= {"anchor": record.anchor.hex(), "seq": record.seq}
@@ -135,6 +165,12 @@ def _known(entry: Entry, status: str, reason: str) -> Json:
 
 def _reason(id: str, cosine: float) -> str:
     return f"says the same as {id} (cosine {cosine:.4f})"
+
+
+def _telling(memory: Memory, id: str) -> Draft:
+    """One more telling of a fact that is there."""
+    told = {"namespace": memory.namespace, "id": id, "count": 1, "telling": to_json(memory)}
+    return Op.AGGREGATE, told, b""
 
 
 def _sighting(memory: Memory, id: str) -> Draft:

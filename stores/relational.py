@@ -12,12 +12,11 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
+from common.config import FUNCTIONAL_RELATIONS, INVERSE_RELATIONS
 from stores import hops
 from stores.decision import Closing, Decision
 from stores.facts import (
     ALIAS_RELATIONS,
-    FUNCTIONAL,
-    INVERSES,
     Fact,
     Json,
     Key,
@@ -37,8 +36,8 @@ class FactGraph:
     def __init__(
         self,
         *,
-        functional: Iterable[str] = FUNCTIONAL,
-        inverses: Mapping[str, str] = INVERSES,
+        functional: Iterable[str] = FUNCTIONAL_RELATIONS,
+        inverses: Mapping[str, str] = INVERSE_RELATIONS,
         aliases: Mapping[str, str] | None = None,
         default_confidence: float = 0.9,
     ) -> None:
@@ -347,9 +346,13 @@ class FactGraph:
         return [*found.values()]
 
     def _edges(self, entity: str, at: float | None) -> Iterator[tuple[Fact, str, float]]:
-        """Facts about an entity, the entity at the other end, and the confidence."""
-        for name in self._aliases.group(entity):
-            for key, end in (((name, None, None), 2), ((None, None, name), 0)):
-                for fact in self._index.get(key, {}).values():
-                    if at is None or self.holds(fact, at):
-                        yield fact, self.canonical(fact.triple[end]), fact.confidence
+        """Facts about an entity in order of `seq`, the entity at the other end, and the confidence."""
+        found = [
+            (fact, end)
+            for name in self._aliases.group(entity)
+            for key, end in (((name, None, None), 2), ((None, None, name), 0))
+            for fact in self._index.get(key, {}).values()
+            if at is None or self.holds(fact, at)
+        ]
+        for fact, end in sorted(found, key=lambda pair: (pair[0].seq, pair[1])):
+            yield fact, self.canonical(fact.triple[end]), fact.confidence

@@ -13,6 +13,7 @@ from common.errors import Conflict, InvalidInput, NotFound
 from stores import plan
 from stores.batch import Pending, Planned
 from stores.entry import Entry
+from stores.graphs import Planner, closings
 from stores.index import Vectors
 from stores.logs.base import Draft
 from stores.memory import Memory, to_json
@@ -57,7 +58,11 @@ def supersede(
         raise NotFound(f"no memory {memory.id!r} in namespace {memory.namespace!r}", param="id")
     _check_generation(memory.id, entry, generation)
     _check_kind(memory.id, entry, memory.kind)
-    return version(view, pending, memory, vector, entry, shard=shard)
+    planned = version(view, pending, memory, vector, entry, shard=shard)
+    if memory.kind != "relational":
+        return planned
+    decision = Planner(view).replace(memory)
+    return replace(planned, drafts=[*planned.drafts, *closings(memory.namespace, decision)])
 
 
 def version(

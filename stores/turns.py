@@ -13,9 +13,10 @@ replay gives the same conversation even where the contents of earlier operations
 here calls itself: a rewind by any number of turns is one cut of a list.
 """
 
+import json
 from bisect import bisect_left
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from operator import itemgetter
 from typing import Any
@@ -154,6 +155,18 @@ class Turns:
     def _cut(here: Conversation, number: int) -> None:
         here.dead = True
         del here.turns[here.place(number) :]
+
+    # Snapshots
+
+    def dump(self) -> bytes:
+        """Everything, for `load`."""
+        return json.dumps({name: asdict(held) for name, held in self._conversations.items()}).encode()
+
+    def load(self, data: bytes) -> None:
+        """The inverse of `dump`, of an empty object."""
+        for name, held in json.loads(bytes(data)).items():
+            popped = {int(number): turn for number, turn in held["popped"].items()}
+            self._conversations[name] = Conversation(**{**held, "popped": popped})
 
     # Reads
 
