@@ -14,7 +14,6 @@ from typing import Any
 import pyarrow as pa
 
 from common.config import StoreConfig
-from common.errors import NotReady
 from stores import plan, twins
 from stores.batch import Batcher, Pending
 from stores.entry import describe, history
@@ -45,7 +44,6 @@ class Shard(Writes):
         self.number = number
         self.dim = dim
         self.config = config
-        self._failure: str | None = None
         self._viewing = ReadWriteLock()
         self._view = View(dim)
         self._log = open_log(path, config=config, identity={"shard": number, "dim": dim}, wait_s=wait_s)
@@ -61,15 +59,8 @@ class Shard(Writes):
     def _show(self, records: Sequence[Record]) -> None:
         """What has reached the disk becomes visible: all of a batch at once."""
         with self._viewing.write():
-            try:
-                for record in records:
-                    self._view.apply(record)
-            except BaseException as error:  # a half-applied batch: what readers see is no longer the log
-                self._failure = (
-                    f"shard {self.number}: record {record.seq} is on disk, but showing it failed with "
-                    f"{type(error).__name__}; no more writes: restart the shard"
-                )
-                raise NotReady(self._failure, code="shard_failed") from error
+            for record in records:
+                self._view.apply(record)
             self._state = self._log.state()
 
     # Asked before a put
@@ -183,7 +174,7 @@ class Shard(Writes):
                 "memories": sum(namespaces.values()),
                 "namespaces": namespaces,
                 **self._state,
-                "failure": self._failure or self._log.failure,
+                "failure": self._writes.failure or self._log.failure,
             }
 
     def final(self) -> Json:
