@@ -28,10 +28,10 @@ class Entry:
 
     `count` is how often it was written, near-identical copies included; `strength` (0 to 1) what races
     left of it, and `rivals` what they left of candidates that lost. `closed` is when a fact ceased to
-    hold: the earliest of `closings`, by the ids of the facts that contradict it. `tellings` are memories
-    that say the same fact as this one. `older` are superseded versions, oldest first. `origin` is where an imported memory came from:
-    `{shard, seq, anchor, written}`. `traces` are the records beside the versions that name the memory's
-    particulars: they are erased with it.
+    hold: the earliest of `closings`, by the ids of the facts that contradict it; `tellings` are memories
+    that say the same fact as this one. `older` are superseded versions, oldest first. `origin` is where an
+    imported memory came from: `{shard, seq, anchor}`. `traces` are the records beside the versions that
+    name the memory's particulars: they are erased with it.
     """
 
     memory: dict[str, Any]

@@ -254,11 +254,14 @@ class View:
         self._drop_empty(content["namespace"])
 
     def _forget(self, record: Record, content: Content) -> None:
-        if space := self.spaces.get(content["namespace"]):
+        namespace = content["namespace"]
+        if content.get("whole"):
+            self.spaces.pop(namespace, None)
+        elif space := self.spaces.get(namespace):
             space.remove([space.entries[id] for id in content["ids"] if id in space.entries])
             for conversation in content.get("conversations", ()):
                 space.turns.forget(conversation)
-            self._drop_empty(content["namespace"])
+            self._drop_empty(namespace)
 
     def _drop_empty(self, namespace: str) -> None:
         if not len(self.spaces[namespace]):
