@@ -13,9 +13,10 @@ replay gives the same conversation even where the contents of earlier operations
 here calls itself: a rewind by any number of turns is one cut of a list.
 """
 
+import json
 from bisect import bisect_left
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from operator import itemgetter
 from typing import Any
@@ -177,6 +178,21 @@ class Turns:
         """Numbers of the log's records that lose their content when the conversation is forgotten."""
         here = self._conversations.get(conversation)
         return [*here.records] if here else []
+
+    def everything(self) -> Iterator[tuple[str, list[Json]]]:
+        """Every conversation with all that is held of it, what was popped included."""
+        for name, here in self._conversations.items():
+            yield name, [*here.turns, *here.popped.values()]
+
+    def dump(self) -> bytes:
+        """All of it, for a snapshot."""
+        return json.dumps({name: asdict(here) for name, here in self._conversations.items()}).encode()
+
+    def load(self, data: bytes | memoryview) -> None:
+        """The inverse of `dump`."""
+        for name, kept in json.loads(bytes(data)).items():
+            popped = {int(number): turn for number, turn in kept.pop("popped").items()}
+            self._conversations[name] = Conversation(**kept, popped=popped)
 
     def _turns(self, conversation: str) -> list[Json]:
         here = self._conversations.get(conversation)

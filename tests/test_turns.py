@@ -76,11 +76,13 @@ class TurnsAgainstLists(RuleBasedStateMachine):
 
     @invariant()
     def holds_what_the_list_holds(self):
-        replayed = Turns()
+        replayed, loaded = Turns(), Turns()
         for seq, operation in enumerate(self.log, start=1):
             apply(replayed, operation, seq)
+        loaded.load(memoryview(self.turns.dump()))
+        assert loaded.dump() == self.turns.dump()
         for name, turns in self.model.items():
-            for view in (self.turns, replayed):
+            for view in (self.turns, replayed, loaded):
                 assert said(view.peek(name, 99)) == turns and view.length(name) == len(turns)
                 assert said(view.peek(name, 2)) == turns[-2:] and view.peek(name, 0) == []
             numbers = [turn["number"] for turn in self.turns.peek(name, 99)]
