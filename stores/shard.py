@@ -25,7 +25,7 @@ from stores.locks import ReadWriteLock
 from stores.logs import open_log
 from stores.logs.sealed import SHARD
 from stores.memory import Memory
-from stores.record import Record
+from stores.record import Record, fault
 from stores.turn_writes import TurnWrites
 from stores.view import View
 
@@ -195,11 +195,23 @@ class Shard(TurnWrites, LineWrites):
                 "failure": self._failure or self._log.failure,
             }
 
-    def verify(self) -> Json | None:
+    def final(self) -> Json:
+        """Where the chain stands, for a seal: `{shard, seq, anchor}`."""
+        with self._viewing.read():
+            return {"shard": self.number, "seq": self._state["seq"], "anchor": self._state["anchor"]}
+
+    def verify(self, sealed: Mapping[str, Any] | None = None) -> Json | None:
         """The first broken record of the log on disk as `{seq, op, op_id, reason}`, or None. Writes wait
-        meanwhile."""
+        meanwhile. With this shard's part of a seal, the log must also hold its anchor."""
         with self._writes.lock:
-            return self._log.examine()
+            return self._log.examine() or (self._unsealed(sealed) if sealed and sealed["seq"] else None)
+
+    def _unsealed(self, sealed: Mapping[str, Any]) -> Json | None:
+        if sealed["seq"] > self._log.seq:
+            reason = f"sealed up to record {sealed['seq']}, but the log ends at {self._log.seq}"
+            return {"seq": self._log.seq + 1, "op": None, "op_id": None, "reason": reason}
+        record = next(self._log.records(after=sealed["seq"] - 1))
+        return None if record.anchor.hex() == sealed["anchor"] else fault(record, "not the sealed anchor")
 
     def close(self) -> None:
         with self._writes.lock:

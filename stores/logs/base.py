@@ -26,6 +26,8 @@ RESULTS_KEPT = 10_000  # operations whose result a retry can still get
 MAX_OP_ID_BYTES = 128
 COUNTERS = ("gate_attempts", "gate_accepts", "duplicates")  # told from the start, though they are 0
 
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
 Draft = tuple[Op, Any, bytes]  # what a record does, its body as JSON, its vector
 
 
@@ -265,7 +267,7 @@ def spell(body: Any) -> bytes:
     """A record's body: JSON, or bytes as they are."""
     if isinstance(body, bytes):
         return body
-    return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    return _encode(body).encode()
 
 
 def op_key(op_id: str) -> bytes:
@@ -279,7 +281,7 @@ def op_key(op_id: str) -> bytes:
 def pack_result(operation: Operation) -> bytes:
     """What is kept of an operation for retries."""
     kept = {"request": operation.request, "result": operation.result}
-    return json.dumps(kept, ensure_ascii=False, separators=(",", ":")).encode()
+    return _encode(kept).encode()
 
 
 def unpack_result(raw: bytes, op_id: str, request: str) -> Any:
