@@ -71,6 +71,10 @@ class StoreConfig(Section):
     batch_operations: int = Field(256, ge=1, description="writes that may share one fsync; 1: none do")
     map_size_bytes: int = Field(8 << 30, ge=10 << 20, description="upper bound of one shard's file")
     max_text_bytes: int = Field(16_384, ge=1, description="a longer memory text is refused: split it")
+    snapshot_every: int = Field(
+        10_000, ge=0, description="records between two snapshots of a shard; 0: none but those asked for"
+    )
+    snapshots_kept: int = Field(2, ge=1, description="snapshots of a shard that stay, the newest")
     gate_tau: float = Field(0.0, description="write gate: stored where S > tau; at 0 every write is")
     gate_novelty: float = Field(1.0, ge=0.0)
     gate_reward: float = Field(1.0, ge=0.0)

@@ -7,6 +7,7 @@ from store_helpers import DIM, NOW, axis, memory, open_shard, unit
 from common.config import StoreConfig
 from common.errors import NotFound
 from stores.master import new_master
+from stores.probe import Canaries, probe_folder
 from stores.shard import Shard
 
 CANARY = "the canary sings in Lisbon"
@@ -152,3 +153,52 @@ def test_other_backends_are_encrypted_too(backend, tmp_path, monkeypatch):
         assert len(shard.list("acme")) == 6
         shard.close()
     assert b"canary" not in (tmp_path / "shard" / "log.jsonl").read_bytes()
+
+
+def test_snapshots_are_sealed_hold_the_turns_and_go_with_an_erasure(opened, tmp_path):
+    shard = opened()
+    fill(shard, "acme")
+    fill(shard, "other")
+    before, folder = state(shard, "acme"), shard.snapshot()
+    shard.push("acme", "talk", [{"role": "user", "text": "behind the snapshot"}], op_id="tail", now=NOW)
+    canaries = Canaries(texts=["the canary sings"], vectors=[axis(1)])
+
+    def opens(piece):
+        return shard._log.ring.open_any(piece, b"file")
+
+    sealed = probe_folder(folder, canaries, open_sealed=opens)
+    assert {row["place"] for row in sealed if row["found"]} == {"sealed files"}
+    shutil.copytree(folder, tmp_path / "copy")
+    shard = opened()
+    assert shard.counts()["snapshot"]["seq"] > 0 and state(shard, "acme")[:3] == before[:3]
+    assert [turn["text"] for turn in shard.peek("acme", "talk", 9)][-1] == "behind the snapshot"
+    assert shard.pop("acme", "talk", op_id="tail 2", now=NOW)["length"] == 2
+
+    receipt = shard.forget("acme", everything=True, op_id="f", now=NOW)
+    assert receipt["snapshots"] == 1 and not folder.exists()
+    copied = probe_folder(tmp_path / "copy", canaries, open_sealed=opens)
+    [row] = [row for row in copied if row["place"] == "sealed files"]
+    assert row["found"] and all("other" not in str(found) for found in row["found"])
+    shard.forget("other", everything=True, op_id="g", now=NOW)
+    copied = probe_folder(tmp_path / "copy", canaries, open_sealed=opens)
+    assert not any(row["found"] or row["unchecked"] for row in copied)
+    shutil.copytree(tmp_path / "copy", folder)
+    assert opened().list("other") == [] and opened().list("acme") == []
+
+
+def test_turns_that_were_forgotten_are_in_no_snapshot(opened):
+    shard = opened()
+    fill(shard, "acme")
+    folder = shard.snapshot()
+    shard.forget_turns("acme", texts=[CANARY], op_id="f", now=NOW)
+    assert not folder.exists() and shard.peek("acme", "talk", 9) == []
+
+
+def test_rotation_takes_snapshots_of_the_old_key_along(opened):
+    shard = opened()
+    fill(shard, "acme")
+    shard.snapshot()
+    before = state(shard, "acme")
+    shard.rotate_key("acme")
+    shard.snapshot()
+    assert state(opened(), "acme") == before

@@ -5,7 +5,7 @@ import sys
 import threading
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from store_helpers import axis, memory, open_shard
@@ -91,6 +91,7 @@ class TurnsAgainstLists(RuleBasedStateMachine):
 
 
 TestTurnsAgainstLists = TurnsAgainstLists.TestCase
+TestTurnsAgainstLists.settings = settings(max_examples=30, deadline=None)
 
 
 def test_fifty_thousand_turns_are_pushed_popped_and_rewound_without_recursion():
