@@ -27,7 +27,7 @@ from stores.logs.sealed import SealedLog
 from stores.master import read_master
 from stores.record import Chain
 
-__all__ = ["Log", "Operation", "open_log"]
+__all__ = ["Log", "Operation", "block_ring", "open_log"]
 
 
 def open_log(path: Path, *, config: StoreConfig, identity: Mapping[str, Any], wait_s: float = 0.0) -> Log:
@@ -56,6 +56,14 @@ def _open_plain(path: Path, config: StoreConfig, identity: Mapping[str, Any], wa
         chain=chain_of(config),
         wait_s=wait_s,
     )
+
+
+def block_ring(config: StoreConfig) -> KeyRing | None:
+    """The data keys of KV blocks, which any number of processes may share; None without encryption."""
+    if config.master_key is None:
+        return None
+    blocks = Path(config.dir).expanduser().resolve() / "blocks"
+    return KeyRing(ring_folder(blocks, config), read_master(config.master_key))
 
 
 def ring_folder(path: Path, config: StoreConfig) -> Path:
