@@ -27,7 +27,8 @@ class RedisServer:
 
     def __init__(self, folder: Path, *, environment: dict[str, str] | None = None, **settings: str) -> None:
         self.folder = folder
-        self.settings = {"appendonly": "yes", "appendfsync": "always", "save": "", **settings}
+        plain = {"rdbcompression": "no"}  # tests search the files for contents
+        self.settings = {"appendonly": "yes", "appendfsync": "always", "save": "", **plain, **settings}
         self.environment = environment or {}
         folder.mkdir(parents=True)
         with socket.socket() as probe:

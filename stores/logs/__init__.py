@@ -22,7 +22,6 @@ from stores.logs import sealed
 from stores.logs.base import Backend, Log, Operation
 from stores.logs.jsonl import JsonlLog
 from stores.logs.lmdb import LmdbLog
-from stores.logs.redis import RedisLog
 from stores.logs.sealed import SealedLog
 from stores.master import read_master
 from stores.record import Chain
@@ -40,14 +39,18 @@ def open_log(path: Path, *, config: StoreConfig, identity: Mapping[str, Any], wa
     """
     if config.master_key is None:
         return _open_plain(path, config, identity, wait_s)
-    ring = KeyRing(ring_folder(path, config), read_master(config.master_key))
-    return SealedLog(_open_plain(path, config, {**identity, **sealed.IDENTITY}, wait_s), ring)
+    master, folder = read_master(config.master_key), ring_folder(path, config)
+    KeyRing(folder, master)  # a wrong master key is told before anything is touched
+    log = _open_plain(path, config, {**identity, **sealed.IDENTITY}, wait_s)
+    return SealedLog(log, KeyRing(folder, master))  # read once the former owner can change it no more
 
 
 def _open_plain(path: Path, config: StoreConfig, identity: Mapping[str, Any], wait_s: float) -> Backend:
     if config.backend == "jsonl":
         return JsonlLog(path, identity=identity, chain=chain_of(config), wait_s=wait_s)
     if config.backend == "redis":
+        from stores.logs.redis import RedisLog  # importing the client takes a while
+
         return RedisLog(path, config=config, identity=identity, chain=chain_of(config))
     return LmdbLog(
         path,
