@@ -101,7 +101,9 @@ def _read(
     folders: Sequence[Path], allowed: Container[str] | None, sealer: Sealer | None
 ) -> tuple[pa.Table, pa.Table, pa.Table]:
     """Tables of memories, their vectors, and all their versions."""
-    memories, vectors, versions = [], [], []
+    memories: list[pa.Table] = []
+    vectors: list[pa.Table] = []
+    versions: list[pa.Table] = []
     dim = 1
     for folder in folders:
         manifest, spaces = snapshot.load(folder, sealer=sealer, only=allowed)
@@ -151,23 +153,27 @@ def _versions(table: pa.Table) -> Iterator[pa.Table]:
             )
 
 
-def _define(db: duckdb.DuckDBPyConnection, memories: pa.Table, vectors: pa.Table, history: pa.Table) -> None:
-    for name, table in (("memories", memories), ("vectors", vectors), ("history", history)):
+def _define(db: duckdb.DuckDBPyConnection, *tables: pa.Table) -> None:
+    for name, table in zip(("memories", "vectors", "history"), tables, strict=True):
         db.register(f"raw_{name}", table)
-    content = ", ".join(map(_column, _CONTENT))
-    state = ", ".join(_column(name) for name in rows.STATE if name != "closed")
-    db.execute(f"CREATE VIEW memories AS SELECT {content}, {state}, shard FROM raw_memories")
+    state = [name for name in rows.STATE if name != "closed"]
+    shown = {name: _shown(name) for name in (*_HISTORY, "until", *state)}
+    columns = [shown[name] for name in (*_CONTENT, *state, "shard")]
+    ended = _time("coalesce(closed, valid_to)", "valid_to")  # a contradicted fact ends where it was closed
+    memories = [ended if name == shown["valid_to"] else name for name in columns]
+    db.execute(f"CREATE VIEW memories AS SELECT {', '.join(memories)} FROM raw_memories")
     common = "id, namespace, text, conversation, time, context, cues, reward, pin"
-    for kind, columns in _KIND_COLUMNS.items():
+    for kind, own in _KIND_COLUMNS.items():
         db.execute(
-            f"CREATE VIEW {kind} AS SELECT {columns} {common}, usage, salience, novelty, seq, anchor, written, "
+            f"CREATE VIEW {kind} AS SELECT {own} {common}, usage, salience, novelty, seq, anchor, written, "
             f"shard FROM memories WHERE kind = '{kind}'"
         )
-    db.execute(f"CREATE VIEW statistics AS SELECT namespace, id, kind, {state}, shard FROM memories")
-    db.execute("CREATE VIEW vectors AS SELECT * FROM raw_vectors")
     db.execute(
-        f"CREATE VIEW history AS SELECT {', '.join(map(_column, [*_HISTORY, 'until']))} FROM raw_history"
+        f"CREATE VIEW statistics AS SELECT namespace, id, kind, {', '.join(state)}, shard FROM memories"
     )
+    db.execute("CREATE VIEW vectors AS SELECT * FROM raw_vectors")
+    past = [shown[name] for name in (*_HISTORY, "until")]
+    db.execute(f"CREATE VIEW history AS SELECT {', '.join(past)} FROM raw_history")
     db.execute(
         "CREATE MACRO memories_at(ts) AS TABLE SELECT * FROM history "
         "WHERE written <= ts::TIMESTAMP AND (until IS NULL OR until > ts::TIMESTAMP)"
@@ -179,14 +185,17 @@ def _define(db: duckdb.DuckDBPyConnection, memories: pa.Table, vectors: pa.Table
     )
 
 
-def _column(name: str) -> str:
-    """As SQL shows it: times as TIMESTAMP, empty JSON spelled out, a closed fact's end as its end."""
+def _shown(name: str) -> str:
+    """A column as SQL shows it: times as TIMESTAMP, empty JSON spelled out."""
     if name in _TIMES:
-        stored = "coalesce(closed, valid_to)" if name == "valid_to" else name
-        return f"make_timestamp(round({stored} * 1e6)::BIGINT) AS {name}"
+        return _time(name, name)
     if name in rows.NESTED:
         return f"coalesce({name}, '{'{}' if name == 'context' else '[]'}')::JSON AS {name}"
     return name
+
+
+def _time(seconds: str, name: str) -> str:
+    return f"make_timestamp(round({seconds} * 1e6)::BIGINT) AS {name}"
 
 
 def _run(db: duckdb.DuckDBPyConnection, sql: str, limit: int, timeout_s: float) -> pa.Table:
@@ -194,7 +203,7 @@ def _run(db: duckdb.DuckDBPyConnection, sql: str, limit: int, timeout_s: float) 
     timer = threading.Timer(timeout_s, db.interrupt)
     timer.start()
     try:
-        reader = db.execute(sql).to_arrow_reader(min(limit + 1, 8192))
+        reader = db.sql(sql).to_arrow_reader(min(limit + 1, 8192))
         batches: list[pa.RecordBatch] = []
         while sum(batch.num_rows for batch in batches) <= limit:
             batch = next(reader, None)

@@ -14,6 +14,7 @@ it as its own. Memories that a batch adds are no clash: later tickets see them i
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
@@ -137,11 +138,19 @@ class Batcher:
     writes out. `failure` says why no more are taken, where a batch may be on disk that readers do not see.
     """
 
-    def __init__(self, log: Log, commit: Callable[[Sequence[Operation]], None], *, at_most: int) -> None:
-        """`commit` makes operations durable and shows them to readers; `at_most` bounds the tickets of a batch."""
+    def __init__(
+        self,
+        log: Log,
+        show: Callable[[Sequence[Record]], None],
+        *,
+        at_most: int,
+        around: Callable[[Sequence[Operation]], AbstractContextManager[None]] = lambda _: nullcontext(),
+    ) -> None:
+        """`show` makes committed records visible to readers; `around` is entered for every commit; `at_most`
+        bounds the tickets of a batch."""
         self.lock = threading.Lock()
         self.failure: str | None = None
-        self._log, self._commit, self._at_most = log, commit, at_most
+        self._log, self._show, self._around, self._at_most = log, show, around, at_most
         self._mutex = threading.Lock()
         self._queue: deque[Ticket] = deque()
         self._led = False
@@ -177,7 +186,8 @@ class Batcher:
             try:
                 pending = self._stage(taken)
                 if pending.operations:
-                    self._commit(pending.operations)
+                    with self._around(pending.operations):
+                        self._commit(pending.operations)
             except BaseException as error:
                 for ticket, _ in taken:
                     if not ticket.done:

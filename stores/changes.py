@@ -71,6 +71,7 @@ def forget(view: View, namespace: str, ids: Sequence[str] | None, keep: Predicat
         "log_records": len(erased) + len(turned.erase),
         "versions": sum(len(entry.versions) for entry in gone),
         "index_rows": len(gone),
+        "lexical_docs": len(gone) if space and space.lexical is not None else 0,
         "turns": turned.result["turns"],
     }
     drafts = [(Op.FORGET, content, b"")] if gone else []

@@ -76,6 +76,10 @@ class Lines:
         line = self.get(key)
         return None if line is None else _describe(line)
 
+    def raw(self) -> bytes:
+        """Every vector that is held, the rows of removed lines included."""
+        return self._vectors.tobytes()
+
     def query(self, vector: Vectors, k: int, *, now: float, constants: Concert | None = None) -> list[Json]:
         """The `k` lines of highest concert weight to the unit vector `[dim]`, best first, those under the
         similarity floor left out: `{key, value, context, time, recency, novelty, similarity, weight,

@@ -7,7 +7,7 @@ operation whole or not at all.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,11 @@ class Shard(Moving, TurnWrites, LineWrites, GraphReads):
         self._viewing = ReadWriteLock()
         self._log = open_log(path, config=config, identity={"shard": number, "dim": dim}, wait_s=wait_s)
         self._snapshots = Snapshots(
-            path / "snapshots", every=config.snapshot_every, keep=config.snapshots_kept, config=config
+            path / "snapshots",
+            every=config.snapshot_every,
+            keep=config.snapshots_kept,
+            sealer=self._log.ring,
+            config=config,
         )
         try:
             self._view = self._replay()
@@ -63,7 +67,7 @@ class Shard(Moving, TurnWrites, LineWrites, GraphReads):
             raise
         self._destroy_keys_left_over()
         self._state = self._log.state()
-        self._writes = Batcher(self._log, self._commit, at_most=config.batch_operations)
+        self._writes = Batcher(self._log, self._show, at_most=config.batch_operations, around=self._around)
         self._snapshots.make_if_due(self._log.seq, self._capture)
 
     def _replay(self) -> View:
@@ -72,17 +76,17 @@ class Shard(Moving, TurnWrites, LineWrites, GraphReads):
         erasure = 0
         for record in self._log.records(after=seq):
             view.apply(record)
-            if record.op is Op.FORGET:
+            if record.op is Op.FORGET or _forgets_turns(record):
                 erasure = record.seq
         self._snapshots.purge(before=erasure)  # what a crash left of an erasure
         return view
 
-    def _commit(self, operations: Sequence[Operation]) -> None:
-        """Disk first, then memory. What is erased leaves the snapshots before anyone is answered."""
+    @contextmanager
+    def _around(self, operations: Sequence[Operation]) -> Iterator[None]:
+        """A commit. What is erased leaves the snapshots before anyone is answered."""
         erases = any(operation.erase for operation in operations)
         with self._snapshots.purging(self._capture) if erases else nullcontext():
-            self._log.commit(operations)
-            self._show([record for operation in operations for record in operation.records])
+            yield
         self._snapshots.make_if_due(self._log.seq, self._capture)
 
     def _show(self, records: Sequence[Record]) -> None:
@@ -251,3 +255,7 @@ class Shard(Moving, TurnWrites, LineWrites, GraphReads):
             if not self._writes.failure and not self._log.failure:
                 self._snapshots.close(self._log.seq, self._capture)
             self._log.close()
+
+
+def _forgets_turns(record: Record) -> bool:
+    return record.op is Op.TURNS and not record.erased and "keep" in record.content()

@@ -146,7 +146,7 @@ def _write_spaces(
     folder: Path, captured: Capture, sealer: Sealer | None, go_on: Callable[[], None]
 ) -> list[Json]:
     """Returns where each blob lies in `parts.bin`."""
-    parts = []
+    parts: list[Json] = []
     vector_schema = pa.schema([("vector", pa.binary(captured.dim * 4))])
     raw = {"use_dictionary": False, "compression": "none", "write_statistics": False}
     with (

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from common.config import StoreConfig
-from common.errors import NotReady, StoreCorrupt
+from common.errors import NotFound, NotReady, StoreCorrupt
 from common.files import sync_folder
 from stores import snapshot
 from stores.logs import Log
@@ -43,7 +43,8 @@ class Snapshots:
         sealer: Sealer | None = None,
         config: StoreConfig | None = None,
     ) -> None:
-        """`config` is the views'; `every`: records between two snapshots; 0: none but those asked for. `keep`: how many stay."""
+        """`every`: records between two snapshots; 0: none but those asked for. `keep`: how many stay.
+        `config` is what the views are made with."""
         self.folder = folder
         self.seq = 0
         self.passed_over: Counter[str] = Counter()
@@ -82,7 +83,7 @@ class Snapshots:
                 if error.fault is not None:  # the log itself is damaged
                     raise
                 self._pass_over(error.code, error.message)
-            except (NotReady, KeyError, ValueError, TypeError, RuntimeError) as error:
+            except (NotFound, NotReady, KeyError, ValueError, TypeError, RuntimeError) as error:
                 self._pass_over("unreadable", f"snapshot {folder.name} is passed over: {error!r}")
             else:
                 self._reached(manifest["seq"])

@@ -73,7 +73,8 @@ def export_rows(
             entries = [columns.entry_of(each) for each in captured[start : start + BATCH]]
             with viewing.read():
                 present = [*_present(view, name, entries)]
-                vectors = view.spaces[name].index.vectors([e.seq for e in present]) if present else []
+                seqs = [entry.seq for entry in present]
+                vectors: Sequence[Vectors] = [*view.spaces[name].index.vectors(seqs)] if seqs else []
             for entry, vector in zip(present, vectors, strict=True):
                 yield carried(entry, vector, shard)
 
@@ -144,7 +145,7 @@ def load(path: Path, *, max_text_bytes: int, into: str | None = None) -> tuple[J
     read = {".jsonl": _read_lines, ".parquet": _read_parquet}[_suffix(path)]
     try:
         header, found = read(path)
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise _bad(path, f"is no export of ours, or damaged ({type(error).__name__})") from error
     return header, _checked(path, header, found, max_text_bytes, into)
 
@@ -175,14 +176,19 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
     sync_folder(path.parent)
 
 
+def _line(row: Json) -> bytes:
+    """The row as one line of JSON; digests are made of these in both formats."""
+    vector = row["vector"]
+    packed = None if vector is None else base64.b64encode(vector.astype("<f4").tobytes()).decode()
+    return canonical({**row, "vector": packed}) + b"\n"
+
+
 def _write_lines(file: BinaryIO, rows: Iterable[Json], header: Json) -> Json:
     file.write(bytes(_HEADER_BYTES))
     digest, count, dim = blake2b(digest_size=32), 0, None
     for row in rows:
-        vector = row["vector"]
-        dim = dim if vector is None else len(vector)
-        packed = None if vector is None else base64.b64encode(vector.astype("<f4").tobytes()).decode()
-        line = canonical({**row, "vector": packed}) + b"\n"
+        dim = dim if row["vector"] is None else len(row["vector"])
+        line = _line(row)
         digest.update(line)
         file.write(line)
         count += 1
@@ -200,8 +206,7 @@ def _read_lines(path: Path) -> tuple[Json, Iterator[Json]]:
         for line in file:
             digest.update(line)
             count += 1
-    if (count, digest.hexdigest()) != (header["memories"], header["digest"]):
-        raise _bad(path, "was changed or cut off: its digest does not match")
+    _same(path, header, count, digest.hexdigest())
     return header, _rows_of_lines(path)
 
 
@@ -216,43 +221,51 @@ def _rows_of_lines(path: Path) -> Iterator[Json]:
 
 
 def _write_parquet(file: BinaryIO, rows: Iterable[Json], header: Json) -> Json:
-    """Pages carry checksums; the dimension is known from the first row on."""
-    rest, count = iter(rows), 0
+    """The digest is of what will be read, so that a number which a column changes (3 to 3.0) is none."""
+    rest, count, digest = iter(rows), 0, blake2b(digest_size=32)
     batch = [*islice(rest, BATCH)]
     dim = next((len(row["vector"]) for row in batch if row["vector"] is not None), None)
     vector = pa.field("vector", pa.list_(pa.float32(), dim or 1))
-    with pq.ParquetWriter(
-        file, columns.SCHEMA.append(vector), compression="zstd", write_page_checksum=True
-    ) as writer:
+    with pq.ParquetWriter(file, columns.SCHEMA.append(vector), compression="zstd") as writer:
         while batch:
-            table = columns.carried_table(batch)
-            writer.write_table(
-                table.append_column(vector, pa.array([r["vector"] for r in batch], vector.type))
-            )
+            packed = pa.array([row["vector"] for row in batch], vector.type)
+            table = columns.carried_table(batch).append_column(vector, packed)
+            writer.write_table(table)
+            for row in _rows_of_table(table):
+                digest.update(_line(row))
             count += len(batch)
             batch = [*islice(rest, BATCH)]
-        header |= {"memories": count, "dim": dim}
+        header |= {"memories": count, "dim": dim, "digest": digest.hexdigest()}
         writer.add_key_value_metadata({FORMAT: json.dumps(header)})
     return header
 
 
 def _read_parquet(path: Path) -> tuple[Json, Iterator[Json]]:
-    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+    with pq.ParquetFile(path) as file:
         header = _known(path, json.loads(file.metadata.metadata[FORMAT.encode()]))
-        if file.metadata.num_rows != header["memories"]:
-            raise _bad(path, "was changed: its number of rows does not match")
-        for _ in file.iter_batches(BATCH):  # every page passes its checksum before the first row comes
-            pass
+    digest, count = blake2b(digest_size=32), 0
+    for row in _rows_of_parquet(path):
+        digest.update(_line(row))
+        count += 1
+    _same(path, header, count, digest.hexdigest())
     return header, _rows_of_parquet(path)
 
 
 def _rows_of_parquet(path: Path) -> Iterator[Json]:
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(BATCH):
-            table = pa.Table.from_batches([batch])
-            vectors = table["vector"].to_pylist()
-            for row, vector in zip(columns.carried_of(table), vectors, strict=True):
-                yield {**row, "vector": None if vector is None else np.asarray(vector, np.float32)}
+            yield from _rows_of_table(pa.Table.from_batches([batch]))
+
+
+def _rows_of_table(table: pa.Table) -> Iterator[Json]:
+    vectors = table["vector"].to_pylist()
+    for row, vector in zip(columns.carried_of(table), vectors, strict=True):
+        yield {**row, "vector": None if vector is None else np.asarray(vector, np.float32)}
+
+
+def _same(path: Path, header: Json, count: int, digest: str) -> None:
+    if (count, digest) != (header["memories"], header["digest"]):
+        raise _bad(path, "was changed or cut off: its digest does not match")
 
 
 def _known(path: Path, header: Json) -> Json:

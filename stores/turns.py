@@ -156,18 +156,6 @@ class Turns:
         here.dead = True
         del here.turns[here.place(number) :]
 
-    # Snapshots
-
-    def dump(self) -> bytes:
-        """Everything, for `load`."""
-        return json.dumps({name: asdict(held) for name, held in self._conversations.items()}).encode()
-
-    def load(self, data: bytes) -> None:
-        """The inverse of `dump`, of an empty object."""
-        for name, held in json.loads(bytes(data)).items():
-            popped = {int(number): turn for number, turn in held["popped"].items()}
-            self._conversations[name] = Conversation(**{**held, "popped": popped})
-
     # Reads
 
     def peek(self, conversation: str, n: int = 1) -> list[Json]:
@@ -190,6 +178,21 @@ class Turns:
         """Numbers of the log's records that lose their content when the conversation is forgotten."""
         here = self._conversations.get(conversation)
         return [*here.records] if here else []
+
+    def everything(self) -> Iterator[tuple[str, list[Json]]]:
+        """Every conversation with all that is held of it, what was popped included."""
+        for name, here in self._conversations.items():
+            yield name, [*here.turns, *here.popped.values()]
+
+    def dump(self) -> bytes:
+        """All of it, for a snapshot."""
+        return json.dumps({name: asdict(here) for name, here in self._conversations.items()}).encode()
+
+    def load(self, data: bytes | memoryview) -> None:
+        """The inverse of `dump`."""
+        for name, kept in json.loads(bytes(data)).items():
+            popped = {int(number): turn for number, turn in kept.pop("popped").items()}
+            self._conversations[name] = Conversation(**kept, popped=popped)
 
     def _turns(self, conversation: str) -> list[Json]:
         here = self._conversations.get(conversation)

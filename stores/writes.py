@@ -1,6 +1,7 @@
 """Everything that changes a shard. Each write is a ticket, which shares its fsync with those of others."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from common.config import StoreConfig
@@ -14,6 +15,7 @@ from stores.memory import Memory, from_json
 from stores.put import Put
 from stores.put import keys as put_keys
 from stores.revise import Candidate, Weigh
+from stores.snapshots import Snapshots
 from stores.turns import Turns
 from stores.view import View
 
@@ -31,6 +33,7 @@ class Writes:
     _view: View
     _log: Log
     _writes: Batcher
+    _snapshots: Snapshots
 
     def put(self, items: Items, *, op_id: str, now: float, elsewhere: Sequence[float] | None = None) -> Page:
         """Write memories with their embeddings (float32 `[dim]`, unit norm): all of them or none.
@@ -183,10 +186,10 @@ class Writes:
         encrypted namespace of which nothing is left the keys are destroyed, and with `everything` all
         those that were used before: copies of its data, wherever they are, can no longer be read.
 
-        The receipt: `{namespace, forgotten: [ids], log_records, versions, index_rows, turns, scrubbed,
-        keys_destroyed}`, where `scrubbed` is false as long as the disk had no room to rewrite the file,
-        and `keys_destroyed` says whether there is no key of the namespace (None without encryption).
-        Unknown ids are passed over.
+        The receipt: `{namespace, forgotten: [ids], log_records, versions, index_rows, lexical_docs,
+        turns, snapshots, scrubbed, keys_destroyed}`, where `scrubbed` is false as long as the disk had no
+        room to rewrite the file, and `keys_destroyed` says whether there is no key of the namespace (None
+        without encryption). Unknown ids are passed over.
         """
         if (ids is not None) + (where is not None) + bool(everything) != 1:
             raise InvalidInput("forget: give exactly one of ids, filter, all", param="ids")
@@ -197,7 +200,9 @@ class Writes:
         def planned(pending: Pending) -> Planned:
             if everything and self._log.ring:
                 old_keys.extend(self._log.ring.rotate(namespace))
-            return changes.forget(self._view, namespace, ids, keep)
+            erasure = changes.forget(self._view, namespace, ids, keep)
+            snapshots = len(self._snapshots.folders()) if erasure.erase else 0
+            return replace(erasure, result={**erasure.result, "snapshots": snapshots})
 
         receipt = self.write(op_id, request, planned, now=now, owns=[namespace])
         return {**receipt, **self._clean_up(namespace, old_keys)}
@@ -243,7 +248,9 @@ class Writes:
     def rotate_key(self, namespace: str) -> bool:
         """Wrap everything of an encrypted namespace by a fresh data key and destroy the old one; see `Log`."""
         with self._writes.lock:
-            return self._log.rotate_key(namespace)
+            rotated = self._log.rotate_key(namespace)
+            self._snapshots.purge()  # they are sealed under the old one
+            return rotated
 
     def write(
         self,

@@ -26,7 +26,7 @@ from stores.logs.sealed import SealedLog
 from stores.master import read_master
 from stores.record import Chain
 
-__all__ = ["Log", "Operation", "open_log"]
+__all__ = ["Log", "Operation", "block_ring", "open_log"]
 
 
 def open_log(path: Path, *, config: StoreConfig, identity: Mapping[str, Any], wait_s: float = 0.0) -> Log:
@@ -39,8 +39,10 @@ def open_log(path: Path, *, config: StoreConfig, identity: Mapping[str, Any], wa
     """
     if config.master_key is None:
         return _open_plain(path, config, identity, wait_s)
-    ring = KeyRing(ring_folder(path, config), read_master(config.master_key))
-    return SealedLog(_open_plain(path, config, {**identity, **sealed.IDENTITY}, wait_s), ring)
+    master, folder = read_master(config.master_key), ring_folder(path, config)
+    KeyRing(folder, master)  # a wrong master key is told before anything is touched
+    log = _open_plain(path, config, {**identity, **sealed.IDENTITY}, wait_s)
+    return SealedLog(log, KeyRing(folder, master))  # read once the former owner can change it no more
 
 
 def _open_plain(path: Path, config: StoreConfig, identity: Mapping[str, Any], wait_s: float) -> Backend:
@@ -57,6 +59,14 @@ def _open_plain(path: Path, config: StoreConfig, identity: Mapping[str, Any], wa
         chain=chain_of(config),
         wait_s=wait_s,
     )
+
+
+def block_ring(config: StoreConfig) -> KeyRing | None:
+    """The data keys of KV blocks, which any number of processes may share; None without encryption."""
+    if config.master_key is None:
+        return None
+    blocks = Path(config.dir).expanduser().resolve() / "blocks"
+    return KeyRing(ring_folder(blocks, config), read_master(config.master_key))
 
 
 def ring_folder(path: Path, config: StoreConfig) -> Path:

@@ -15,7 +15,7 @@ import shutil
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,7 @@ class LmdbLog(BaseLog):
         tries again.
         """
         try:
-            self._rewrite({**self._meta, "scrub_due": False}, _same)
+            self._rewrite({**self._meta, "scrub_due": False}, self._changed if self.rewrite else _same)
         except (lmdb.Error, OSError):
             return False
         return True
@@ -164,14 +164,11 @@ class LmdbLog(BaseLog):
                     rows: Iterator[tuple[bytes, bytes]] = iter(source.cursor(old))
                     if old is self._log and change is not _same:
                         rows = ((key, change(raw, *_NUMBER.unpack(key))) for key, raw in rows)
-                    alive = self._rewritten_rows(rows) if old is self._log and self.rewrite else rows
-                    target.cursor(new).putmulti(alive, append=True)
+                    target.cursor(new).putmulti(rows, append=True)
                 _write_meta(target, meta)
 
-    def _rewritten_rows(self, rows: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
-        for key, raw in rows:
-            record = records.decode(raw, *_NUMBER.unpack(key))
-            yield key, records.encode(self._rewritten(record))
+    def _changed(self, raw: bytes, seq: int) -> bytes:
+        return records.encode(self._rewritten(records.decode(raw, seq)))
 
     def close(self) -> None:
         """Give the folder back. Closing twice is fine."""
