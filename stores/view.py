@@ -18,6 +18,7 @@ import pyarrow as pa
 from common.errors import InvalidInput
 from stores.entry import Entry, Version, entry_of, vector_of
 from stores.filters import Predicate
+from stores.frozen import freeze, structure_vectors, thaw, vectors_of
 from stores.gate import clip
 from stores.index import VectorIndex, Vectors
 from stores.record import Record
@@ -83,17 +84,17 @@ class Space:
                 part.remove(entry)
         self.index.remove([entry.seq for entry in entries])
 
-    def dump(self) -> tuple[Callable[[], Vectors], dict[str, bytes]]:
+    def dump(self) -> tuple[Callable[[], Vectors], dict[str, Any]]:
         """For a snapshot: how to get the vectors in the order of `entries`, and the parts that are not
-        built from memories alone, or dearer to build than to read, as bytes by name. A copy: the space may
+        built from memories alone, or dearer to build than to read, as buffers by name. A copy: the space may
         change afterwards."""
         parts = {name: part.dump() for name, part in self._told() if _has_state(name, part)}
         rows = [entry.seq for entry in self.entries.values()]
-        index, dim = self.index.dump(), self.index.dim
-        if index is None:
-            vectors = self.index.vectors(rows)
+        index, dim = freeze(self.index), self.index.dim
+        if not index:
+            vectors = vectors_of(self.index, rows)
             return lambda: vectors, parts
-        return lambda: VectorIndex.load(dim, index).vectors(rows), {"index": index, **parts}
+        return lambda: structure_vectors(dim, index, rows), {**index, **parts}
 
     def restore(
         self, entries: Sequence[Entry], vectors: Callable[[], Vectors], parts: Mapping[str, Any]
@@ -104,7 +105,7 @@ class Space:
         self.by_row = {entry.seq: entry for entry in sorted(entries, key=attrgetter("seq"))}
         self.order = sorted(entry.place for entry in entries)
         if "index" in parts:
-            self.index = VectorIndex.load(self.index.dim, parts["index"])
+            thaw(self.index, parts, [*self.by_row])
         else:
             self.index.add([entry.seq for entry in entries], vectors())
         for name, part in self._told():
