@@ -66,12 +66,16 @@ class Shard(Writes):
     def _replay(self) -> View:
         """The newest snapshot that proves itself, and the log behind it."""
         view, seq = self._snapshots.open(self._log, self.dim)
-        erasure = 0
-        for record in self._log.records(after=seq):
-            view.apply(record)
-            if record.op is Op.FORGET:
-                erasure = record.seq
-        self._snapshots.purge(before=erasure)  # what a crash left of an erasure
+        erasures = [0]
+
+        def tail() -> Iterator[Record]:
+            for record in self._log.records(after=seq):
+                if record.op is Op.FORGET:
+                    erasures.append(record.seq)
+                yield record
+
+        view.replay(tail())
+        self._snapshots.purge(before=erasures[-1])  # what a crash left of an erasure
         return view
 
     def _commit(self, operations: Sequence[Operation]) -> None:

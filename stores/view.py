@@ -8,11 +8,12 @@ import base64
 import binascii
 import json
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from common.errors import InvalidInput
@@ -24,6 +25,9 @@ from stores.index import VectorIndex, Vectors
 from stores.record import Record
 
 Content = dict[str, Any]
+TOGETHER = (
+    4096  # vectors added to an index at once by a replay: one by one, Faiss starts its threads each time
+)
 
 STATISTICS_SCHEMA = pa.schema(
     [
@@ -59,6 +63,7 @@ class Space:
     episodes: Any = None
     lines: Any = None
     turns: Any = None
+    waiting: list[tuple[int, Vectors]] | None = None  # for the index, while a log is replayed
 
     @property
     def parts(self) -> list[Any]:
@@ -72,11 +77,23 @@ class Space:
     def add(self, entry: Entry, vector: Vectors) -> None:
         self.entries[entry.memory["id"]] = self.by_row[entry.seq] = entry
         insort(self.order, entry.place)
-        self.index.add([entry.seq], vector.reshape(1, -1))
+        if self.waiting is None:
+            self.index.add([entry.seq], vector.reshape(1, -1))
+        else:
+            self.waiting.append((entry.seq, vector))
+            if len(self.waiting) >= TOGETHER:
+                self.index_waiting()
         for part in self.parts:
             part.add(entry, vector)
 
+    def index_waiting(self) -> None:
+        if self.waiting:
+            rows, vectors = zip(*self.waiting, strict=True)
+            self.index.add(rows, np.stack(vectors))
+            self.waiting.clear()
+
     def remove(self, entries: Sequence[Entry]) -> None:
+        self.index_waiting()
         for entry in entries:
             del self.entries[entry.memory["id"]], self.by_row[entry.seq]
             del self.order[bisect_left(self.order, entry.place)]
@@ -141,10 +158,23 @@ class View:
     def __init__(self, dim: int) -> None:
         self.dim = dim
         self.spaces: dict[str, Space] = {}
+        self._replaying = False
 
     def find(self, namespace: str, id: str) -> Entry | None:
         space = self.spaces.get(namespace)
         return space.entries.get(id) if space else None
+
+    def replay(self, records: Iterable[Record]) -> None:
+        """Apply many records that nobody reads between: vectors go into the indexes together."""
+        self._replaying = True
+        for space in self.spaces.values():
+            space.waiting = []
+        for record in records:
+            self.apply(record)
+        for space in self.spaces.values():
+            space.index_waiting()
+            space.waiting = None
+        self._replaying = False
 
     def apply(self, record: Record) -> None:
         """Take one more record in: the next of the log."""
@@ -154,7 +184,8 @@ class View:
     def _space(self, namespace: str) -> Space:
         if namespace not in self.spaces:
             parts = {name: make() for name, make in PARTS.items()}
-            self.spaces[namespace] = Space(VectorIndex(self.dim), **parts)
+            waiting: list[tuple[int, Vectors]] | None = [] if self._replaying else None
+            self.spaces[namespace] = Space(VectorIndex(self.dim), waiting=waiting, **parts)
         return self.spaces[namespace]
 
     def restore(
