@@ -14,6 +14,7 @@ it as its own. Memories that a batch adds are no clash: later tickets see them i
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +27,7 @@ from stores.logs.base import Draft
 from stores.record import Op, Record
 
 Key = tuple[str, ...]
+_WITH_MEMORY = (Op.PUT, Op.SUPERSEDE, Op.IMPORT)
 
 
 def id_key(namespace: str, id: str) -> Key:
@@ -60,6 +62,7 @@ class Pending:
         self.last: Record | None = None
         self._changed: set[Key] = set()
         self._shared: set[Key] = set()
+        self._unread: deque[Record] = deque()  # mostly nobody asks
         self._added: dict[str, list[tuple[Entry, Vectors]]] = {}
 
     def clash(self, ticket: "Ticket") -> bool:
@@ -70,19 +73,21 @@ class Pending:
             and self._shared.isdisjoint(ticket.keys)
         )
 
-    def added(self, namespace: str) -> Sequence[tuple[Entry, Vectors]]:
+    def added(self, namespace: str) -> list[tuple[Entry, Vectors]]:
         """Memories that the batch adds, with their vectors."""
-        return self._added.get(namespace, ())
+        while self._unread:
+            record = self._unread.popleft()
+            entry = entry_of(record, record.content())
+            self._added.setdefault(entry.memory["namespace"], []).append((entry, vector_of(record)))
+        return self._added.get(namespace, [])
 
     def add(self, ticket: "Ticket", operation: Operation) -> None:
         self.operations.append(operation)
         self._changed.update(ticket.keys)
         self._shared.update(ticket.shared)
-        for record in operation.records:
-            self.last = record
-            if record.op in (Op.PUT, Op.SUPERSEDE, Op.IMPORT):
-                entry = entry_of(record, record.content())
-                self._added.setdefault(entry.memory["namespace"], []).append((entry, vector_of(record)))
+        if operation.records:
+            self.last = operation.records[-1]
+        self._unread.extend(record for record in operation.records if record.op in _WITH_MEMORY)
 
 
 class Ticket:
@@ -130,12 +135,22 @@ class Ticket:
 
 class Batcher:
     """The queue of tickets in front of one log. `lock` is held while a batch is written: hold it to keep
-    writes out."""
+    writes out. `failure` says why no more are taken, where a batch may be on disk that readers do not see.
+    """
 
-    def __init__(self, log: Log, commit: Callable[[Sequence[Operation]], None], *, at_most: int) -> None:
-        """`commit` makes operations durable and shows them to readers; `at_most` bounds the tickets of a batch."""
+    def __init__(
+        self,
+        log: Log,
+        show: Callable[[Sequence[Record]], None],
+        *,
+        at_most: int,
+        around: Callable[[Sequence[Operation]], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        """`show` makes committed records visible to readers; `at_most` bounds the tickets of a batch; each
+        commit, shown to readers, happens inside `around`."""
         self.lock = threading.Lock()
-        self._log, self._commit, self._at_most = log, commit, at_most
+        self.failure: str | None = None
+        self._log, self._show, self._at_most, self._around = log, show, at_most, around
         self._mutex = threading.Lock()
         self._queue: deque[Ticket] = deque()
         self._led = False
@@ -171,11 +186,12 @@ class Batcher:
             try:
                 pending = self._stage(taken)
                 if pending.operations:
-                    self._commit(pending.operations)
+                    with self._around(pending.operations):
+                        self._commit(pending.operations)
             except BaseException as error:
                 for ticket, _ in taken:
                     if not ticket.done:
-                        ticket.fail(_own_copy(error))
+                        ticket.fail(self._own_error(error))
                 if not isinstance(error, Exception):
                     raise
             for ticket, result in taken:
@@ -193,6 +209,31 @@ class Batcher:
                 ticket.fail(error)
         return pending
 
+    def _commit(self, operations: Sequence[Operation]) -> None:
+        """Disk first, then memory: what a reader sees can no longer be lost. Where this is cut off between
+        the two, memory is no longer what the log says: no more writes."""
+        whole = False
+        try:
+            try:
+                self._log.commit(operations)
+            except Exception:  # nothing is shown of it, and the log says whether it goes on
+                whole = True
+                raise
+            self._show([record for operation in operations for record in operation.records])
+            whole = True
+        finally:
+            if not whole:
+                last = operations[-1].op_id
+                self.failure = f"operation {last!r} may be on disk but is not shown; restart the shard"
+
+    def _own_error(self, error: BaseException) -> Exception:
+        """Several threads raise the error of one batch, each its own."""
+        if self.failure:
+            return NotReady(self.failure, code="shard_failed")
+        if isinstance(error, Exception):
+            return copy(error)
+        return NotReady("the write was interrupted; send it again with the same op_id", code="interrupted")
+
     def _next(self, pending: Pending) -> Ticket | None:
         with self._mutex:
             if not self._queue or pending.clash(self._queue[0]):
@@ -201,6 +242,8 @@ class Batcher:
 
     def _stage_one(self, ticket: Ticket, pending: Pending) -> Any:
         """Seen, plan, stage: the ticket's result, true as soon as the batch is on disk."""
+        if self.failure:
+            raise NotReady(self.failure, code="shard_failed")
         first = self._log.seen(ticket.op_id, ticket.request)
         if first is not None:
             ticket.answer(first)
@@ -218,10 +261,3 @@ class Batcher:
         )
         pending.add(ticket, operation)
         return result
-
-
-def _own_copy(error: BaseException) -> Exception:
-    """Several threads raise the error of one batch, each its own."""
-    if isinstance(error, Exception):
-        return copy(error)
-    return NotReady("the write was interrupted; send it again with the same op_id", code="interrupted")

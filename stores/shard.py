@@ -7,7 +7,7 @@ operation whole or not at all.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from typing import Any
 import pyarrow as pa
 
 from common.config import StoreConfig
-from common.errors import NotReady
 from stores import plan, transfer, twins
 from stores.batch import Batcher, Pending
 from stores.entry import describe, history
@@ -24,7 +23,7 @@ from stores.index import Vectors
 from stores.locks import ReadWriteLock
 from stores.logs import Operation, open_log
 from stores.memory import Memory
-from stores.record import Op, Record
+from stores.record import Op, Record, fault
 from stores.snapshot import Capture, capture
 from stores.snapshots import Snapshots
 from stores.view import View
@@ -48,7 +47,6 @@ class Shard(Writes):
         self.number = number
         self.dim = dim
         self.config = config
-        self._failure: str | None = None
         self._viewing = ReadWriteLock()
         self._log = open_log(path, config=config, identity={"shard": number, "dim": dim}, wait_s=wait_s)
         self._snapshots = Snapshots(
@@ -60,7 +58,7 @@ class Shard(Writes):
             self._log.close()
             raise
         self._state = self._log.state()
-        self._writes = Batcher(self._log, self._commit, at_most=config.batch_operations)
+        self._writes = Batcher(self._log, self._show, at_most=config.batch_operations, around=self._around)
         self._snapshots.make_if_due(self._log.seq, self._capture)
 
     def _replay(self) -> View:
@@ -78,26 +76,19 @@ class Shard(Writes):
         self._snapshots.purge(before=erasures[-1])  # what a crash left of an erasure
         return view
 
-    def _commit(self, operations: Sequence[Operation]) -> None:
-        """Disk first, then memory. What is erased leaves the snapshots before anyone is answered."""
+    @contextmanager
+    def _around(self, operations: Sequence[Operation]) -> Iterator[None]:
+        """Of a commit: what it erases leaves the snapshots before anyone is answered."""
         erases = any(operation.erase for operation in operations)
         with self._snapshots.purging(self._capture) if erases else nullcontext():
-            self._log.commit(operations)
-            self._show([record for operation in operations for record in operation.records])
+            yield
         self._snapshots.make_if_due(self._log.seq, self._capture)
 
     def _show(self, records: Sequence[Record]) -> None:
         """What has reached the disk becomes visible: all of a batch at once."""
         with self._viewing.write():
-            try:
-                for record in records:
-                    self._view.apply(record)
-            except BaseException as error:  # a half-applied batch: what readers see is no longer the log
-                self._failure = (
-                    f"shard {self.number}: record {record.seq} is on disk, but showing it failed with "
-                    f"{type(error).__name__}; no more writes: restart the shard"
-                )
-                raise NotReady(self._failure, code="shard_failed") from error
+            for record in records:
+                self._view.apply(record)
             self._state = self._log.state()
 
     # Asked before a put
@@ -211,7 +202,7 @@ class Shard(Writes):
                 "memories": sum(namespaces.values()),
                 "namespaces": namespaces,
                 **self._state,
-                "failure": self._failure or self._log.failure,
+                "failure": self._writes.failure or self._log.failure,
                 "snapshot": self._snapshots.status(),
             }
 
@@ -230,14 +221,26 @@ class Shard(Writes):
         with self._viewing.read():
             return capture(self._view, self._state, self.number)
 
-    def verify(self) -> Json | None:
+    def final(self) -> Json:
+        """Where the chain stands, for a seal: `{shard, seq, anchor}`."""
+        with self._viewing.read():
+            return {"shard": self.number, "seq": self._state["seq"], "anchor": self._state["anchor"]}
+
+    def verify(self, sealed: Mapping[str, Any] | None = None) -> Json | None:
         """The first broken record of the log on disk as `{seq, op, op_id, reason}`, or None. Writes wait
-        meanwhile."""
+        meanwhile. With this shard's part of a seal, the log must also hold its anchor."""
         with self._writes.lock:
-            return self._log.examine()
+            return self._log.examine() or (self._unsealed(sealed) if sealed and sealed["seq"] else None)
+
+    def _unsealed(self, sealed: Mapping[str, Any]) -> Json | None:
+        if sealed["seq"] > self._log.seq:
+            reason = f"sealed up to record {sealed['seq']}, but the log ends at {self._log.seq}"
+            return {"seq": self._log.seq + 1, "op": None, "op_id": None, "reason": reason}
+        record = next(self._log.records(after=sealed["seq"] - 1))
+        return None if record.anchor.hex() == sealed["anchor"] else fault(record, "not the sealed anchor")
 
     def close(self) -> None:
         with self._writes.lock:
-            if not self._failure and not self._log.failure:
+            if not self._writes.failure and not self._log.failure:
                 self._snapshots.close(self._log.seq, self._capture)
             self._log.close()
