@@ -144,13 +144,13 @@ class Batcher:
         show: Callable[[Sequence[Record]], None],
         *,
         at_most: int,
-        around: Callable[[Sequence[Operation]], AbstractContextManager[None]] = lambda _: nullcontext(),
+        around: Callable[[Sequence[Operation]], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        """`show` makes committed records visible to readers; `around` is entered for every commit; `at_most`
-        bounds the tickets of a batch."""
+        """`show` makes committed records visible to readers; `at_most` bounds the tickets of a batch; each
+        commit, shown to readers, happens inside `around`."""
         self.lock = threading.Lock()
         self.failure: str | None = None
-        self._log, self._show, self._around, self._at_most = log, show, around, at_most
+        self._log, self._show, self._at_most, self._around = log, show, at_most, around
         self._mutex = threading.Lock()
         self._queue: deque[Ticket] = deque()
         self._led = False
