@@ -56,7 +56,7 @@ class StoreShard:
             "read": Admission("read", store.read_threads, store.max_waiting),
             "control": Admission("control", CONTROL_THREADS, REFUSALS),
         }
-        self._tenure = Tenure(layout_record(config), generation, self._end)
+        self._tenure = Tenure(layout_record(config), generation, self._end, lease_s=store.reshard_lease_s)
         with suppress(SharpwaveError):
             self._shard()
 
