@@ -26,6 +26,7 @@ from stores.logs.base import Draft
 from stores.record import Op, Record
 
 Key = tuple[str, ...]
+_WITH_MEMORY = (Op.PUT, Op.SUPERSEDE, Op.IMPORT)
 
 
 def id_key(namespace: str, id: str) -> Key:
@@ -60,6 +61,7 @@ class Pending:
         self.last: Record | None = None
         self._changed: set[Key] = set()
         self._shared: set[Key] = set()
+        self._unread: deque[Record] = deque()  # mostly nobody asks
         self._added: dict[str, list[tuple[Entry, Vectors]]] = {}
 
     def clash(self, ticket: "Ticket") -> bool:
@@ -70,19 +72,21 @@ class Pending:
             and self._shared.isdisjoint(ticket.keys)
         )
 
-    def added(self, namespace: str) -> Sequence[tuple[Entry, Vectors]]:
+    def added(self, namespace: str) -> list[tuple[Entry, Vectors]]:
         """Memories that the batch adds, with their vectors."""
-        return self._added.get(namespace, ())
+        while self._unread:
+            record = self._unread.popleft()
+            entry = entry_of(record, record.content())
+            self._added.setdefault(entry.memory["namespace"], []).append((entry, vector_of(record)))
+        return self._added.get(namespace, [])
 
     def add(self, ticket: "Ticket", operation: Operation) -> None:
         self.operations.append(operation)
         self._changed.update(ticket.keys)
         self._shared.update(ticket.shared)
-        for record in operation.records:
-            self.last = record
-            if record.op in (Op.PUT, Op.SUPERSEDE, Op.IMPORT):
-                entry = entry_of(record, record.content())
-                self._added.setdefault(entry.memory["namespace"], []).append((entry, vector_of(record)))
+        if operation.records:
+            self.last = operation.records[-1]
+        self._unread.extend(record for record in operation.records if record.op in _WITH_MEMORY)
 
 
 class Ticket:

@@ -24,6 +24,8 @@ def decide(memory: Memory, novelty: float, config: StoreConfig) -> tuple[bool, d
 def nearest_earlier(namespaces: Sequence[str], vectors: Vectors) -> list[float]:
     """Highest cosine of each vector to an earlier one of its namespace, in 0 to 1; 0 for the first."""
     found = [0.0] * len(vectors)
+    if len(vectors) < 2:
+        return found
     for rows in group(namespaces).values():
         cosines = np.tril(vectors[rows] @ vectors[rows].T, k=-1).max(axis=1)
         for row, cosine in zip(rows, cosines, strict=True):

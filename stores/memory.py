@@ -25,6 +25,9 @@ TIME_FIELDS = ("time", "valid_from", "valid_to")
 MAX_NAME = 128  # characters of an id or a namespace
 MAX_CONVERSATION = 512
 _NAME = re.compile(rf"[A-Za-z0-9._:-]{{1,{MAX_NAME}}}")
+_canonical = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+).encode
 _FIRST, _LAST = -62135596800.0, 253402300799.0  # years 1 to 9999, what a datetime can hold
 
 
@@ -126,14 +129,16 @@ def from_json(obj: Mapping[str, Any]) -> Memory:
 
 def canonical(value: Any) -> bytes:
     """The one JSON spelling of a value that digests are made of: sorted keys, no spaces, no NaN."""
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    ).encode()
+    return _canonical(value).encode()
 
 
 def content_digest(memory: Memory) -> str:
     """64 hex digits over everything in the memory. Equal digests: the same write, sent again."""
-    return hashlib.blake2b(canonical(to_json(memory)), digest_size=32).hexdigest()
+    return json_digest(to_json(memory))
+
+
+def json_digest(value: Any) -> str:
+    return hashlib.blake2b(canonical(value), digest_size=32).hexdigest()
 
 
 def same_content(new: Memory, stored: Memory) -> bool:

@@ -1,7 +1,6 @@
 """What was asked for, and what speaks against it: looked up before anything is written."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from hashlib import blake2b
 from typing import Any
 
@@ -12,7 +11,7 @@ from stores import gate, twins
 from stores.batch import Pending
 from stores.entry import Entry
 from stores.index import Vectors
-from stores.memory import Memory, canonical, content_digest, from_json, same_content
+from stores.memory import Memory, canonical, from_json, json_digest, same_content, to_json
 from stores.view import View
 
 
@@ -23,18 +22,21 @@ def request_digest(*parts: Any) -> str:
 
 def put_digest(memories: Sequence[Memory]) -> str:
     """The same for a retried put, though our clock gave its memories a later time."""
-    contents = [content_digest(m if m.timed else replace(m, time=0.0)) for m in memories]
-    return request_digest("put", contents)
+    contents = [to_json(m) if m.timed else {**to_json(m), "time": 0.0} for m in memories]
+    return request_digest("put", [json_digest(content) for content in contents])
 
 
 def check_vectors(vectors: Any, dim: int) -> Vectors:
     """float32 `[n, dim]`, checked: a vector that is not unit would win or lose every search."""
     if not len(vectors):
         return np.empty((0, dim), np.float32)
-    if {np.shape(vector) for vector in vectors} != {(dim,)}:
+    try:
+        array = np.asarray(vectors, dtype="<f4")
+    except (TypeError, ValueError):  # of several shapes, or no numbers
+        array = np.empty(0, np.float32)
+    if array.shape != (len(vectors), dim):
         raise InvalidInput(f"vector: every one must have shape ({dim},)", param="vector")
-    array = np.asarray(vectors, dtype="<f4")
-    if not np.allclose(np.linalg.norm(array, axis=1), 1.0, atol=1e-3):  # false for NaN as well
+    if not (abs(np.einsum("ij,ij->i", array, array) - 1.0) < 2e-3).all():  # false for NaN as well
         raise InvalidInput("vector: must have norm 1; normalise it after the embedder", param="vector")
     return array
 
@@ -76,9 +78,8 @@ def neighbours(
         cosines = vectors[places] @ np.stack([vector for _, vector in added]).T if added else None
         for row, (place, near) in enumerate(zip(places, committed, strict=True)):
             if cosines is not None:
-                near += [
-                    (float(cosine), entry) for cosine, (entry, _) in zip(cosines[row], added, strict=True)
-                ]
+                best = np.argsort(-cosines[row], kind="stable")[: twins.LOOKED_AT]
+                near += [(float(cosines[row, i]), added[i][0]) for i in best]
                 near.sort(key=lambda pair: -pair[0])
             found[place] = near
     return found

@@ -51,3 +51,13 @@ def http(instance):
 
     with httpx.Client(base_url=instance.url, timeout=180) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory):
+    """A real redis-server that syncs every write; tests use key prefixes of their own."""
+    from redis_helpers import RedisServer
+
+    server = RedisServer(tmp_path_factory.mktemp("redis") / "server")
+    yield server
+    server.kill()

@@ -27,7 +27,8 @@ class RedisServer:
 
     def __init__(self, folder: Path, *, environment: dict[str, str] | None = None, **settings: str) -> None:
         self.folder = folder
-        self.settings = {"appendonly": "yes", "appendfsync": "always", "save": "", **settings}
+        plain = {"rdbcompression": "no"}  # tests search the files for contents
+        self.settings = {"appendonly": "yes", "appendfsync": "always", "save": "", **plain, **settings}
         self.environment = environment or {}
         folder.mkdir(parents=True)
         with socket.socket() as probe:
@@ -45,7 +46,7 @@ class RedisServer:
     def start(self) -> None:
         lines = {"bind": "127.0.0.1", "port": self.port, "dir": f'"{self.folder}"', **self.settings}
         conf = self.folder / "redis.conf"
-        conf.write_text("".join(f'{name} {value or chr(34) * 2}\n' for name, value in lines.items()))
+        conf.write_text("".join(f"{name} {value or chr(34) * 2}\n" for name, value in lines.items()))
         with (self.folder / "server.log").open("ab") as output:
             self.process = subprocess.Popen(
                 [executable(), str(conf)],

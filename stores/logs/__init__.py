@@ -19,7 +19,6 @@ from common.keys import read_key
 from stores.logs.base import Log, Operation
 from stores.logs.jsonl import JsonlLog
 from stores.logs.lmdb import LmdbLog
-from stores.logs.redis import RedisLog
 from stores.record import Chain
 
 __all__ = ["Log", "Operation", "open_log"]
@@ -36,6 +35,8 @@ def open_log(path: Path, *, config: StoreConfig, identity: Mapping[str, Any], wa
     if config.backend == "jsonl":
         return JsonlLog(path, identity=identity, chain=chain_of(config), wait_s=wait_s)
     if config.backend == "redis":
+        from stores.logs.redis import RedisLog  # importing the client takes a while
+
         return RedisLog(path, config=config, identity=identity, chain=chain_of(config))
     return LmdbLog(
         path,

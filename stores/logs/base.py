@@ -25,6 +25,8 @@ RESULTS_KEPT = 10_000  # operations whose result a retry can still get
 MAX_OP_ID_BYTES = 128
 COUNTERS = ("gate_attempts", "gate_accepts", "duplicates")  # told from the start, though they are 0
 
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
 Draft = tuple[Op, Any, bytes]  # what a record does, its body as JSON, its vector
 
 
@@ -153,7 +155,7 @@ class BaseLog:
                 time=now,
                 op_id=op_id,
                 previous=anchor,
-                body=json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode(),
+                body=_encode(body).encode(),
                 vector=vector,
                 chain=self.chain,
                 parsed=body,
@@ -244,7 +246,7 @@ def op_key(op_id: str) -> bytes:
 def pack_result(operation: Operation) -> bytes:
     """What is kept of an operation for retries."""
     kept = {"request": operation.request, "result": operation.result}
-    return json.dumps(kept, ensure_ascii=False, separators=(",", ":")).encode()
+    return _encode(kept).encode()
 
 
 def unpack_result(raw: bytes, op_id: str, request: str) -> Any:

@@ -18,6 +18,7 @@ Erased records keep their lines until `scrub` writes the file anew without the c
 import io
 import json
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -78,6 +79,7 @@ class JsonlLog(BaseLog):
         super().__init__(path, identity=identity, chain=chain)
         self._file, self._draft = path / "log.jsonl", path / "log.jsonl.new"
         self._log: BinaryIO | None = None
+        self._changing = threading.Lock()  # readers take file, contents and meta together
         path.mkdir(parents=True, exist_ok=True)
         self._owner = lock_file(path / "owner.lock", wait_s)
         try:
@@ -95,11 +97,12 @@ class JsonlLog(BaseLog):
 
     def seen(self, op_id: str, request: str) -> Any:
         base.op_key(op_id)
-        log, found = self._opened(), self._contents.results.get(op_id)
-        if found is None:
-            return None
-        offset, size = found
-        line = os.pread(log.fileno(), size, offset)
+        with self._changing:
+            log, found = self._opened(), self._contents.results.get(op_id)
+            if found is None:
+                return None
+            offset, size = found
+            line = os.pread(log.fileno(), size, offset)
         if text.kind(line) != "commit":
             raise StoreCorrupt(f"the result of operation {op_id!r} fails its checksum: restore this shard")
         return base.unpack_result(line, op_id, request)
@@ -120,9 +123,10 @@ class JsonlLog(BaseLog):
             raise self._stopped(error) from error
 
     def records(self, after: int = 0) -> Iterator[Record]:
-        last, last_anchor, erased = self.seq, self.anchor, self._contents.erased
-        expected, anchor = 1, self.chain.genesis
-        with self._reader() as file:
+        with self._changing:
+            meta, erased, file = self._meta, self._contents.erased, self._reader()
+        last, expected, anchor = meta["seq"], 1, self.chain.genesis
+        with file:
             for line in file:
                 kind = text.kind(line)
                 if kind is None:
@@ -135,12 +139,15 @@ class JsonlLog(BaseLog):
                 anchor, expected = record.anchor, expected + 1
                 if record.seq > after:
                     yield records.erase(record) if record.seq in erased else record
-        if (expected, anchor) != (last + 1, last_anchor):
-            raise StoreCorrupt(f"log {self.path}: record {expected} is missing; the last is {last}")
+        if (expected, anchor.hex()) != (last + 1, meta["anchor"]) or after > last:
+            missing = max(expected, after + 1)
+            raise StoreCorrupt(f"log {self.path}: record {missing} is missing; the last is {last}")
 
     def scrub(self) -> bool:
         """Write the file anew without erased content and results that are no longer kept. A crash leaves
         the old file or the new one. False where the disk has no room: it stays due."""
+        if not self._owns_file():
+            raise self._fenced()
         meta = {**self._meta, "scrub_due": False}
         try:
             with self._draft.open("wb") as fresh:
@@ -167,17 +174,16 @@ class JsonlLog(BaseLog):
 
     def _open(self) -> None:
         """Read what the file holds, cut off what a crash left behind it, and sync the rest."""
-        if self._log is not None:
-            self._log.close()
-        handle = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o666)
-        self._log = os.fdopen(handle, "r+b", buffering=0)
+        log = os.fdopen(os.open(self._file, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
         synced = self._synced()
-        with _reader(handle, os.fstat(handle).st_size) as file:
-            self._contents = _scan(file, synced, self.path)
-        if self._contents.meta is not None:
-            self._meta = self._contents.meta
-        self._log.truncate(self._contents.end)
-        self._write_again(min(synced, self._contents.end))
+        with _reader(log.fileno(), os.fstat(log.fileno()).st_size) as file:
+            contents = _scan(file, synced, self.path)
+        with self._changing:
+            if self._log is not None:
+                self._log.close()
+            self._log, self._contents, self._meta = log, contents, contents.meta or {}
+        log.truncate(contents.end)
+        self._write_again(min(synced, contents.end))
         sync_folder(self.path)
         sync_folder(self.path.parent)
 
@@ -196,9 +202,10 @@ class JsonlLog(BaseLog):
         _write(self._opened().fileno(), b"".join(lines), start)
         offsets = [*accumulate(map(len, lines), initial=start)]
         self._sync(offsets[-1])
-        self._contents.take_all(zip(map(text.kind, lines), lines, offsets, strict=False))
-        assert self._contents.meta is not None, "a batch ends with a state line"
-        self._meta = self._contents.meta
+        with self._changing:
+            self._contents.take_all(zip(map(text.kind, lines), lines, offsets, strict=False))
+            assert self._contents.meta is not None, "a batch ends with a state line"
+            self._meta = self._contents.meta
 
     def _sync(self, end: int) -> None:
         log = self._opened()

@@ -136,6 +136,7 @@ class LmdbLog(BaseLog):
         with _environment(folder, self._map_size) as fresh:
             databases = [(old, fresh.open_db(name)) for name, old in self._databases.items()]
             with self._env.begin() as source, fresh.begin(write=True) as target:
+                self._check_owner(source)  # else we would put our file in the place of the new owner's
                 for old, new in databases:
                     target.cursor(new).putmulti(source.cursor(old), append=True)
                 _write_meta(target, meta)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from redis.client import Pipeline
-from redis.exceptions import OutOfMemoryError, RedisError
+from redis.exceptions import RedisError
 
 from common.config import StoreConfig
 from common.errors import NotReady, StoreCorrupt
@@ -103,6 +103,8 @@ class RedisLog(BaseLog):
 
     def records(self, after: int = 0) -> Iterator[Record]:
         last, last_anchor, anchor = self.seq, self.anchor, None
+        if after > last:
+            raise StoreCorrupt(f"log {self.path}: record {after + 1} is missing; the last is {last}")
         for start in range(after + 1, last + 1, _CHUNK):
             numbers = range(start, min(start + _CHUNK, last + 1))
             for seq, raw in zip(numbers, self._read(numbers), strict=True):
@@ -147,12 +149,12 @@ class RedisLog(BaseLog):
         command += (base.RESULTS_KEPT, len(rows), *pairs, *results)
         try:
             answer = self._ask(lambda client: self._server.confirmed(client, *command))
-        except OutOfMemoryError as error:  # found before anything is written: the log goes on
-            raise NotReady(
+        except (RedisError, NotReady) as error:
+            if "OOM command not allowed" not in str(error):
+                raise self._stopped(error) from error
+            raise NotReady(  # found before anything is written: the log goes on
                 f"log {self.path}: {self._server.name} is full; raise its maxmemory", code="store_full"
             ) from error
-        except (RedisError, NotReady) as error:
-            raise self._stopped(error) from error
         if answer == b"fenced":
             raise self._fenced()
         if answer == b"moved":

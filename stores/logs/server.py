@@ -1,7 +1,7 @@
 """One redis-server as the keeper of logs: reaching it, what it promises, and its files.
 
-A server may keep far less than its clients believe. So nothing is written before its settings have been
-looked at, and they are looked at again after every lost connection: it may have come back as another.
+A server may keep far less than its clients believe. So every new connection begins with a look at its
+settings, before anything is written: after a lost connection it may have come back as another.
 """
 
 import time
@@ -50,8 +50,8 @@ class Server:
             socket_timeout=self._deadline_s / 4,  # time is left to look whether the write arrived
             socket_connect_timeout=self._deadline_s / 4,
             retry=Retry(NoBackoff(), 0),  # `call` tries again, knowing what may be sent twice
+            redis_connect_func=self._connected,
         )
-        self._trusted = False
         self._has_waitaof = False
         self.call(lambda client: client.ping())
 
@@ -62,9 +62,6 @@ class Server:
         deadline = time.monotonic() + self._deadline_s
         while True:
             try:
-                if not self._trusted:
-                    self._check(self._client)
-                    self._trusted = True
                 return ask(self._client)
             except AuthenticationError:
                 raise NotReady(
@@ -72,7 +69,6 @@ class Server:
                     code="log_forbidden",
                 ) from None
             except (redis.ConnectionError, redis.TimeoutError, ReadOnlyError, TooFewReplicas) as error:
-                self._trusted = False
                 if time.monotonic() > deadline:
                     reason = f"{self.name} did not answer within {self._deadline_s:g} s ({error})"
                     raise NotReady(reason, code="log_unreachable") from None
@@ -82,7 +78,7 @@ class Server:
         """The answer to a writing command once as many replicas have it as the configuration wants."""
         if not self._replicas:
             return client.execute_command(*command)
-        patience_ms = max(1, int(self._deadline_s / 8 * 1000))  # less than the socket's
+        patience_ms = max(1, int(self._deadline_s / 10 * 1000))  # less than the socket's
         with client.pipeline(transaction=False) as pipe:  # the counts are those of one connection's writes
             pipe.execute_command(*command)
             if self._has_waitaof:
@@ -116,17 +112,26 @@ class Server:
             if key.startswith("slave") and isinstance(found, dict):
                 pool = self._client.connection_pool
                 options = {**pool.connection_kwargs, "host": found["ip"], "port": found["port"]}
+                del options["redis_connect_func"]  # it asks for a primary
                 with redis.ConnectionPool(pool.connection_class, **options) as replica:
                     yield redis.Redis(connection_pool=replica)
 
-    def _check(self, client: redis.Redis) -> None:
+    def _connected(self, connection: Any) -> None:
+        try:
+            connection.on_connect()
+            self._check(connection)
+        except BaseException:
+            connection.disconnect()  # else it would be taken from the pool as good
+            raise
+
+    def _check(self, connection: Any) -> None:
         """Raise `NotReady` naming the first setting that is weaker than what is configured here."""
-        info = client.info()
-        if info.get("cluster_enabled"):
+        info = dict(line.partition(":")[::2] for line in _asked(connection, "INFO").split("\r\n"))
+        if info["cluster_enabled"] == "1":
             self._refuse("cluster-enabled", "yes", "no", "a log needs one server, which may have replicas")
         if info["role"] != "master":
             raise redis.ConnectionError("it is a replica")  # a failover may be under way: try again
-        self._has_waitaof = _version(info) >= (7, 2)
+        self._has_waitaof = tuple(map(int, info["redis_version"].split(".")[:2])) >= (7, 2)
         syncs = ("always",) if self._durability == "always" else ("everysec", "always")
         for name, allowed, why in (
             ("appendonly", ("yes",), "without it a restart loses everything"),
@@ -134,21 +139,19 @@ class Server:
             ("no-appendfsync-on-rewrite", ("no",), "else it stops syncing while it rewrites its file"),
             ("maxmemory-policy", _KEEP_ALL, "else it drops records when memory is short"),
         ):
-            value = self._setting(client, name)
+            value = self._setting(connection, name)
             if value not in allowed:
                 self._refuse(name, value, allowed[0], why)
 
-    def _setting(self, client: redis.Redis, name: str) -> str:
+    def _setting(self, connection: Any, name: str) -> str:
         try:
-            answer = client.execute_command("CONFIG", "GET", name)
+            return _asked(connection, "CONFIG", "GET", name)
         except ResponseError as error:
             raise NotReady(
                 f"{self.name} forbids CONFIG GET ({error}), so what it keeps cannot be checked; "
                 "allow it to our user (ACL SETUSER ... +config|get)",
                 code="log_forbidden",
             ) from None
-        values = [*answer.values()] if isinstance(answer, dict) else answer[1:]
-        return values[0].decode() if isinstance(values[0], bytes) else str(values[0])
 
     def _refuse(self, name: str, value: str, wanted: str, why: str) -> NoReturn:
         raise NotReady(
@@ -158,8 +161,15 @@ class Server:
         )
 
 
-def _version(info: Mapping[str, Any]) -> tuple[int, ...]:
-    return tuple(int(part) for part in info["redis_version"].split(".")[:2])
+def _asked(connection: Any, *command: str) -> str:
+    """A connection's answer to INFO or CONFIG GET, as text; the value alone of a setting."""
+    connection.send_command(*command, check_health=False)
+    answer = connection.read_response()
+    if isinstance(answer, dict):
+        answer = next(iter(answer.values()))
+    elif isinstance(answer, list):
+        answer = answer[1]
+    return str(answer, "utf-8")
 
 
 def _rewrite(client: redis.Redis, deadline: float) -> bool:
