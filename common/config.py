@@ -59,6 +59,13 @@ class StoreConfig(Section):
     chain_key: str | None = Field(
         None, description="where the chain's secret key is: env:NAME or file:PATH; none: no key"
     )
+    master_key: str | None = Field(
+        None,
+        description="encrypts the stores: where the master key is, env:NAME or file:PATH; none: no encryption",
+    )
+    keys_dir: str | None = Field(
+        None, description="folder of the wrapped data keys, to be backed up apart; none: beside each log"
+    )
     dir: str = Field(".sharpwave", description="folder of shards, KV blocks, adapters and instance state")
     shards: int = Field(2, ge=1, le=1024, description="of a new store; `sharpwave reshard` changes them")
     spread: int = Field(4, ge=1, le=1024, description="shards that one namespace uses, where there are as many")
@@ -76,12 +83,19 @@ class StoreConfig(Section):
     batch_operations: int = Field(256, ge=1, description="writes that may share one fsync; 1: none do")
     map_size_bytes: int = Field(8 << 30, ge=10 << 20, description="upper bound of one shard's file")
     max_text_bytes: int = Field(16_384, ge=1, description="a longer memory text is refused: split it")
+    snapshot_every: int = Field(
+        10_000, ge=0, description="records between two snapshots of a shard; 0: none but those asked for"
+    )
+    snapshots_kept: int = Field(2, ge=1, description="snapshots of a shard that stay, the newest")
     gate_tau: float = Field(0.0, description="write gate: stored where S > tau; at 0 every write is")
     gate_novelty: float = Field(1.0, ge=0.0)
     gate_reward: float = Field(1.0, ge=0.0)
     gate_pin: float = Field(1e9, ge=0.0)
     dedupe_similarity: float = Field(
         0.98, description="cosine from which episodes of the same words are one; 0, or over 1: never"
+    )
+    max_turns: int = Field(
+        0, ge=0, description="turns of a conversation kept in short-term memory, the newest; 0: all"
     )
     race_decay: float = Field(0.5, ge=0.0, le=1.0, description="what losing a race leaves of the strength")
     salience_rate: float = Field(

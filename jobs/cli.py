@@ -35,6 +35,7 @@ from jobs.options import (
     running,
 )
 from jobs.output import Counter, emit, flat, injected, note, table, taught
+from jobs.sql_command import sql
 from jobs.teach import teach_files
 from stores.filters import compile_filter
 
@@ -204,8 +205,8 @@ def _print_stream(client: Client, body: dict[str, Any]) -> dict[str, Any]:
     return memory
 
 
-for job in (score, consolidate, evaluate):
-    app.command()(job)
+for command in (score, consolidate, evaluate, sql):
+    app.command()(command)
 
 
 @app.command()

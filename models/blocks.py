@@ -3,6 +3,7 @@
 On disk one safetensors file a block, `<folder>/<namespace digest>/<fingerprint>/<id digest>.safetensors`; disk
 holds every block, memory the recently used ones up to a byte budget. The namespace is part of the key and of the path:
 nothing crosses it. A block whose token ids are not the memory's present ones is a miss, never an answer.
+With a `Sealer` the files are encrypted by namespace; one that it cannot open is a miss too.
 """
 
 import hashlib
@@ -11,21 +12,36 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 
+from common.errors import SharpwaveError
 from common.files import write_bytes
 from models.prefix import KVBlock
 
 Key = tuple[str, str, str]
+Notes = dict[str, str]
+
+
+class Sealer(Protocol):
+    """Encryption by namespace, as a key ring of the stores does it. Opening what was sealed under a key
+    that is gone, or is not what was sealed, raises a `SharpwaveError`."""
+
+    def seal_bytes(self, namespace: str, data: bytes) -> bytes: ...
+
+    def open_bytes(self, namespace: str, data: bytes) -> bytes: ...
+
+    def destroy(self, namespace: str) -> int: ...
 
 
 class BlockStore:
     """Thread-safe. `hits`, `disk_hits` and `misses` count look-ups."""
 
-    def __init__(self, folder: Path, budget_bytes: int) -> None:
+    def __init__(self, folder: Path, budget_bytes: int, *, sealer: Sealer | None = None) -> None:
         self._folder = folder
+        self._sealer = sealer
         self._budget = budget_bytes
         self._held: OrderedDict[Key, KVBlock] = OrderedDict()
         self._held_bytes = 0
@@ -58,6 +74,9 @@ class BlockStore:
             return held.ids == tuple(ids)
         if not path.is_file():
             return False
+        if self._sealer is not None:
+            block = self._read(key)
+            return block is not None and block.ids == tuple(ids)
         with safe_open(path, framework="pt") as file:
             return tuple(json.loads(file.metadata()["ids"])) == tuple(ids)
 
@@ -69,12 +88,14 @@ class BlockStore:
             "ids": json.dumps(block.ids),
             "text": block.text,
         }
-        write_bytes(self._path(key), save({"states": block.states.cpu().contiguous()}, metadata=note))
+        data = save({"states": block.states.cpu().contiguous()}, metadata=note)
+        write_bytes(self._path(key), self._sealer.seal_bytes(namespace, data) if self._sealer else data)
         with self._lock:
             self._hold(key, block)
 
     def forget(self, namespace: str, memory_ids: Iterable[str]) -> int:
-        """Remove every version's block of these memories, memory and disk. Returns how many files went."""
+        """Remove every version's block of these memories, memory and disk. Returns how many files went.
+        Where none of the namespace is left, its key is destroyed: copies of the files are noise then."""
         ids, removed = set(memory_ids), 0
         with self._lock:
             for key in [k for k in self._held if k[0] == namespace and k[1] in ids]:
@@ -85,6 +106,8 @@ class BlockStore:
                 if file.exists():
                     file.unlink()
                     removed += 1
+        if self._sealer is not None and not any((self._folder / _digest(namespace)).glob("*/*")):
+            self._sealer.destroy(namespace)
         return removed
 
     @property
@@ -107,9 +130,16 @@ class BlockStore:
         path = self._path(key)
         if not path.is_file():
             return None
-        with safe_open(path, framework="pt") as file:
-            note = file.metadata()
-            states = file.get_tensor("states")
+        if self._sealer is None:
+            with safe_open(path, framework="pt") as file:
+                note = file.metadata()
+                states = file.get_tensor("states")
+        else:
+            try:
+                data = self._sealer.open_bytes(key[0], path.read_bytes())
+            except (SharpwaveError, FileNotFoundError):  # its key is gone, or so is the file by now
+                return None
+            note, states = _notes(data), load(data)["states"]
         return KVBlock(key[1], key[2], tuple(json.loads(note["ids"])), note["text"], states)
 
     def _path(self, key: Key) -> Path:
@@ -119,6 +149,13 @@ class BlockStore:
     def _fingerprint_folders(self, namespace: str) -> list[Path]:
         folder = self._folder / _digest(namespace)
         return [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+
+
+def _notes(data: bytes) -> Notes:
+    """What stands beside the tensors of a safetensors file: its header is a length and JSON."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    notes: Notes = json.loads(data[8:end])["__metadata__"]
+    return notes
 
 
 def _digest(text: str) -> str:

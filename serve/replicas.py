@@ -22,6 +22,7 @@ from models.engine import Engine, Recalled, Turn
 from models.load import load_model
 from models.sampling import Sampling
 from models.weights import Weights
+from stores.logs import block_ring
 
 _END = object()
 logger = logging.getLogger(__name__)
@@ -46,7 +47,9 @@ class EngineReplica:
         torch.set_num_threads(config.model.threads or os.cpu_count() or 1)
         loaded = load_model(config.model.name, config.model.dtype)
         weights = Weights(loaded, AdapterStore(config.store_dir / "adapters"), config.model.max_adapters)
-        blocks = BlockStore(config.store_dir / "blocks", config.recall.block_cache_bytes)
+        blocks = BlockStore(
+            config.store_dir / "blocks", config.recall.block_cache_bytes, sealer=block_ring(config.store)
+        )
         self._engine = Engine(loaded, weights, blocks, config.recall)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._turn = asyncio.Lock()

@@ -136,10 +136,10 @@ class Batcher:
     """The queue of tickets in front of one log. `lock` is held while a batch is written: hold it to keep
     writes out."""
 
-    def __init__(self, log: Log, show: Callable[[Sequence[Record]], None], *, at_most: int) -> None:
-        """`show` makes committed records visible to readers; `at_most` bounds the tickets of a batch."""
+    def __init__(self, log: Log, commit: Callable[[Sequence[Operation]], None], *, at_most: int) -> None:
+        """`commit` makes operations durable and shows them to readers; `at_most` bounds the tickets of a batch."""
         self.lock = threading.Lock()
-        self._log, self._show, self._at_most = log, show, at_most
+        self._log, self._commit, self._at_most = log, commit, at_most
         self._mutex = threading.Lock()
         self._queue: deque[Ticket] = deque()
         self._led = False
@@ -175,8 +175,7 @@ class Batcher:
             try:
                 pending = self._stage(taken)
                 if pending.operations:
-                    self._log.commit(pending.operations)
-                    self._show([record for operation in pending.operations for record in operation.records])
+                    self._commit(pending.operations)
             except BaseException as error:
                 for ticket, _ in taken:
                     if not ticket.done:

@@ -1,7 +1,7 @@
 """What the smaller writes do to the memories that are there: touch, score, forget, take."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 from common.errors import Conflict, InvalidInput
@@ -13,6 +13,7 @@ from stores.index import Vectors
 from stores.logs.base import Draft
 from stores.memory import Memory
 from stores.record import Op, Record
+from stores.turns import Turns
 from stores.view import View
 
 Json = dict[str, Any]
@@ -49,23 +50,60 @@ def score(view: View, namespace: str, scores: Sequence[tuple[str, float]], rate:
 
 def forget(view: View, namespace: str, ids: Sequence[str] | None, keep: Predicate | None) -> Planned:
     """Erase those of `ids` (None: of all) that `keep` (None: anything) chooses: every record that holds
-    something of them."""
+    something of them, and the turns that say what they say. Where all go, so do all conversations."""
     space = view.spaces.get(namespace)
     entries: dict[str, Entry] = space.entries if space else {}
     names = entries if ids is None else dict.fromkeys(ids)
     gone = [e for id in names if (e := entries.get(id)) and (keep is None or keep(e.memory))]
+    texts = {version.memory["text"].strip() for entry in gone for version in entry.versions}
+    turns: Turns = space.turns if space else Turns()
+    everything = ids is None and keep is None
+    if everything:
+        turned = forget_conversations(turns, namespace, turns.conversations)
+    else:
+        turned = forget_texts(turns, namespace, texts)
     forgotten = [entry.memory["id"] for entry in gone]
     erased = [seq for entry in gone for seq in entry.seqs]
+    content = {"namespace": namespace, "ids": forgotten}
+    receipt = {
+        "namespace": namespace,
+        "forgotten": forgotten,
+        "log_records": len(erased) + len(turned.erase),
+        "versions": sum(len(entry.versions) for entry in gone),
+        "index_rows": len(gone),
+        "lexical_docs": len(gone) if space and space.lexical is not None else 0,
+        "turns": turned.result["turns"],
+    }
+    drafts = [(Op.FORGET, content, b"")] if gone else []
+    return Planned(drafts=[*drafts, *turned.drafts], result=receipt, erase=[*erased, *turned.erase])
+
+
+def forget_conversations(turns: Turns, namespace: str, conversations: Sequence[str]) -> Planned:
+    """Leave nothing of these conversations. The result: `{namespace, turns, log_records}`."""
+    known = [name for name in dict.fromkeys(conversations) if turns.records(name)]
+    erased = [seq for name in known for seq in turns.records(name)]
+    content = {"namespace": namespace, "ids": [], "conversations": known}
+    gone = sum(turns.length(name) for name in known)
     return Planned(
-        drafts=[(Op.FORGET, {"namespace": namespace, "ids": forgotten}, b"")] if gone else [],
-        result={
-            "namespace": namespace,
-            "forgotten": forgotten,
-            "log_records": len(erased),
-            "index_rows": len(gone),
-        },
+        drafts=[(Op.FORGET, content, b"")] if known else [],
+        result={"namespace": namespace, "turns": gone, "log_records": len(erased)},
         erase=erased,
     )
+
+
+def forget_texts(turns: Turns, namespace: str, texts: Container[str]) -> Planned:
+    """Leave no turn that says one of `texts`, in any conversation. The result as above."""
+    drafts: list[Draft] = []
+    erased: list[int] = []
+    gone = 0
+    for name in turns.conversations if texts else ():
+        operation, removed = turns.plan_forget(name, texts)
+        if operation is not None:
+            drafts.append((Op.TURNS, {"namespace": namespace, **operation}, b""))
+            erased += turns.records(name)
+            gone += removed
+    result = {"namespace": namespace, "turns": gone, "log_records": len(erased)}
+    return Planned(drafts=drafts, result=result, erase=erased)
 
 
 def take(

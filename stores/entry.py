@@ -29,7 +29,7 @@ class Entry:
     `count` is how often it was written, near-identical copies included; `strength` (0 to 1) what races
     left of it, and `rivals` what they left of candidates that lost. `closed` is when a fact ceased to
     hold. `older` are superseded versions, oldest first. `origin` is where an imported memory came from:
-    `{shard, seq, anchor}`. `traces` are the records beside the versions that name the memory's
+    `{shard, seq, anchor, written}`. `traces` are the records beside the versions that name the memory's
     particulars: they are erased with it.
     """
 
@@ -137,7 +137,8 @@ def carried(entry: Entry, vector: Vectors, shard: int) -> dict[str, Any]:
         "memory": deepcopy(entry.memory),
         "novelty": entry.novelty,
         "statistics": {name: deepcopy(getattr(entry, name)) for name in names},
-        "origin": entry.origin or {"shard": shard, "seq": entry.seq, "anchor": entry.anchor},
+        "origin": entry.origin
+        or {"shard": shard, "seq": entry.seq, "anchor": entry.anchor, "written": entry.written},
         "older": [asdict(version) for version in entry.older],
         "vector": vector,
     }

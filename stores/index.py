@@ -43,6 +43,15 @@ class VectorIndex:
         found: Vectors = self._index.reconstruct_batch(np.asarray(rows, np.int64))
         return found
 
+    def dump(self) -> bytes | None:
+        """The index as bytes, for `load`; None where building it from vectors is as quick."""
+        return None
+
+    @classmethod
+    def load(cls, dim: int, data: bytes) -> "VectorIndex":
+        """The inverse of `dump`."""
+        raise NotImplementedError("a flat index is built from its vectors")
+
     def search(self, vectors: Vectors, k: int, among: Sequence[int] | None = None) -> tuple[Vectors, Rows]:
         """Cosines and rows, `[len(vectors), k]`, best first, of all rows or of those in `among`.
 

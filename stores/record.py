@@ -3,10 +3,11 @@
     | crc32 | op | seq | epoch | time | digest | salt | 4 lengths | anchor | op_id | body | vector |
 
 The CRC covers everything after it, so a flipped bit is found, and so is a record filed under the wrong
-number. `digest` is BLAKE2b-256 of operation, time, body and vector under a random salt; `anchor` chains
-it to the record before: `anchor_n = BLAKE2b-64(anchor_{n-1} || digest_n)`; see `Chain` for the options.
-An erased record has lost body, vector and salt but not its digest: the chain still verifies, and without
-the salt nobody can test a guess of the content against the digest.
+number. `digest` is BLAKE2b-256 of operation, time, body and vector under a random salt (of a sealed body
+without its header, which changes with its key; see `crypto.py`); `anchor` chains it to the record before:
+`anchor_n = BLAKE2b-64(anchor_{n-1} || digest_n)`; see `Chain` for the options. An erased record has lost
+body, vector and salt but not its digest: the chain still verifies, and without the salt nobody can test a
+guess of the content against the digest.
 """
 
 import json
@@ -20,6 +21,7 @@ from itertools import pairwise
 from typing import Any
 
 from common.errors import StoreCorrupt
+from stores.crypto import HEADER_BYTES, is_sealed
 
 _HEADER = struct.Struct(">IBQQd32s16sBHII")
 _ERASED = bytes(16)
@@ -212,5 +214,6 @@ def unseal(raw: bytes, what: str) -> bytes:
 
 
 def _digest(op: Op, time: float, body: bytes, vector: bytes, salt: bytes) -> bytes:
+    body = body[HEADER_BYTES:] if is_sealed(body) else body
     head = struct.pack(">BdI", op, time, len(body))
     return blake2b(head + body + vector, digest_size=32, salt=salt).digest()

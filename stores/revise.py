@@ -21,6 +21,9 @@ from stores.view import View
 
 Json = dict[str, Any]
 
+RIVALS_KEPT = 64  # of one memory
+WEAKEST = 1e-3  # no strength decays further
+
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
@@ -54,6 +57,13 @@ def supersede(
         raise NotFound(f"no memory {memory.id!r} in namespace {memory.namespace!r}", param="id")
     _check_generation(memory.id, entry, generation)
     _check_kind(memory.id, entry, memory.kind)
+    return version(view, pending, memory, vector, entry, shard=shard)
+
+
+def version(
+    view: View, pending: Pending, memory: Memory, vector: Vectors, entry: Entry | None, *, shard: int
+) -> Planned:
+    """Write `memory` as the next version of `entry`, or as a new one where that is None."""
     novelty = _novelties(view, pending, [memory], vector.reshape(1, -1), entry)[0]
     return Planned(
         drafts=[_version(memory, vector, novelty, entry)],
@@ -96,7 +106,7 @@ def race(
         "id": key,
         "winner": winner.candidate.memory.id,
         "strength": winner.strength,
-        "rivals": {**_without(known, winner.candidate.memory.id), **lost},
+        "rivals": _kept({**_without(known, winner.candidate.memory.id), **lost}),
         "weights": dict(zip((m.id for m in memories), weights, strict=True)),
     }
     return Planned(
@@ -163,6 +173,12 @@ def _answer(memory: Memory, record: Record, shard: int, old: Entry | None) -> Js
         "generation": record.seq,
         "supersedes": old.seq if old else None,
     }
+
+
+def _kept(rivals: Mapping[str, float]) -> dict[str, float]:
+    """A bounded number of strengths: the weakest, since a rival that is forgotten is back at strength 1."""
+    weakest = sorted(rivals.items(), key=lambda rival: (rival[1], rival[0]))[:RIVALS_KEPT]
+    return {name: max(WEAKEST, strength) for name, strength in weakest}
 
 
 def _without(strengths: Mapping[str, float], name: str) -> dict[str, float]:

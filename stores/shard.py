@@ -6,7 +6,8 @@ for the disk: they share the view's lock, which a writer takes only for the last
 operation whole or not at all.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,24 +16,28 @@ import pyarrow as pa
 
 from common.config import StoreConfig
 from common.errors import NotReady
-from stores import plan, twins
+from stores import plan, transfer, twins
 from stores.batch import Batcher, Pending
 from stores.entry import describe, history
 from stores.filters import compile_filter
 from stores.index import Vectors
+from stores.line_writes import LineWrites
 from stores.locks import ReadWriteLock
-from stores.logs import open_log
+from stores.logs import Operation, open_log
+from stores.logs.sealed import SHARD
 from stores.memory import Memory
 from stores.moving import Moving
-from stores.record import Record
+from stores.record import Op, Record, fault
+from stores.snapshot import Capture, capture
+from stores.snapshots import Snapshots
+from stores.turn_writes import TurnWrites
 from stores.view import View
-from stores.writes import Writes
 
 Json = dict[str, Any]
 Page = list[Json]
 
 
-class Shard(Moving, Writes):
+class Shard(Moving, TurnWrites, LineWrites):
     """Safe for many threads of one process; a second process is kept out.
 
     Opening replays the log and raises `StoreCorrupt` where a record is damaged: nothing is served from
@@ -48,16 +53,41 @@ class Shard(Moving, Writes):
         self.config = config
         self._failure: str | None = None
         self._viewing = ReadWriteLock()
-        self._view = View(dim)
         self._log = open_log(path, config=config, identity={"shard": number, "dim": dim}, wait_s=wait_s)
+        self._snapshots = Snapshots(
+            path / "snapshots",
+            every=config.snapshot_every,
+            keep=config.snapshots_kept,
+            sealer=self._log.ring,
+        )
         try:
-            for record in self._log.records():
-                self._view.apply(record)
+            self._view = self._replay()
         except BaseException:
             self._log.close()
             raise
+        self._destroy_keys_left_over()
         self._state = self._log.state()
-        self._writes = Batcher(self._log, self._show, at_most=config.batch_operations)
+        self._writes = Batcher(self._log, self._commit, at_most=config.batch_operations)
+        self._snapshots.make_if_due(self._log.seq, self._capture)
+
+    def _replay(self) -> View:
+        """The newest snapshot that proves itself, and the log behind it."""
+        view, seq = self._snapshots.open(self._log, self.dim)
+        erasure = 0
+        for record in self._log.records(after=seq):
+            view.apply(record)
+            if record.op is Op.FORGET or _forgets_turns(record):
+                erasure = record.seq
+        self._snapshots.purge(before=erasure)  # what a crash left of an erasure
+        return view
+
+    def _commit(self, operations: Sequence[Operation]) -> None:
+        """Disk first, then memory. What is erased leaves the snapshots before anyone is answered."""
+        erases = any(operation.erase for operation in operations)
+        with self._snapshots.purging(self._capture) if erases else nullcontext():
+            self._log.commit(operations)
+            self._show([record for operation in operations for record in operation.records])
+        self._snapshots.make_if_due(self._log.seq, self._capture)
 
     def _show(self, records: Sequence[Record]) -> None:
         """What has reached the disk becomes visible: all of a batch at once."""
@@ -72,6 +102,12 @@ class Shard(Moving, Writes):
                 )
                 raise NotReady(self._failure, code="shard_failed") from error
             self._state = self._log.state()
+
+    def _destroy_keys_left_over(self) -> None:
+        """Of namespaces that hold nothing: a crash may have come between an erasure and its keys."""
+        if ring := self._log.ring:
+            for namespace in {*ring.namespaces} - {*self._view.spaces} - {SHARD}:
+                ring.destroy(namespace)
 
     # Asked before a put
 
@@ -177,7 +213,7 @@ class Shard(Moving, Writes):
 
     def counts(self) -> Json:
         """`{memories, namespaces: {name: memories}, gate_attempts, gate_accepts, seq, epoch, anchor,
-        failure}`; `failure` says why writes are refused, if they are."""
+        failure, snapshot}`; `failure` says why writes are refused, if they are; see `Snapshots.status`."""
         with self._viewing.read():
             namespaces = {name: len(space.entries) for name, space in self._view.spaces.items()}
             return {
@@ -185,14 +221,48 @@ class Shard(Moving, Writes):
                 "namespaces": namespaces,
                 **self._state,
                 "failure": self._failure or self._log.failure,
+                "snapshot": self._snapshots.status(),
             }
 
-    def verify(self) -> Json | None:
+    def export_rows(self, namespace: str | None = None, *, conversation: str | None = None) -> Iterator[Json]:
+        """Each memory of a namespace, or of all, as `take` takes it; see `transfer.export_rows`."""
+        return transfer.export_rows(
+            self._view, self._viewing, self.number, namespace, conversation=conversation
+        )
+
+    def snapshot(self) -> Path | None:
+        """Write a snapshot now; its folder, or None where the newest one covers everything. Writers wait
+        only while references and vectors are copied."""
+        return self._snapshots.make(self._capture)
+
+    def _capture(self) -> Capture:
+        with self._viewing.read():
+            return capture(self._view, self._state, self.number)
+
+    def final(self) -> Json:
+        """Where the chain stands, for a seal: `{shard, seq, anchor}`."""
+        with self._viewing.read():
+            return {"shard": self.number, "seq": self._state["seq"], "anchor": self._state["anchor"]}
+
+    def verify(self, sealed: Mapping[str, Any] | None = None) -> Json | None:
         """The first broken record of the log on disk as `{seq, op, op_id, reason}`, or None. Writes wait
-        meanwhile."""
+        meanwhile. With this shard's part of a seal, the log must also hold its anchor."""
         with self._writes.lock:
-            return self._log.examine()
+            return self._log.examine() or (self._unsealed(sealed) if sealed and sealed["seq"] else None)
+
+    def _unsealed(self, sealed: Mapping[str, Any]) -> Json | None:
+        if sealed["seq"] > self._log.seq:
+            reason = f"sealed up to record {sealed['seq']}, but the log ends at {self._log.seq}"
+            return {"seq": self._log.seq + 1, "op": None, "op_id": None, "reason": reason}
+        record = next(self._log.records(after=sealed["seq"] - 1))
+        return None if record.anchor.hex() == sealed["anchor"] else fault(record, "not the sealed anchor")
 
     def close(self) -> None:
         with self._writes.lock:
+            if not self._failure and not self._log.failure:
+                self._snapshots.close(self._log.seq, self._capture)
             self._log.close()
+
+
+def _forgets_turns(record: Record) -> bool:
+    return record.op is Op.TURNS and not record.erased and "keep" in record.content()

@@ -8,8 +8,9 @@ import base64
 import binascii
 import json
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import Any
 
 import pyarrow as pa
@@ -19,7 +20,9 @@ from stores.entry import Entry, Version, entry_of, vector_of
 from stores.filters import Predicate
 from stores.gate import clip
 from stores.index import VectorIndex, Vectors
+from stores.lines import Lines
 from stores.record import Record
+from stores.turns import Turns
 
 Content = dict[str, Any]
 
@@ -38,8 +41,9 @@ STATISTICS_SCHEMA = pa.schema(
 # What a namespace holds beside its vectors, by attribute of `Space`: each class is made without
 # arguments and is a function of the records in order. `add(entry, vector)` and `remove(entry)` tell it of
 # every memory that comes and goes; `aggregate(entry, content)` and `close(entry, content)`, where it has
-# them, of those records; `apply(record, content)` is called of `turns`, which holds no memories.
-PARTS: dict[str, Callable[[], Any]] = {}
+# them, of those records; `apply(record, content)` is called of `turns`, which holds no memories. A class
+# that has one of the last three, or is dear to build, has `dump() -> bytes` and `load(bytes)` for snapshots.
+PARTS: dict[str, Callable[[], Any]] = {"lines": Lines, "turns": Turns}
 
 
 @dataclass(slots=True)
@@ -81,6 +85,41 @@ class Space:
                 part.remove(entry)
         self.index.remove([entry.seq for entry in entries])
 
+    def dump(self) -> tuple[Callable[[], Vectors], dict[str, bytes]]:
+        """For a snapshot: how to get the vectors in the order of `entries`, and the parts that are not
+        built from memories alone, or dearer to build than to read, as bytes by name. A copy: the space may
+        change afterwards."""
+        parts = {name: part.dump() for name, part in self._told() if _has_state(name, part)}
+        rows = [entry.seq for entry in self.entries.values()]
+        index, dim = self.index.dump(), self.index.dim
+        if index is None:
+            vectors = self.index.vectors(rows)
+            return lambda: vectors, parts
+        return lambda: VectorIndex.load(dim, index).vectors(rows), {"index": index, **parts}
+
+    def restore(
+        self, entries: Sequence[Entry], vectors: Callable[[], Vectors], parts: Mapping[str, Any]
+    ) -> None:
+        """Fill an empty space with what `dump` gave (`parts` as buffers); the rest is built here. Raises
+        `KeyError` where a part is missing."""
+        self.entries = {entry.memory["id"]: entry for entry in entries}
+        self.by_row = {entry.seq: entry for entry in sorted(entries, key=attrgetter("seq"))}
+        self.order = sorted(entry.place for entry in entries)
+        if "index" in parts:
+            self.index = VectorIndex.load(self.index.dim, parts["index"])
+        else:
+            self.index.add([entry.seq for entry in entries], vectors())
+        for name, part in self._told():
+            if _has_state(name, part):
+                part.load(parts[name])
+            else:
+                places = {entry.seq: place for place, entry in enumerate(entries)}
+                for row, entry in self.by_row.items():
+                    part.add(entry, vectors()[places[row]])
+
+    def _told(self) -> list[tuple[str, Any]]:
+        return [(name, part) for name in PARTS if (part := getattr(self, name)) is not None]
+
     def after(self, cursor: str | None) -> Iterator[Entry]:
         """Entries in order of (time, id), from behind the cursor on."""
         start = 0 if cursor is None else bisect_right(self.order, read_cursor(cursor))
@@ -118,6 +157,16 @@ class View:
             parts = {name: make() for name, make in PARTS.items()}
             self.spaces[namespace] = Space(VectorIndex(self.dim), **parts)
         return self.spaces[namespace]
+
+    def restore(
+        self,
+        namespace: str,
+        entries: Sequence[Entry],
+        vectors: Callable[[], Vectors],
+        parts: Mapping[str, Any],
+    ) -> None:
+        """Fill a namespace that is not there yet; see `Space.restore`."""
+        self._space(namespace).restore(entries, vectors, parts)
 
     def _named(self, content: Content) -> Entry | None:
         return self.find(content["namespace"], content["id"])
@@ -195,6 +244,8 @@ class View:
     def _forget(self, record: Record, content: Content) -> None:
         if space := self.spaces.get(content["namespace"]):
             space.remove([space.entries[id] for id in content["ids"] if id in space.entries])
+            for conversation in content.get("conversations", ()):
+                space.turns.forget(conversation)
             self._drop_empty(content["namespace"])
 
     def _drop_empty(self, namespace: str) -> None:
@@ -234,6 +285,16 @@ class View:
             for entry in (space.by_row.values() if space else ())
         ]
         return pa.Table.from_pylist(rows, schema=STATISTICS_SCHEMA)
+
+
+def _has_state(name: str, part: Any) -> bool:
+    """Does a snapshot take the part along? One that is told of more than memories cannot be built from
+    them, so it must know how."""
+    if hasattr(part, "dump"):
+        return True
+    if any(hasattr(part, told) for told in ("aggregate", "close", "apply")):
+        raise NotImplementedError(f"{name}: give {type(part).__name__} dump() -> bytes and load(bytes)")
+    return False
 
 
 def cursor_of(memory: dict[str, Any]) -> str:

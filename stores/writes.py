@@ -1,6 +1,7 @@
 """Everything that changes a shard. Each write is a ticket, which shares its fsync with those of others."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from common.config import StoreConfig
@@ -14,6 +15,8 @@ from stores.memory import Memory, from_json
 from stores.put import Put
 from stores.put import keys as put_keys
 from stores.revise import Candidate, Weigh
+from stores.snapshots import Snapshots
+from stores.turns import Turns
 from stores.view import View
 
 Json = dict[str, Any]
@@ -30,6 +33,7 @@ class Writes:
     _view: View
     _log: Log
     _writes: Batcher
+    _snapshots: Snapshots
     _failure: str | None
 
     def put(self, items: Items, *, op_id: str, now: float, elsewhere: Sequence[float] | None = None) -> Page:
@@ -178,24 +182,76 @@ class Writes:
     ) -> Json:
         """Erase memories chosen by exactly one of `ids`, `where` (a filter) or `everything`.
 
-        Content and vectors of every version leave the log, the files on disk and the index; digests and
-        anchors stay. The receipt: `{namespace, forgotten: [ids], log_records, index_rows, scrubbed}`,
-        where `scrubbed` is false as long as the disk had no room to rewrite the file. Unknown ids are
-        passed over.
+        Content and vectors of every version leave the log, the files on disk and the index, and so do
+        turns that say the same (with `everything`, all conversations); digests and anchors stay. Of an
+        encrypted namespace of which nothing is left the keys are destroyed, and with `everything` all
+        those that were used before: copies of its data, wherever they are, can no longer be read.
+
+        The receipt: `{namespace, forgotten: [ids], log_records, versions, index_rows, lexical_docs,
+        turns, snapshots, scrubbed, keys_destroyed}`, where `scrubbed` is false as long as the disk had no
+        room to rewrite the file, and `keys_destroyed` says whether there is no key of the namespace (None
+        without encryption). Unknown ids are passed over.
         """
         if (ids is not None) + (where is not None) + bool(everything) != 1:
             raise InvalidInput("forget: give exactly one of ids, filter, all", param="ids")
         keep = None if where is None else compile_filter(where)
         request = plan.request_digest("forget", namespace, ids and [*ids], where, everything)
-        receipt = self.write(
-            op_id,
-            request,
-            lambda pending: changes.forget(self._view, namespace, ids, keep),
-            now=now,
-            owns=[namespace],
-        )
+        old_keys: list[bytes] = []
+
+        def planned(pending: Pending) -> Planned:
+            if everything and self._log.ring:
+                old_keys.extend(self._log.ring.rotate(namespace))
+            erasure = changes.forget(self._view, namespace, ids, keep)
+            snapshots = len(self._snapshots.folders()) if erasure.erase else 0
+            return replace(erasure, result={**erasure.result, "snapshots": snapshots})
+
+        receipt = self.write(op_id, request, planned, now=now, owns=[namespace])
+        return {**receipt, **self._clean_up(namespace, old_keys)}
+
+    def forget_turns(
+        self,
+        namespace: str,
+        *,
+        conversations: Sequence[str] | None = None,
+        texts: Sequence[str] | None = None,
+        op_id: str,
+        now: float,
+    ) -> Json:
+        """Erase whole `conversations`, or the turns that say one of `texts` in any conversation, together
+        with what was popped, rewound or dropped there. The receipt: `{namespace, turns, log_records,
+        scrubbed, keys_destroyed}`, as `forget` gives it."""
+        if (conversations is None) == (texts is None):
+            raise InvalidInput("forget_turns: give conversations or texts", param="conversations")
+
+        def planned(pending: Pending) -> Planned:
+            space = self._view.spaces.get(namespace)
+            turns = space.turns if space else Turns()
+            if conversations is not None:
+                return changes.forget_conversations(turns, namespace, conversations)
+            return changes.forget_texts(turns, namespace, {text.strip() for text in texts or ()})
+
+        request = plan.request_digest("forget_turns", namespace, conversations, texts)
+        receipt = self.write(op_id, request, planned, now=now, owns=[namespace])
+        return {**receipt, **self._clean_up(namespace)}
+
+    def _clean_up(self, namespace: str, old_keys: Sequence[bytes] = ()) -> Json:
+        """See that what an erasure took from the log is nowhere else: scrub, and destroy keys."""
         with self._writes.lock:
-            return {**receipt, "scrubbed": self._log.scrub() if self._log.scrub_due else True}
+            scrubbed = self._log.scrub() if self._log.scrub_due else True
+            ring, gone = self._log.ring, None
+            if ring:
+                ring.destroy_keys(old_keys)
+                if namespace not in self._view.spaces:
+                    ring.destroy(namespace)
+                gone = namespace not in ring.namespaces
+            return {"scrubbed": scrubbed, "keys_destroyed": gone}
+
+    def rotate_key(self, namespace: str) -> bool:
+        """Wrap everything of an encrypted namespace by a fresh data key and destroy the old one; see `Log`."""
+        with self._writes.lock:
+            rotated = self._log.rotate_key(namespace)
+            self._snapshots.purge()  # they are sealed under the old one
+            return rotated
 
     def write(
         self,

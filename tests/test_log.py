@@ -2,7 +2,6 @@ import json
 import os
 import random
 import resource
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,6 +12,7 @@ import lmdb
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from store_helpers import failing_fsync
 
 from common.errors import Conflict, InvalidInput, NotReady, StoreCorrupt
 from stores import record as records
@@ -385,36 +385,10 @@ print(json.dumps({
 }))
 """
 
-FSYNC_SHIM = """
-#include <dlfcn.h>
-#include <errno.h>
-#include <stdlib.h>
-#include <unistd.h>
-static int broken(void) { return access(getenv("FSYNC_FAILS_WHILE"), F_OK) == 0; }
-int fdatasync(int fd) {
-    if (broken()) { errno = EIO; return -1; }
-    return ((int (*)(int))dlsym(RTLD_NEXT, "fdatasync"))(fd);
-}
-int fsync(int fd) {
-    if (broken()) { errno = EIO; return -1; }
-    return ((int (*)(int))dlsym(RTLD_NEXT, "fsync"))(fd);
-}
-"""
-
 
 @pytest.mark.parametrize("fault", ["fsync", "write"])
 def test_a_failed_write_stops_the_log_and_loses_nothing_acknowledged(tmp_path, fault):
-    env = {}
-    if fault == "fsync":
-        if not (compiler := shutil.which("cc")):
-            pytest.skip("needs a C compiler to make fsync fail")
-        (tmp_path / "shim.c").write_text(FSYNC_SHIM)
-        shim = tmp_path / "shim.so"
-        subprocess.run(
-            [compiler, "-D_GNU_SOURCE", "-shared", "-fPIC", "-o", shim, tmp_path / "shim.c", "-ldl"],
-            check=True,
-        )
-        env = {"LD_PRELOAD": str(shim), "FSYNC_FAILS_WHILE": str(tmp_path / "flag")}
+    env = failing_fsync(tmp_path) if fault == "fsync" else {}
     done = run(FAILING_WRITER, tmp_path / "log", fault, tmp_path / "flag", **env)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)

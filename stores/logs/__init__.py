@@ -4,6 +4,7 @@
 - `lmdb.py`: the default, one LMDB file in a folder that one process owns
 - `jsonl.py`: lines of text that a person can read; `text.py` says what a line looks like
 - `redis.py`: in a redis-server, for clusters; `server.py` sees to what that server keeps
+- `sealed.py`: in front of any of them, encryption
 
 A caller goes through three steps, one thread at a time: `seen` (has this `op_id` been done?), `stage`
 (the records, chained and numbered, nothing written), `commit` (a batch of operations, one fsync).
@@ -16,12 +17,16 @@ from typing import Any
 
 from common.config import StoreConfig
 from common.keys import read_key
-from stores.logs.base import Log, Operation
+from stores.crypto import KeyRing
+from stores.logs import sealed
+from stores.logs.base import Backend, Log, Operation
 from stores.logs.jsonl import JsonlLog
 from stores.logs.lmdb import LmdbLog
+from stores.logs.sealed import SealedLog
+from stores.master import read_master
 from stores.record import Chain
 
-__all__ = ["Log", "Operation", "open_log"]
+__all__ = ["Log", "Operation", "block_ring", "open_log"]
 
 
 def open_log(path: Path, *, config: StoreConfig, identity: Mapping[str, Any], wait_s: float = 0.0) -> Log:
@@ -30,8 +35,15 @@ def open_log(path: Path, *, config: StoreConfig, identity: Mapping[str, Any], wa
     `identity` (say shard number and dimension) is written at the first open and must match later, and so
     must the chain's options. `wait_s` is how long to wait for a former owner to end. Raises `NotReady`
     where another process owns it, `Conflict` where it is another's, `StoreCorrupt` where it is no log of
-    ours, `InvalidInput` where the chain's key is missing.
+    ours, `InvalidInput` where the chain's key is missing or the master key is missing or another.
     """
+    if config.master_key is None:
+        return _open_plain(path, config, identity, wait_s)
+    ring = KeyRing(ring_folder(path, config), read_master(config.master_key))
+    return SealedLog(_open_plain(path, config, {**identity, **sealed.IDENTITY}, wait_s), ring)
+
+
+def _open_plain(path: Path, config: StoreConfig, identity: Mapping[str, Any], wait_s: float) -> Backend:
     if config.backend == "jsonl":
         return JsonlLog(path, identity=identity, chain=chain_of(config), wait_s=wait_s)
     if config.backend == "redis":
@@ -45,6 +57,24 @@ def open_log(path: Path, *, config: StoreConfig, identity: Mapping[str, Any], wa
         chain=chain_of(config),
         wait_s=wait_s,
     )
+
+
+def block_ring(config: StoreConfig) -> KeyRing | None:
+    """The data keys of KV blocks, which any number of processes may share; None without encryption."""
+    if config.master_key is None:
+        return None
+    blocks = Path(config.dir).expanduser().resolve() / "blocks"
+    return KeyRing(ring_folder(blocks, config), read_master(config.master_key))
+
+
+def ring_folder(path: Path, config: StoreConfig) -> Path:
+    """Where the data keys of the log in `path` are: in its own folder, or under `store.keys_dir` in the
+    place that the log has in the store."""
+    if config.keys_dir is None:
+        return path / "keys"
+    store, place = Path(config.dir).expanduser().resolve(), path.resolve()
+    inside = place.relative_to(store) if place.is_relative_to(store) else Path(place.name)
+    return Path(config.keys_dir).expanduser() / inside
 
 
 def chain_of(config: StoreConfig) -> Chain:

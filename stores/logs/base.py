@@ -11,13 +11,14 @@ would prove nothing about the first: reads go on, writes are refused, and reopen
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from common.errors import Conflict, InvalidInput, NotReady, StoreCorrupt
 from stores import record as records
+from stores.crypto import KeyRing
 from stores.record import Chain, Op, Record
 
 FORMAT = 2
@@ -50,7 +51,12 @@ class Operation:
 class Log(Protocol):
     """One thread may stage and commit at a time; `Shard` sees to that."""
 
-    path: Path
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def ring(self) -> KeyRing | None:
+        """The keys that contents are sealed with; None where there is no encryption."""
 
     @property
     def seq(self) -> int:
@@ -103,8 +109,19 @@ class Log(Protocol):
     def scrub(self) -> bool:
         """See that no erased content remains in the files; False where that could not be done now."""
 
+    def rotate_key(self, namespace: str) -> bool:
+        """Seal what comes under a fresh data key and rewrite what is there; False where the disk had no
+        room: then the old key stays too. Raises `InvalidInput` where there is no encryption."""
+
     def close(self) -> None:
         """Give the log back. Closing twice is fine."""
+
+
+class Backend(Log, Protocol):
+    """A log that keeps things itself. `rewrite` is what `scrub` makes of each record that it writes anew:
+    the same object where nothing changes."""
+
+    rewrite: Callable[[Record], Record] | None
 
 
 class BaseLog:
@@ -116,6 +133,14 @@ class BaseLog:
         self._identity = {**identity, **chain.identity}
         self._meta: dict[str, Any] = {}
         self._failure: str | None = None
+        self.rewrite: Callable[[Record], Record] | None = None
+
+    @property
+    def ring(self) -> KeyRing | None:
+        return None
+
+    def rotate_key(self, namespace: str) -> bool:
+        raise InvalidInput("store.master_key: this store is not encrypted", param="store.master_key")
 
     @property
     def seq(self) -> int:
@@ -155,10 +180,10 @@ class BaseLog:
                 time=now,
                 op_id=op_id,
                 previous=anchor,
-                body=_encode(body).encode(),
+                body=spell(body),
                 vector=vector,
                 chain=self.chain,
-                parsed=body,
+                parsed=None if isinstance(body, bytes) else body,
             )
             staged.append(record)
             anchor = record.anchor
@@ -184,6 +209,9 @@ class BaseLog:
         except StoreCorrupt as error:
             return error.fault or {"seq": seq + 1, "op": None, "op_id": None, "reason": error.message}
         return None
+
+    def _rewritten(self, record: Record) -> Record:
+        return self.rewrite(record) if self.rewrite else record
 
     def _begin_epoch(self, found: dict[str, Any] | None) -> dict[str, Any]:
         """The `meta` to write at open, from what is `found` there: one epoch higher."""
@@ -233,6 +261,13 @@ class BaseLog:
         """Take no more writes since a newer owner has begun; the error to raise."""
         self._failure = f"log {self.path} has a newer owner than epoch {self.epoch}; this one has ended"
         return Conflict(self._failure, code="fenced")
+
+
+def spell(body: Any) -> bytes:
+    """A record's body: JSON, or bytes as they are."""
+    if isinstance(body, bytes):
+        return body
+    return _encode(body).encode()
 
 
 def op_key(op_id: str) -> bytes:

@@ -253,8 +253,11 @@ class JsonlLog(BaseLog):
                 kind, place = text.kind(line), (offset, len(line))
                 if kind is None:
                     raise StoreCorrupt(f"log {self.path}: the line at byte {offset} fails its checksum")
-                if kind == "record" and (record := text.decode(line)).seq in self._contents.erased:
-                    yield text.encode(records.erase(record))
+                if kind == "record":
+                    record = text.decode(line)
+                    gone = record.seq in self._contents.erased
+                    alive = records.erase(record) if gone else self._rewritten(record)
+                    yield line if alive is record else text.encode(alive)
                 elif kind == "commit" and place not in kept:
                     yield text.without_result(line)
                 else:

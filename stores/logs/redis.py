@@ -36,7 +36,7 @@ if owner ~= epoch then return 'fenced' end
 local found = redis.call('HGET', meta, 'commits')
 if found ~= before and found ~= after then return 'moved' end
 redis.call('HSET', meta, 'commits', after, 'meta', state)
-if found == after then return 'done' end
+if found == after and before ~= after then return 'done' end
 local place, rows = 7, tonumber(ARGV[6])
 for _ = 1, rows do
     redis.call('HSET', log, ARGV[place], ARGV[place + 1])
@@ -119,6 +119,14 @@ class RedisLog(BaseLog):
     def scrub(self) -> bool:
         """Have the server, and its replicas, write their files anew. False where one could not: it stays
         due, and the next erasure or open tries again."""
+        changed: dict[int, bytes] = {}
+        for record in self.records() if self.rewrite else ():
+            if (alive := self._rewritten(record)) is not record:
+                changed[record.seq] = records.encode(alive)
+            if len(changed) == _CHUNK:
+                self._write(self._meta, changed)
+                changed = {}
+        self._write(self._meta, changed)
         if not self._server.rewrite_files():
             return False
         self._write({**self._meta, "scrub_due": False})

@@ -1,0 +1,97 @@
+"""`sharpwave sql`: a SELECT over the newest snapshots of a store's shards. Needs no running instance."""
+
+import csv
+import io
+import json
+import sys
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import pyarrow as pa
+import typer
+
+from common.errors import NotFound
+from common.files import read_json
+from jobs.options import DEFAULT_STORE, Json, Store
+from jobs.output import note
+from stores import analytics
+from stores.snapshot import read_manifest
+
+
+def sql(
+    statement: Annotated[str, typer.Argument(help="one SELECT")],
+    namespaces: Annotated[
+        list[str] | None, typer.Option("--namespace", "-n", help="whose memories; repeatable [default: all]")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="rows at most")] = analytics.MAX_ROWS,
+    timeout_s: Annotated[
+        float, typer.Option("--timeout-s", min=0.1, help="then it is stopped")
+    ] = analytics.TIMEOUT_S,
+    as_csv: Annotated[bool, typer.Option("--csv", help="comma-separated values on stdout")] = False,
+    store: Store = DEFAULT_STORE,
+    as_json: Json = False,
+) -> None:
+    """Ask the store's snapshots in SQL (DuckDB), read-only; says on stderr how old they are.
+
+    \b
+    sharpwave sql "SELECT kind, count(*) FROM memories GROUP BY kind"
+    sharpwave sql "SELECT subject, object FROM facts_at('2026-03-01') WHERE relation = 'lives_in'"
+    sharpwave sql "SELECT id, text FROM memories_at('2026-03-01 12:00')" -n acme --json
+    sharpwave sql "SELECT e.text, s.x, s.y FROM episodic e JOIN spatial s ON contains(e.text, s.place)" --csv
+
+    \b
+    Views: memories, episodic, relational, spatial, statistics, history, vectors;
+    facts_at(time), memories_at(time). Times are in UTC.
+    """
+    folders = analytics.newest(shard_folders(store.expanduser().resolve()))
+    found = analytics.query(folders, statement, namespaces, limit=limit, timeout_s=timeout_s)
+    _print(found, as_json, as_csv)
+    for folder in folders:
+        manifest = read_manifest(folder)
+        made = datetime.fromtimestamp(manifest["made"], UTC).strftime("%Y-%m-%d %H:%M:%S")
+        note(f"shard {manifest['shard']} as of record {manifest['seq']}, {made} UTC")
+    if found.schema.metadata[b"truncated"] == b"true":
+        note(f"the first {limit} rows; there are more (--limit)")
+
+
+def shard_folders(store: Path) -> list[Path]:
+    """Those of the layout that holds; a reshard leaves others beside them. See `actors`."""
+    folder = store / "shards"
+    if not (folder / "layout.json").is_file():
+        raise NotFound(f"store {str(store)!r} holds no shards yet; give another --store, or teach it first")
+    layout = read_json(folder / "layout.json")
+    generation = layout.get("generation", 1)
+    inner = folder if generation == 1 else folder / f"g{generation}"
+    return [inner / f"{number:04d}" for number in range(layout["shards"])]
+
+
+def _print(found: pa.Table, as_json: bool, as_csv: bool) -> None:
+    columns = [map(_shown, column.to_pylist()) for column in found.columns]  # a join may name two alike
+    names, rows = found.column_names, [[*row] for row in zip(*columns, strict=True)]
+    if as_json:
+        print(json.dumps({"columns": names, "rows": rows}, indent=2, ensure_ascii=False))
+    elif as_csv:
+        text = io.StringIO()
+        csv.writer(text).writerows([names, *rows])
+        sys.stdout.write(text.getvalue())
+    else:
+        print(_aligned([names, *rows]))
+
+
+def _shown(value: Any) -> Any:
+    """As JSON can say it."""
+    if isinstance(value, datetime):
+        return value.isoformat() + ("Z" if value.tzinfo is None else "")
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, list):
+        return [_shown(each) for each in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _aligned(rows: list[list[Any]]) -> str:
+    text = [["" if value is None else str(value).replace("\n", " ") for value in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*text, strict=True)]
+    lines = ("  ".join(value.ljust(width) for value, width in zip(row, widths, strict=True)) for row in text)
+    return "\n".join(line.rstrip() for line in lines)
