@@ -13,6 +13,8 @@ generation under a key of its own, so that nobody who is late can put an old one
 
 import fcntl
 import json
+import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -28,6 +30,7 @@ from common.errors import Conflict, NotReady
 from common.files import read_json, write_json
 
 RAY_NAMESPACE = "sharpwave"
+_FOLDER = re.compile(r"\d{4}|g\d+")
 BY_ID_ALONE = 1  # version of the layouts in which every kind went by its id, over all shards
 VERSION = 2
 
@@ -67,7 +70,7 @@ def from_json(found: dict[str, Any]) -> Layout:
 
 
 class LayoutRecord(Protocol):
-    """Where the layout stands."""
+    """Where the layout stands, and with it the shards' data."""
 
     def read(self) -> Layout | None: ...
 
@@ -77,12 +80,18 @@ class LayoutRecord(Protocol):
     def exclusive(self) -> Any:
         """Context of the one process that may build, switch or clean. Raises `Conflict` where another is."""
 
+    def drop(self, folder: str) -> None:
+        """Remove the data of the shard in `folder`, which nobody has open."""
+
+    def drop_others(self, layout: Layout) -> None:
+        """Remove the data of every shard that is not the layout's."""
+
 
 class LayoutFile:
     """The record of shards on a local disk."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / "layout.json"
+        self._folder, self._path = folder, folder / "layout.json"
 
     def read(self) -> Layout | None:
         return from_json(read_json(self._path)) if self._path.exists() else None
@@ -102,6 +111,15 @@ class LayoutFile:
         except BlockingIOError:
             raise Conflict(f"{self._path.parent} is being resharded; wait for that to end") from None
 
+    def drop(self, folder: str) -> None:
+        shutil.rmtree(self._folder / folder, ignore_errors=True)
+
+    def drop_others(self, layout: Layout) -> None:
+        kept = {layout.folder(number).partition("/")[0] for number in layout.placement.numbers}
+        for path in self._folder.iterdir() if self._folder.is_dir() else ():
+            if path.is_dir() and _FOLDER.fullmatch(path.name) and path.name not in kept:
+                shutil.rmtree(path)
+
     @contextmanager
     def _locked(self, name: str, how: int) -> Iterator[None]:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,6 +133,10 @@ def shards_folder(config: Config) -> Path:
 
 
 def layout_record(config: Config) -> LayoutRecord:
+    if config.store.backend == "redis":
+        from actors.layout_redis import LayoutKey  # which builds on this file
+
+        return LayoutKey(config.store)
     return LayoutFile(shards_folder(config))
 
 
@@ -155,5 +177,7 @@ def published(config: Config) -> Layout:
 
 
 def _prefix(config: Config) -> str:
-    store = blake2b(str(shards_folder(config)).encode(), digest_size=8).hexdigest()
-    return f"layout/{store}/"
+    where = str(shards_folder(config))
+    if config.store.backend == "redis":
+        where = f"{config.store.redis_url} {config.store.redis_prefix}"
+    return f"layout/{blake2b(where.encode(), digest_size=8).hexdigest()}/"

@@ -25,7 +25,6 @@ from ray.exceptions import RayActorError, RayTaskError
 from actors.calls import cause_of
 from actors.layout import Layout, LayoutRecord, layout_record, publish
 from actors.start import clean, handle, start_generation
-from actors.tenure import LEASE_S
 from common.config import Config
 from common.errors import Conflict, InvalidInput, NotReady, SharpwaveError
 from stores.moving import Changes, Key, Uses, key_of
@@ -79,7 +78,7 @@ class _Reshard:
         started = time.monotonic()
         try:
             self._build()
-            with _Beat(self._beat):
+            with _Beat(self._beat, self._config.store.reshard_lease_s / 5):
                 self._copy()
                 held = time.monotonic()
                 self._hold()
@@ -104,6 +103,8 @@ class _Reshard:
         dim = self._sources[0].call("about")["dim"]
         start_generation(self._config, self._new, dim)
         self._targets = [_Remote(self._config, self._new, number) for number in self._new.placement.numbers]
+        for source in self._sources:
+            self._uses.add(source.call("remembered"))
 
     def _copy(self) -> None:
         """Everything, and again what changed meanwhile, until that is little."""
@@ -188,6 +189,7 @@ class _Reshard:
         return sum(sides[1].values())
 
     def _switch(self) -> None:
+        self._say("switching")
         self._reads_wait = True
         self._beat()
         if not self._record.swap(self._moving, self._new):
@@ -265,8 +267,8 @@ class _Beat:
     """Calls `beat` all the time, in a thread. What it raises ends it: the shards' leases run out then, and
     the switch fails."""
 
-    def __init__(self, beat: Callable[[], None]) -> None:
-        self._beat, self._stop = beat, Event()
+    def __init__(self, beat: Callable[[], None], every_s: float) -> None:
+        self._beat, self._every_s, self._stop = beat, every_s, Event()
         self._thread = Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> None:
@@ -277,7 +279,7 @@ class _Beat:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._stop.wait(LEASE_S / 5):
+        while not self._stop.wait(self._every_s):
             try:
                 self._beat()
             except Exception:

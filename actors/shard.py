@@ -1,7 +1,7 @@
 """One shard as a Ray actor: named, detached, and back with everything after a kill."""
 
+import logging
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from actors.calls import GROUP_OF, Call
 from actors.layout import Layout, layout_record, publish, shards_folder
 from actors.tenure import Phase, Tenure
 from common.config import Config
-from common.errors import NotReady, SharpwaveError
+from common.errors import Conflict, NotReady, SharpwaveError
 from stores.index import Vectors
 from stores.memory import Memory
 from stores.moving import Changes, Key
@@ -26,6 +26,9 @@ MAX_PENDING_CALLS = 1000  # of one client to one shard, before `Overloaded`
 FORMER_OWNER_S = 10.0  # a killed process may hold the log for a moment longer
 CONTROL_THREADS = 4
 REFUSALS = 10_000  # calls of a group that may be inside at once: enough for each to be told to go away
+STEP_DOWN_S = 0.5
+
+logger = logging.getLogger(__name__)
 
 Json = dict[str, Any]
 Page = list[Json]
@@ -47,7 +50,8 @@ class StoreShard:
 
     def __init__(self, config: Config, generation: int, folder: str, number: int, dim: int) -> None:
         self._config, self._number, self._dim = config, number, dim
-        self._path = shards_folder(config) / folder
+        self._folder, self._path = folder, shards_folder(config) / folder
+        self._record = layout_record(config)
         self._opening = threading.Lock()
         self._opened: Shard | None = None
         store = config.store
@@ -56,7 +60,7 @@ class StoreShard:
             "read": Admission("read", store.read_threads, store.max_waiting),
             "control": Admission("control", CONTROL_THREADS, REFUSALS),
         }
-        self._tenure = Tenure(layout_record(config), generation, self._end)
+        self._tenure = Tenure(layout_record(config), generation, self._end, lease_s=store.reshard_lease_s)
         with suppress(SharpwaveError):
             self._shard()
 
@@ -78,7 +82,18 @@ class StoreShard:
         group = GROUP_OF[method]
         with self._tenure.turn(call.generation, group):
             work = partial(self._do, method, args, options)
-            return await self._queues[group].run(call.deadline, work)
+            try:
+                return await self._queues[group].run(call.deadline, work)
+            except Conflict as error:
+                if error.code == "fenced":
+                    self._step_down(error)
+                raise
+
+    def _step_down(self, error: Conflict) -> None:
+        """Another process has taken the log over. Taking it back would go on for ever: end, after the answer
+        has left. Should Ray still take this for the shard, it starts it anew."""
+        logger.error("shard %s ends: %s", self._number, error.message)
+        threading.Timer(STEP_DOWN_S, os._exit, [1]).start()
 
     def _do(self, method: str, args: Sequence[Any], options: Json) -> Any:
         work: Callable[..., Any]
@@ -98,7 +113,7 @@ class StoreShard:
 
     @ray.method(concurrency_group="control")
     async def about(self) -> Json:
-        """Who this is: `{path, dim, pid, phase}`; answers once the log is open."""
+        """Who this is: `{path, dim, pid, node, phase}`; answers once the log is open."""
         return await self._manage(self._about)
 
     @ray.method(concurrency_group="control")
@@ -159,6 +174,7 @@ class StoreShard:
             "path": str(self._path),
             "dim": self._dim,
             "pid": os.getpid(),
+            "node": ray.get_runtime_context().get_node_id(),
             "phase": str(self._tenure.phase),
         }
 
@@ -182,4 +198,4 @@ class StoreShard:
         with self._opening:
             if self._opened is not None:
                 self._opened.close()
-            shutil.rmtree(self._path, ignore_errors=True)
+            self._record.drop(self._folder)

@@ -1,7 +1,6 @@
 """Starting, finding and stopping shards."""
 
 import re
-import shutil
 from contextlib import suppress
 from typing import Any
 
@@ -26,7 +25,6 @@ from common.errors import Conflict, NotReady
 
 _RESOURCE_SHARE = 0.001  # of `store.actor_resource`, so that any number of shards fits on a node that has it
 _ACTOR = re.compile(r"shard-\d+(-g\d+)?")
-_FOLDER = re.compile(r"\d{4}|g\d+")
 
 
 def start_shards(config: Config, dim: int) -> None:
@@ -93,11 +91,7 @@ def clean(config: Config, layout: Layout) -> None:
     for name in _running():
         if name not in named:
             kill(name)
-    kept = {layout.folder(number).partition("/")[0] for number in layout.placement.numbers}
-    folder = shards_folder(config)
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if path.is_dir() and _FOLDER.fullmatch(path.name) and path.name not in kept:
-            shutil.rmtree(path)
+    layout_record(config).drop_others(layout)
 
 
 def handle(name: str) -> Any:
@@ -128,5 +122,7 @@ def _options(config: Config) -> Json:
         options["resources"] = {store.actor_resource: _RESOURCE_SHARE}
     if store.node_labels:
         return options | {"label_selector": dict(store.node_labels), "scheduling_strategy": "DEFAULT"}
+    if store.backend == "redis":  # any node will do
+        return options | {"scheduling_strategy": "SPREAD"}
     here = ray.get_runtime_context().get_node_id()
     return options | {"scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)}

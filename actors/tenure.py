@@ -23,7 +23,6 @@ from enum import StrEnum
 from actors.layout import Layout, LayoutRecord
 from common.errors import Conflict, NotReady
 
-LEASE_S = 15.0
 RECORD_AGAIN_S = 1.0  # after the record could not be read
 
 
@@ -47,7 +46,7 @@ class Tenure:
         generation: int,
         ended: Callable[[Layout], None],
         *,
-        lease_s: float = LEASE_S,
+        lease_s: float,
     ) -> None:
         self._record, self.generation, self._ended, self._lease_s = record, generation, ended, lease_s
         self._changed = threading.Condition()

@@ -97,6 +97,9 @@ class StoreConfig(Section):
     write_threads: int = Field(64, ge=1, le=1024, description="writes of one shard that share an fsync")
     read_threads: int = Field(4, ge=1, le=1024)
     max_waiting: int = Field(256, ge=0, description="writes, and reads, that may wait for one shard")
+    reshard_lease_s: float = Field(
+        15.0, gt=0.0, description="how long shards wait for a reshard that gives no sign before going on"
+    )
     batch_operations: int = Field(256, ge=1, description="writes that may share one fsync; 1: none do")
     map_size_bytes: int = Field(8 << 30, ge=10 << 20, description="upper bound of one shard's file")
     max_text_bytes: int = Field(16_384, ge=1, description="a longer memory text is refused: split it")

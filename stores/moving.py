@@ -118,8 +118,9 @@ class Moving(Writes):
 
     def changes(self, after: int, limit: int) -> Changes:
         """What became of the memories that up to `limit` records behind number `after` speak of."""
-        last = self._state["seq"]
-        upto, keys, uses = read_changes(self._log.records(after), after, min(limit, last - after))
+        with self._writes.lock:  # a scrub puts another file in the log's place
+            last = self._log.seq
+            upto, keys, uses = read_changes(self._log.records(after), after, limit)
         with self._viewing.read():
             rows, gone = rows_of(self._view, keys, self.number)
         return Changes(upto=upto, more=upto < last, rows=rows, gone=gone, uses=uses)

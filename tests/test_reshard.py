@@ -1,7 +1,6 @@
 """Another number of shards while clients write: nothing lost, nothing twice."""
 
 import asyncio
-import json
 import os
 import random
 import signal
@@ -9,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from hashlib import blake2b
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,6 +22,7 @@ from actors.reshard import reshard
 from actors.shards import ShardedStore, start_shards, stop_shards
 from common.errors import Conflict, InvalidInput
 from common.files import write_json
+from stores.shard import Shard
 
 ROOT = Path(__file__).parent.parent
 
@@ -125,20 +126,149 @@ async def check_ledger(config, writers):
     return counts
 
 
+async def sent_again(config, status):
+    """The same operations, whatever the layout, count once."""
+    store, ids = ShardedStore(config), [f"again-{i}" for i in range(8)]
+    items = [_item("again", id, i, "relational" if i < 2 else "episodic") for i, id in enumerate(ids)]
+    answers = await store.put(items, op_id="put-again", now=NOW)
+    assert {answer["status"] for answer in answers} <= {"new", status}
+    touched = await store.touch("again", [*ids, "absent"], op_id="touch-again", now=NOW)
+    assert touched == {"touched": ids, "unknown": ["absent"]}
+    scored = await store.score("again", [(id, 3.0) for id in ids], op_id="score-again", now=NOW)
+    assert scored == {"scored": dict.fromkeys(ids, 3.0), "unknown": []}
+    for id in ids:
+        found = (await store.get("again", id))["statistics"]
+        assert (found["usage"], found["salience"]) == (1, 3.0)
+
+
+async def forget_all(config, space):
+    receipt = await ShardedStore(config).forget(space, everything=True, op_id=f"forget-{space}", now=NOW)
+    assert len(receipt["forgotten"]) == receipt["index_rows"] == 8 <= receipt["log_records"]
+
+
 def test_two_to_five_and_back_under_writes(started):
     config = started(2)
     with Writers(config) as writers:
-        time.sleep(1)
+        asyncio.run(sent_again(config, "new"))
         grown = reshard(config, 5)
         at_five = writers.operations
-        time.sleep(1)
+        asyncio.run(sent_again(config, "existing"))
         shrunk = reshard(config, 2)
-        time.sleep(1)
+        asyncio.run(sent_again(config, "existing"))
+    asyncio.run(forget_all(config, "again"))
     assert (grown["shards"], grown["generation"], shrunk["shards"], shrunk["generation"]) == (5, 2, 2, 3)
     assert 0 < grown["memories"] < shrunk["memories"] and 0 < at_five < writers.operations
     counts = asyncio.run(check_ledger(config, writers))
     assert len(counts["shards"]) == 2
-    assert counts["gate_accepts"] == counts["memories"] + sum(map(len, writers.gone.values()))
+    assert counts["gate_accepts"] == counts["memories"] + sum(map(len, writers.gone.values())) + 8
     shards = config.store_dir / "shards"
     assert sorted(path.name for path in shards.iterdir() if path.is_dir()) == ["g3"]
     print(f"{writers.operations} operations, held {grown['held_s']:.2f} and {shrunk['held_s']:.2f} s")
+
+
+@pytest.mark.parametrize("sign", ["copied", "switching"])
+def test_a_reshard_that_is_killed_leaves_one_layout_whole(started, sign):
+    config = started(2, reshard_lease_s=4)
+    with Writers(config) as writers:
+        kill_reshard(config, 3, sign, random.uniform(0.0, 0.3))
+        found = layout_record(config).read()
+        assert found.generation in (1, 2) and found.shards == found.generation + 1
+        before = writers.operations
+        deadline = time.monotonic() + 60
+        while writers.operations < before + 40 and not writers.error:
+            assert time.monotonic() < deadline, "writes go on when the leases have run out"
+            time.sleep(0.1)
+    asyncio.run(check_ledger(config, writers))
+    start_shards(config, DIM)
+    left = layout_record(config).read()
+    assert left.moving is None and left.generation == found.generation
+    folders = {path.name for path in (config.store_dir / "shards").iterdir() if path.is_dir()}
+    assert folders == ({"0000", "0001"} if left.generation == 1 else {"g2"})
+    asyncio.run(check_ledger(config, writers))
+
+
+@pytest.mark.slow
+def test_reshards_killed_at_random_points(started):
+    config = started(2, reshard_lease_s=4)
+    with Writers(config) as writers:
+        for _ in range(12):
+            to = layout_record(config).read().shards % 4 + 1
+            sign = random.choice(["starting", "copied", "holding", "switching", "serve"])
+            kill_reshard(config, to, sign, random.uniform(0.0, 0.5))
+            start_shards(config, DIM)
+    asyncio.run(check_ledger(config, writers))
+    reshard(config, 3)
+    asyncio.run(check_ledger(config, writers))
+
+
+RESHARD = """
+import sys, ray
+from actors.reshard import reshard
+from common.config import load
+ray.init(address=sys.argv[1], namespace="sharpwave", log_to_driver=False)
+reshard(load(sys.argv[2], env={}), int(sys.argv[3]), say=lambda message: print(message, flush=True))
+"""
+
+
+def kill_reshard(config, to, sign, after_s):
+    """Start a reshard in a process of its own, and kill it a moment after it has said `sign`."""
+    settings = config.store_dir / "settings.yaml"
+    write_json(settings, config.model_dump(mode="json"))  # which is YAML too
+    address = ray.get_runtime_context().gcs_address
+    process = subprocess.Popen(
+        [sys.executable, "-c", RESHARD, address, str(settings), str(to)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    for line in process.stdout:
+        if sign in line:
+            time.sleep(after_s)
+            break
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+
+
+def test_only_one_reshard_at_a_time_and_only_to_a_number_that_is_one(started):
+    config = started(1)
+    with pytest.raises(InvalidInput, match="shards = 0"):
+        reshard(config, 0)
+    with layout_record(config).exclusive(), pytest.raises(Conflict, match="being resharded"):
+        reshard(config, 2)
+
+
+def test_a_store_of_the_first_layout_is_brought_to_the_present_one(started, tmp_path):
+    """There every kind went by its id, over all shards."""
+    config = store_config(tmp_path / "store", 3)
+    folder = config.store_dir / "shards"
+    items = [_item("acme", f"m{i}", i, "relational" if i % 2 else "episodic") for i in range(30)]
+    for number in range(3):
+        shard = Shard(folder / f"{number:04d}", number=number, dim=DIM, config=config.store)
+        mine = [item for item in items if number == max(range(3), key=lambda n: _first_hash(n, item[0]))]
+        shard.put(mine, op_id="put", now=NOW)
+        shard.touch("acme", [m.id for m, _ in mine], op_id="touch", now=NOW)
+        shard.close()
+    write_json(folder / "layout.json", {"shards": 3})
+    record = layout_record(config)
+    assert record.read() == Layout(shards=3, spread=3, version=BY_ID_ALONE)
+
+    started(3)
+    assert record.read() == Layout(shards=3, spread=3, generation=2)
+    store, home = ShardedStore(config), record.read().placement.home("acme")
+
+    async def check():
+        listed = (await store.list("acme", limit=100))["memories"]
+        assert [m["id"] for m in listed] == [m.id for m, _ in items]
+        assert {m["statistics"]["usage"] for m in listed} == {1}
+        assert {m["shard"] for m in listed if m["kind"] == "relational"} == {home}
+        assert {m["shard"] for m in listed if m["kind"] == "episodic"} == {0, 1, 2}
+        assert (await store.touch("acme", ["m1"], op_id="touch", now=NOW))["touched"] == ["m1"]
+        assert (await store.get("acme", "m1"))["statistics"]["usage"] == 1
+
+    asyncio.run(check())
+
+
+def _first_hash(number, memory):
+    return blake2b(f"{number}/{memory.namespace}/{memory.id}".encode(), digest_size=8).digest()
