@@ -14,4 +14,6 @@
 - `view.py`: what the log says now, in memory; rebuilt from it on open
 - `locks.py`: many readers or one writer
 - `shard.py`: one log with its view
+- `seal.py`: where every shard's chain stood, kept apart
+- `migrate.py`: stores of the previous format
 """

@@ -134,11 +134,13 @@ class Ticket:
 
 class Batcher:
     """The queue of tickets in front of one log. `lock` is held while a batch is written: hold it to keep
-    writes out."""
+    writes out. `failure` says why no more are taken, where a batch may be on disk that readers do not see.
+    """
 
     def __init__(self, log: Log, show: Callable[[Sequence[Record]], None], *, at_most: int) -> None:
         """`show` makes committed records visible to readers; `at_most` bounds the tickets of a batch."""
         self.lock = threading.Lock()
+        self.failure: str | None = None
         self._log, self._show, self._at_most = log, show, at_most
         self._mutex = threading.Lock()
         self._queue: deque[Ticket] = deque()
@@ -175,12 +177,11 @@ class Batcher:
             try:
                 pending = self._stage(taken)
                 if pending.operations:
-                    self._log.commit(pending.operations)
-                    self._show([record for operation in pending.operations for record in operation.records])
+                    self._commit(pending.operations)
             except BaseException as error:
                 for ticket, _ in taken:
                     if not ticket.done:
-                        ticket.fail(_own_copy(error))
+                        ticket.fail(self._own_error(error))
                 if not isinstance(error, Exception):
                     raise
             for ticket, result in taken:
@@ -198,6 +199,31 @@ class Batcher:
                 ticket.fail(error)
         return pending
 
+    def _commit(self, operations: Sequence[Operation]) -> None:
+        """Disk first, then memory: what a reader sees can no longer be lost. Where this is cut off between
+        the two, memory is no longer what the log says: no more writes."""
+        whole = False
+        try:
+            try:
+                self._log.commit(operations)
+            except Exception:  # nothing is shown of it, and the log says whether it goes on
+                whole = True
+                raise
+            self._show([record for operation in operations for record in operation.records])
+            whole = True
+        finally:
+            if not whole:
+                last = operations[-1].op_id
+                self.failure = f"operation {last!r} may be on disk but is not shown; restart the shard"
+
+    def _own_error(self, error: BaseException) -> Exception:
+        """Several threads raise the error of one batch, each its own."""
+        if self.failure:
+            return NotReady(self.failure, code="shard_failed")
+        if isinstance(error, Exception):
+            return copy(error)
+        return NotReady("the write was interrupted; send it again with the same op_id", code="interrupted")
+
     def _next(self, pending: Pending) -> Ticket | None:
         with self._mutex:
             if not self._queue or pending.clash(self._queue[0]):
@@ -206,6 +232,8 @@ class Batcher:
 
     def _stage_one(self, ticket: Ticket, pending: Pending) -> Any:
         """Seen, plan, stage: the ticket's result, true as soon as the batch is on disk."""
+        if self.failure:
+            raise NotReady(self.failure, code="shard_failed")
         first = self._log.seen(ticket.op_id, ticket.request)
         if first is not None:
             ticket.answer(first)
@@ -223,10 +251,3 @@ class Batcher:
         )
         pending.add(ticket, operation)
         return result
-
-
-def _own_copy(error: BaseException) -> Exception:
-    """Several threads raise the error of one batch, each its own."""
-    if isinstance(error, Exception):
-        return copy(error)
-    return NotReady("the write was interrupted; send it again with the same op_id", code="interrupted")

@@ -49,15 +49,19 @@ def score(view: View, namespace: str, scores: Sequence[tuple[str, float]], rate:
 
 def forget(view: View, namespace: str, ids: Sequence[str] | None, keep: Predicate | None) -> Planned:
     """Erase those of `ids` (None: of all) that `keep` (None: anything) chooses: every record that holds
-    something of them."""
+    something of them. All of all is the whole namespace, short-term memory included."""
     space = view.spaces.get(namespace)
     entries: dict[str, Entry] = space.entries if space else {}
     names = entries if ids is None else dict.fromkeys(ids)
     gone = [e for id in names if (e := entries.get(id)) and (keep is None or keep(e.memory))]
     forgotten = [entry.memory["id"] for entry in gone]
     erased = [seq for entry in gone for seq in entry.seqs]
+    whole = ids is None and keep is None
+    if whole and space and space.turns is not None:
+        erased += space.turns.seqs
+    content = {"namespace": namespace, "ids": forgotten, **({"whole": True} if whole else {})}
     return Planned(
-        drafts=[(Op.FORGET, {"namespace": namespace, "ids": forgotten}, b"")] if gone else [],
+        drafts=[(Op.FORGET, content, b"")] if erased else [],
         result={
             "namespace": namespace,
             "forgotten": forgotten,

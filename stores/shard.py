@@ -14,7 +14,6 @@ from typing import Any
 import pyarrow as pa
 
 from common.config import StoreConfig
-from common.errors import NotReady
 from stores import plan, twins
 from stores.batch import Batcher, Pending
 from stores.entry import describe, history
@@ -23,7 +22,7 @@ from stores.index import Vectors
 from stores.locks import ReadWriteLock
 from stores.logs import open_log
 from stores.memory import Memory
-from stores.record import Record
+from stores.record import Record, fault
 from stores.view import View
 from stores.writes import Writes
 
@@ -45,7 +44,6 @@ class Shard(Writes):
         self.number = number
         self.dim = dim
         self.config = config
-        self._failure: str | None = None
         self._viewing = ReadWriteLock()
         self._view = View(dim)
         self._log = open_log(path, config=config, identity={"shard": number, "dim": dim}, wait_s=wait_s)
@@ -61,15 +59,8 @@ class Shard(Writes):
     def _show(self, records: Sequence[Record]) -> None:
         """What has reached the disk becomes visible: all of a batch at once."""
         with self._viewing.write():
-            try:
-                for record in records:
-                    self._view.apply(record)
-            except BaseException as error:  # a half-applied batch: what readers see is no longer the log
-                self._failure = (
-                    f"shard {self.number}: record {record.seq} is on disk, but showing it failed with "
-                    f"{type(error).__name__}; no more writes: restart the shard"
-                )
-                raise NotReady(self._failure, code="shard_failed") from error
+            for record in records:
+                self._view.apply(record)
             self._state = self._log.state()
 
     # Asked before a put
@@ -183,14 +174,26 @@ class Shard(Writes):
                 "memories": sum(namespaces.values()),
                 "namespaces": namespaces,
                 **self._state,
-                "failure": self._failure or self._log.failure,
+                "failure": self._writes.failure or self._log.failure,
             }
 
-    def verify(self) -> Json | None:
+    def final(self) -> Json:
+        """Where the chain stands, for a seal: `{shard, seq, anchor}`."""
+        with self._viewing.read():
+            return {"shard": self.number, "seq": self._state["seq"], "anchor": self._state["anchor"]}
+
+    def verify(self, sealed: Mapping[str, Any] | None = None) -> Json | None:
         """The first broken record of the log on disk as `{seq, op, op_id, reason}`, or None. Writes wait
-        meanwhile."""
+        meanwhile. With this shard's part of a seal, the log must also hold its anchor."""
         with self._writes.lock:
-            return self._log.examine()
+            return self._log.examine() or (self._unsealed(sealed) if sealed and sealed["seq"] else None)
+
+    def _unsealed(self, sealed: Mapping[str, Any]) -> Json | None:
+        if sealed["seq"] > self._log.seq:
+            reason = f"sealed up to record {sealed['seq']}, but the log ends at {self._log.seq}"
+            return {"seq": self._log.seq + 1, "op": None, "op_id": None, "reason": reason}
+        record = next(self._log.records(after=sealed["seq"] - 1))
+        return None if record.anchor.hex() == sealed["anchor"] else fault(record, "not the sealed anchor")
 
     def close(self) -> None:
         with self._writes.lock:

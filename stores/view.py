@@ -38,7 +38,8 @@ STATISTICS_SCHEMA = pa.schema(
 # What a namespace holds beside its vectors, by attribute of `Space`: each class is made without
 # arguments and is a function of the records in order. `add(entry, vector)` and `remove(entry)` tell it of
 # every memory that comes and goes; `aggregate(entry, content)` and `close(entry, content)`, where it has
-# them, of those records; `apply(record, content)` is called of `turns`, which holds no memories.
+# them, of those records. `turns` holds no memories: it has `apply(record, content)` for its own records,
+# `seqs`, the numbers of those whose content still matters, and a length.
 PARTS: dict[str, Callable[[], Any]] = {}
 
 
@@ -193,9 +194,12 @@ class View:
         self._drop_empty(content["namespace"])
 
     def _forget(self, record: Record, content: Content) -> None:
-        if space := self.spaces.get(content["namespace"]):
+        namespace = content["namespace"]
+        if content.get("whole"):
+            self.spaces.pop(namespace, None)
+        elif space := self.spaces.get(namespace):
             space.remove([space.entries[id] for id in content["ids"] if id in space.entries])
-            self._drop_empty(content["namespace"])
+            self._drop_empty(namespace)
 
     def _drop_empty(self, namespace: str) -> None:
         if not len(self.spaces[namespace]):

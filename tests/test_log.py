@@ -2,7 +2,6 @@ import json
 import os
 import random
 import resource
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,6 +12,7 @@ import lmdb
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from store_helpers import failing_fsync
 
 from common.errors import Conflict, InvalidInput, NotReady, StoreCorrupt
 from stores import record as records
@@ -170,6 +170,42 @@ def test_results_are_kept_for_the_last_operations_only(log, monkeypatch):
     for i in range(1, 21):
         append(log, i)
     assert [i for i in range(1, 21) if log.seen(f"op-{i}", "PUT")] == [16, 17, 18, 19, 20]
+
+
+def test_a_batch_is_one_commit_of_several_operations(tmp_path):
+    log = open_log(tmp_path / "log")
+    append(log, 1, body="secret")
+    operations, last = [], None
+    for number, (count, erase) in enumerate([(2, []), (0, []), (3, [1])], start=2):
+        drafts = [(Op.PUT, {"number": number, "part": part}, b"") for part in range(count)]
+        staged = log.stage(f"op-{number}", drafts, now=0.0, after=last)
+        last = staged[-1] if staged else last
+        operations.append(
+            Operation(
+                op_id=f"op-{number}",
+                request="PUT",
+                records=staged,
+                result=[number],
+                erase=erase,
+                counts={"gate_attempts": count, "more": 1},
+            )
+        )
+    assert log.seq == 1 and log.seen("op-2", "PUT") is None, "staging writes nothing"
+    log.commit(operations)
+    assert log.scrub_due and log.scrub()
+    for _ in range(2):
+        assert [log.seen(f"op-{n}", "PUT") for n in (1, 2, 3, 4)] == [1, [2], [3], [4]]
+        assert [record.seq for record in log.records()] == [1, 2, 3, 4, 5, 6]
+        assert [record.content()["part"] for record in log.records(after=1)] == [0, 1, 0, 1, 2]
+        assert [record.seq for record in log.records(after=5)] == [6] and not [*log.records(after=6)]
+        assert log.state() == {
+            **{"seq": 6, "epoch": log.epoch, "anchor": last.anchor.hex()},
+            **{"gate_attempts": 5, "gate_accepts": 0, "duplicates": 0, "more": 3},
+        }
+        assert log.verify() is None and log.examine() is None
+        log.close()
+        log = open_log(tmp_path / "log")
+    log.close()
 
 
 @pytest.mark.parametrize("op_id", ["", "x" * 129, "é" * 65])
@@ -385,36 +421,10 @@ print(json.dumps({
 }))
 """
 
-FSYNC_SHIM = """
-#include <dlfcn.h>
-#include <errno.h>
-#include <stdlib.h>
-#include <unistd.h>
-static int broken(void) { return access(getenv("FSYNC_FAILS_WHILE"), F_OK) == 0; }
-int fdatasync(int fd) {
-    if (broken()) { errno = EIO; return -1; }
-    return ((int (*)(int))dlsym(RTLD_NEXT, "fdatasync"))(fd);
-}
-int fsync(int fd) {
-    if (broken()) { errno = EIO; return -1; }
-    return ((int (*)(int))dlsym(RTLD_NEXT, "fsync"))(fd);
-}
-"""
-
 
 @pytest.mark.parametrize("fault", ["fsync", "write"])
 def test_a_failed_write_stops_the_log_and_loses_nothing_acknowledged(tmp_path, fault):
-    env = {}
-    if fault == "fsync":
-        if not (compiler := shutil.which("cc")):
-            pytest.skip("needs a C compiler to make fsync fail")
-        (tmp_path / "shim.c").write_text(FSYNC_SHIM)
-        shim = tmp_path / "shim.so"
-        subprocess.run(
-            [compiler, "-D_GNU_SOURCE", "-shared", "-fPIC", "-o", shim, tmp_path / "shim.c", "-ldl"],
-            check=True,
-        )
-        env = {"LD_PRELOAD": str(shim), "FSYNC_FAILS_WHILE": str(tmp_path / "flag")}
+    env = failing_fsync(tmp_path) if fault == "fsync" else {}
     done = run(FAILING_WRITER, tmp_path / "log", fault, tmp_path / "flag", **env)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)

@@ -79,11 +79,12 @@ class ShardAgainstDict(RuleBasedStateMachine):
             (memory(name, namespace=namespace, text=f"{name} v{version}", time=t), unit(version))
             for name, version, t in batch
         ]
-        stored = {key: to_json(entry.memory) for key, entry in self.model.items()}
+        stored = {key: entry.versions for key, entry in self.model.items()}
         wanted: dict = {}
         clash = any(
-            wanted.setdefault((m.namespace, m.id), to_json(m)) != to_json(m)
-            or stored.get((m.namespace, m.id), to_json(m)) != to_json(m)
+            to_json(m) not in stored.get((m.namespace, m.id), [to_json(m)])
+            if (m.namespace, m.id) in stored
+            else wanted.setdefault((m.namespace, m.id), to_json(m)) != to_json(m)
             for m, _ in items
         )
         if clash:
@@ -95,11 +96,53 @@ class ShardAgainstDict(RuleBasedStateMachine):
             key = m.namespace, m.id
             assert answer["stored"] and answer["id"] == m.id and answer["anchor"] and answer["seq"]
             assert answer["status"] == ("existing" if key in stored else answer["status"])
-            fresh = SimpleNamespace(memory=m, vector=vector, usage=0, salience=0.0, scored=False)
-            self.model.setdefault(key, fresh)
+            self.model.setdefault(key, self.fresh(m, vector))
         statuses = [answer["status"] for answer in answers]
-        assert statuses.count("new") == len(wanted.keys() - stored.keys())
+        assert statuses.count("new") == len(wanted)
         assert set(statuses) <= {"new", "existing", "duplicate"}
+
+    @staticmethod
+    def fresh(m, vector):
+        return SimpleNamespace(
+            memory=m, vector=vector, usage=0, salience=0.0, scored=False, count=1, versions=[to_json(m)]
+        )
+
+    @precondition(lambda self: self.model)
+    @rule(data=st.data())
+    def put_a_twin(self, data):
+        """The same words under another id: counted where they are, not written."""
+        (namespace, _), entry = data.draw(st.sampled_from(sorted(self.model.items(), key=str)))
+        loud = memory(f"twin-{self.ops}", namespace=namespace, text=f" {entry.memory.text.upper()}! ", time=9)
+        items = [(loud, entry.vector)]
+        (answer,) = self.twice(lambda op_id: self.shard.put(items, op_id=op_id, now=NOW))
+        twins = [
+            other
+            for (space, _), other in self.model.items()
+            if space == namespace and other.memory.text == entry.memory.text
+        ]
+        assert answer["status"] == "duplicate"
+        twin = self.model[namespace, answer["id"]]
+        assert twin in twins and self.shard.get(namespace, loud.id) is None
+        twin.count += 1
+
+    @precondition(lambda self: self.model)
+    @rule(data=st.data(), version=st.integers(0, 3), t=st.integers(1, 5), stale=st.booleans())
+    def supersede(self, data, version, t, stale):
+        key = data.draw(st.sampled_from(sorted(self.model)))
+        namespace, name = key
+        entry = self.model[key]
+        new = memory(name, namespace=namespace, text=f"{name} v{version}", time=t)
+        generation = self.shard.get(namespace, name)["statistics"]["generation"] + stale
+        revise = lambda op_id: self.shard.supersede(  # noqa: E731
+            new, unit(version), generation=generation, op_id=op_id, now=NOW
+        )
+        if stale:
+            with pytest.raises(Conflict, match="generation"):
+                revise("stale")
+            return
+        assert self.twice(revise)["supersedes"] == generation
+        entry.memory, entry.vector = new, unit(version)
+        entry.versions.append(to_json(new))
 
     @rule(namespace=namespaces, chosen=st.lists(names, unique=True, max_size=3))
     def touch(self, namespace, chosen):
@@ -133,9 +176,10 @@ class ShardAgainstDict(RuleBasedStateMachine):
 
     def check_forgotten(self, namespace, how, chosen):
         gone = {key for key, entry in self.model.items() if key[0] == namespace and chosen(entry.memory)}
+        erased = sum(len(self.model[key].versions) + self.model[key].count - 1 for key in gone)
         receipt = self.twice(lambda op_id: self.shard.forget(namespace, **how, op_id=op_id, now=NOW))
         assert set(receipt["forgotten"]) == {name for _, name in gone}
-        assert receipt["log_records"] == receipt["index_rows"] == len(gone) and receipt["scrubbed"]
+        assert (receipt["log_records"], receipt["index_rows"]) == (erased, len(gone)) and receipt["scrubbed"]
         for key in gone:
             del self.model[key]
 
@@ -157,6 +201,9 @@ class ShardAgainstDict(RuleBasedStateMachine):
                 entry = mine[found["id"]]
                 assert to_json(entry.memory).items() <= found.items()
                 assert found["statistics"]["usage"] == entry.usage
+                assert found["statistics"]["count"] == entry.count
+                history = self.shard.history(namespace, found["id"])
+                assert [version["content"] for version in reversed(history)] == entry.versions
                 assert found["statistics"]["salience"] == pytest.approx(entry.salience)
                 assert self.shard.get(namespace, found["id"]) == found
             hits = self.shard.search(namespace, unit(0), 100)

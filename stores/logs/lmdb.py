@@ -15,7 +15,7 @@ import shutil
 import socket
 import struct
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from common.files import sync_folder
 from stores import record as records
 from stores.logs import base
 from stores.logs.base import BaseLog, Operation
+from stores.migrate import migration
 from stores.record import PLAIN, Chain, Record
 
 _NUMBER = struct.Struct(">Q")
@@ -52,6 +53,7 @@ class LmdbLog(BaseLog):
         try:
             shutil.rmtree(path / "scrub", ignore_errors=True)  # a rewrite that a crash cut off
             self._open()
+            self._migrate()
             with self._env.begin(write=True) as txn:
                 self._meta = self._begin_epoch(_read_meta(txn))
                 _write_meta(txn, self._meta)
@@ -118,27 +120,51 @@ class LmdbLog(BaseLog):
         file or the new one. False where the disk has no room: it stays due, and the next erasure or open
         tries again.
         """
-        folder, meta = self.path / "scrub", {**self._meta, "scrub_due": False}
+        try:
+            self._rewrite({**self._meta, "scrub_due": False}, _same)
+        except (lmdb.Error, OSError):
+            return False
+        return True
+
+    def _migrate(self) -> None:
+        """Bring a log of the previous format to today's."""
+        with self._env.begin() as txn:
+            meta = _read_meta(txn)
+        while meta and (found := migration(meta)):
+            meta = found.meta(meta)
+            try:
+                self._rewrite(meta, found.record)
+            except (lmdb.Error, OSError) as error:
+                raise NotReady(f"log {self.path} has no room to be brought up to date: {error}") from error
+
+    def _rewrite(self, meta: dict[str, Any], change: Callable[[bytes, int], bytes]) -> None:
+        """Put a new file in place of the old one, with every record changed. The old one stays where that
+        fails, or a crash cuts it off."""
+        folder = self.path / "scrub"
         try:
             folder.mkdir(exist_ok=True)
-            self._copy_alive(folder, meta)
-        except (lmdb.Error, OSError):
+            self._copy_alive(folder, meta, change)
+        except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
-            return False
+            raise
         self._env.close()
         os.replace(folder / "data.mdb", self.path / "data.mdb")
         shutil.rmtree(folder)
         self._open()
         self._meta = meta
-        return True
 
-    def _copy_alive(self, folder: Path, meta: Mapping[str, Any]) -> None:
+    def _copy_alive(
+        self, folder: Path, meta: Mapping[str, Any], change: Callable[[bytes, int], bytes]
+    ) -> None:
         with _environment(folder, self._map_size) as fresh:
             databases = [(old, fresh.open_db(name)) for name, old in self._databases.items()]
             with self._env.begin() as source, fresh.begin(write=True) as target:
                 self._check_owner(source)  # else we would put our file in the place of the new owner's
                 for old, new in databases:
-                    target.cursor(new).putmulti(source.cursor(old), append=True)
+                    rows: Iterator[tuple[bytes, bytes]] = iter(source.cursor(old))
+                    if old is self._log and change is not _same:
+                        rows = ((key, change(raw, *_NUMBER.unpack(key))) for key, raw in rows)
+                    target.cursor(new).putmulti(rows, append=True)
                 _write_meta(target, meta)
 
     def close(self) -> None:
@@ -208,6 +234,10 @@ def lock_file(path: Path, wait_s: float) -> Any:
     file.write(f"process {os.getpid()} on {socket.gethostname()}")
     file.flush()
     return file
+
+
+def _same(raw: bytes, seq: int) -> bytes:
+    return raw
 
 
 def _environment(folder: Path, map_size_bytes: int) -> lmdb.Environment:
