@@ -8,10 +8,10 @@ from common.errors import SharpwaveError
 
 WRITES = (
     *("put", "touch", "score", "forget", "verify"),  # verify holds writes back, and must not block reads
-    *("supersede", "take", "put_line", "race_line", "push", "pop", "rewind", "seal", "snapshot"),
+    *("supersede", "take", "put_line", "race_line", "push", "pop", "rewind", "snapshot"),
 )
 READS = (
-    *("prepare", "get", "list", "search", "statistics", "history", "weakest", "export_page"),
+    *("prepare", "get", "list", "search", "statistics", "history", "weakest", "complete", "export_page"),
     *(
         "query_facts",
         "recall_facts",
@@ -23,7 +23,10 @@ READS = (
         "peek",
     ),
 )
-CONTROLS = ("counts",)
+CONTROLS = (
+    "counts",
+    "final",
+)
 
 GROUP_OF = {
     **dict.fromkeys(WRITES, "write"),

@@ -27,7 +27,8 @@ class Entry:
     memory that was forgotten and written again is never taken for the old one.
 
     `count` is how often it was written, near-identical copies included; `strength` (0 to 1) what races
-    left of it, and `rivals` what they left of candidates that lost. `closed` is when a fact ceased to
+    left of it, and `rivals` what they left of candidates that lost. `vigour` (0 to 1) is what decay had left
+    of it just after its last use. `closed` is when a fact ceased to
     hold: the earliest of `closings`, by the ids of the facts that contradict it; `tellings` are memories
     that say the same fact as this one. `older` are superseded versions, oldest first. `origin` is where an
     imported memory came from: `{shard, seq, anchor}`. `traces` are the records beside the versions that
@@ -46,6 +47,7 @@ class Entry:
     count: int = 1
     strength: float = 1.0
     rivals: dict[str, float] = field(default_factory=dict)
+    vigour: float = 1.0
     closed: float | None = None
     closings: dict[str, float] = field(default_factory=dict)
     tellings: list[dict[str, Any]] = field(default_factory=list)
@@ -71,6 +73,18 @@ class Entry:
     def seqs(self) -> list[int]:
         """Every record of this log that holds something of the memory."""
         return [self.seq, *(version.seq for version in self.older if not version.foreign), *self.traces]
+
+    def vigour_at(self, now: float, half_life_s: float) -> float:
+        """What decay leaves of it; a clock that went back does not strengthen."""
+        since = self.written if self.last_used is None else self.last_used
+        return self.vigour * 0.5 ** (max(0.0, now - since) / half_life_s)
+
+    def use(self, now: float, half_life_s: float, refresh: float) -> None:
+        """Count one use, which gives back a share `refresh` of what was lost."""
+        left = self.vigour_at(now, half_life_s)
+        self.vigour = left + refresh * (1.0 - left)
+        self.usage += 1
+        self.last_used = now
 
     def salience_after(self, divergence: float, rate: float) -> float:
         """Moving average of divergence, never below 0; the first measurement starts it."""
@@ -143,7 +157,9 @@ def history(entry: Entry) -> list[dict[str, Any]]:
 
 def carried(entry: Entry, vector: Vectors, shard: int) -> dict[str, Any]:
     """A memory as another shard's `take` takes it, with its vector (float32 `[dim]`)."""
-    names = "usage salience last_used last_scored count strength rivals closed closings tellings".split()
+    names = (
+        "usage salience last_used last_scored count strength rivals vigour closed closings tellings".split()
+    )
     return {
         "memory": deepcopy(entry.memory),
         "novelty": entry.novelty,

@@ -6,7 +6,7 @@ that SQL can read it; what is nested is JSON, and so is what has no column of it
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, fields, is_dataclass
 from operator import attrgetter
@@ -72,7 +72,12 @@ SCHEMA = pa.schema(
 _decode = json.JSONDecoder().raw_decode
 _FIELDS = tuple(field.name for field in fields(Entry) if field.name != "memory")
 _MORE = tuple(name for name in _FIELDS if name not in STATE)
-_CARRIED: dict[str, type] = {"rivals": dict, "closings": dict, "tellings": list}  # nested statistics of a row
+_CARRIED: dict[str, Callable[[], Any]] = {  # statistics of a row that have no column
+    "rivals": dict,
+    "vigour": lambda: 1.0,
+    "closings": dict,
+    "tellings": list,
+}
 _read_entry = attrgetter("memory", *STATE, *_MORE)
 
 Captured = tuple[Any, ...]  # of one entry: memory, the fields of STATE, the fields beside them

@@ -27,6 +27,7 @@ from stores.logs import Operation, open_log
 from stores.logs.sealed import SHARD
 from stores.memory import Memory
 from stores.moving import Moving
+from stores.recollect import Recollect
 from stores.record import Op, Record, fault
 from stores.snapshot import Capture, capture
 from stores.snapshots import Snapshots
@@ -37,7 +38,7 @@ Json = dict[str, Any]
 Page = list[Json]
 
 
-class Shard(Moving, TurnWrites, LineWrites, GraphReads):
+class Shard(Moving, TurnWrites, LineWrites, GraphReads, Recollect):
     """Safe for many threads of one process; a second process is kept out.
 
     Opening replays the log and raises `StoreCorrupt` where a record is damaged: nothing is served from
@@ -226,6 +227,10 @@ class Shard(Moving, TurnWrites, LineWrites, GraphReads):
         return transfer.export_rows(
             self._view, self._viewing, self.number, namespace, conversation=conversation
         )
+
+    def export_page(self, namespace: str, after: str | None, limit: int) -> tuple[Page, str | None]:
+        """See `transfer.export_page`."""
+        return transfer.export_page(self._view, self._viewing, self.number, namespace, after, limit)
 
     def snapshot(self) -> Path | None:
         """Write a snapshot now; its folder, or None where the newest one covers everything. Writers wait

@@ -249,8 +249,7 @@ class View:
     def _touch(self, record: Record, content: Content) -> None:
         for id in content["ids"]:
             if entry := self.find(content["namespace"], id):
-                entry.usage += 1
-                entry.last_used = record.time
+                entry.use(record.time, self.config.strength_half_life_s, self.config.strength_refresh)
 
     def _score(self, record: Record, content: Content) -> None:
         for id, _, salience in content["scores"]:

@@ -166,7 +166,7 @@ class RedisLog(BaseLog):
         try:
             answer = self._ask(lambda client: self._server.confirmed(client, *command))
         except (RedisError, NotReady) as error:
-            if "OOM command not allowed" not in str(error):
+            if "not allowed when used memory" not in str(error):  # as all versions have it
                 raise self._stopped(error) from error
             raise NotReady(  # found before anything is written: the log goes on
                 f"log {self.path}: {self._server.name} is full; raise its maxmemory", code="store_full"

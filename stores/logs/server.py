@@ -85,7 +85,10 @@ class Server:
                 pipe.waitaof(1, self._replicas, patience_ms)
             else:
                 pipe.wait(self._replicas, patience_ms)
-            answer, counts = pipe.execute()
+            answer, counts = pipe.execute(raise_on_error=False)  # its own error would quote the command
+        for failed in (answer, counts):
+            if isinstance(failed, RedisError):
+                raise failed
         local, replicas = counts if self._has_waitaof else (1, counts)
         if not local or replicas < self._replicas:
             raise TooFewReplicas(f"{replicas} of {self._replicas} replicas confirmed the write")
