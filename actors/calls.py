@@ -8,25 +8,14 @@ from common.errors import SharpwaveError
 
 WRITES = (
     *("put", "touch", "score", "forget", "verify"),  # verify holds writes back, and must not block reads
-    *("supersede", "take", "put_line", "race_line", "push", "pop", "rewind", "snapshot"),
+    *("supersede", "take", "put_line", "race_line", "push", "pop", "rewind", "snapshot", "probe"),
 )
 READS = (
     *("prepare", "get", "list", "search", "statistics", "history", "weakest", "complete", "export_page"),
-    *(
-        "query_facts",
-        "recall_facts",
-        "fact_path",
-        "query_places",
-        "line",
-        "query_lines",
-        "bias_vector",
-        "peek",
-    ),
+    *("query_facts", "recall_facts", "fact_path", "query_places"),
+    *("line", "query_lines", "bias_vector", "peek"),
 )
-CONTROLS = (
-    "counts",
-    "final",
-)
+CONTROLS = ("counts", "final")
 
 GROUP_OF = {
     **dict.fromkeys(WRITES, "write"),

@@ -1,14 +1,17 @@
 """The half of `ShardedStore` that goes to one shard: versions, facts, places, lines, turns; and what concerns all
 shards' files. Each method asks the shard where the thing lives, and answers as `Shard` does."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from actors.route import Route, Router, together
 from actors.shard import Json, Page
 from common.errors import NotFound
+from stores import seal
 from stores.index import Vectors
 from stores.memory import Memory
+from stores.probe import Canaries, probe_folder
 from stores.revise import Candidate
 
 Pages = list[Any]
@@ -50,6 +53,30 @@ class Parts:
             return found
 
         return await self._router.run(read)
+
+    # Episodes
+
+    async def complete(
+        self,
+        namespace: str,
+        vector: Vectors,
+        k: int,
+        *,
+        kinds: Sequence[str] | None = None,
+        where: Mapping[str, Any] | None = None,
+    ) -> Page:
+        """See `Shard.complete`: of the shards' completions the best, then by cosine."""
+        found = await self._spread(namespace, "complete", vector, k, kinds=kinds, where=where)
+        hits = [hit for page in found for hit in page]
+        first = max(hits, key=lambda hit: hit["scores"]["completed"], default=None)
+        hits.sort(key=lambda hit: (hit is not first, -hit["score"], hit["memory"]["id"]))
+        return hits[:k]
+
+    async def weakest(self, namespace: str, n: int, *, now: float) -> Page:
+        """See `Shard.weakest`."""
+        found = await self._spread(namespace, "weakest", n, now=now)
+        weak = [each for page in found for each in page]
+        return sorted(weak, key=lambda each: (each["strength"], each["memory"]["id"]))[:n]
 
     # Facts and places: the whole graph is on the namespace's home
 
@@ -181,9 +208,36 @@ class Parts:
 
     # Files
 
-    async def seal(self, *, now: float) -> Pages:
-        """Each shard's seal; see `Shard.seal`."""
-        return await self._each("seal", now=now)
+    async def seal(self, *, now: float) -> Json:
+        """Write `seal.json` beside the shards; see `seal.seal`."""
+
+        async def ask(route: Route) -> Json:
+            finals = await route.ask(route.placement.numbers, "final")
+            return await asyncio.to_thread(seal.seal, route.folder, finals, now=now)
+
+        return await self._router.run(ask)
+
+    async def verify(self) -> Pages:
+        """Each shard's first broken record, or None, the last seal counted; see `Shard.verify`."""
+
+        async def ask(route: Route) -> Pages:
+            sealed = await asyncio.to_thread(seal.read_seal, route.folder)
+            by_number = {shard["shard"]: shard for shard in sealed["shards"]} if sealed else {}
+            numbers = route.placement.numbers
+            return await together(route.call(number, "verify", by_number.get(number)) for number in numbers)
+
+        return await self._router.run(ask)
+
+    async def probe(self, canaries: Canaries) -> Pages:
+        """Where this is still to be found: the files of the store, then what each shard holds, `{shard, ...}`;
+        see `probe.py`."""
+        folder = self._router.config.store_dir
+        files = await asyncio.to_thread(probe_folder, folder, canaries)
+        held = await self._each("probe", canaries)
+        return [
+            *({"shard": None, **row} for row in files),
+            *({"shard": number, **row} for number, rows in enumerate(held) for row in rows),
+        ]
 
     async def snapshot(self) -> Pages:
         """The folder of each shard's new snapshot, or None; see `Shard.snapshot`."""
@@ -196,6 +250,14 @@ class Parts:
 
         return await self._router.run(ask)
 
+    async def _spread(self, namespace: str, method: str, *args: Any, **options: Any) -> Pages:
+        """The same of each of the namespace's shards."""
+
+        async def ask(route: Route) -> Pages:
+            return await route.ask(route.placement.asked([namespace]), method, namespace, *args, **options)
+
+        return await self._router.run(ask)
+
     async def _picked(
         self, namespace: str, conversation: str, method: str, *args: Any, **options: Any
     ) -> Any:
@@ -205,8 +267,8 @@ class Parts:
 
         return await self._router.run(ask)
 
-    async def _each(self, method: str, **options: Any) -> Pages:
+    async def _each(self, method: str, *args: Any) -> Pages:
         async def ask(route: Route) -> Pages:
-            return await route.ask(route.placement.numbers, method, **options)
+            return await route.ask(route.placement.numbers, method, *args)
 
         return await self._router.run(ask)

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from ray.exceptions import PendingCallsLimitExceeded, RayActorError, RayTaskError
@@ -28,7 +29,7 @@ class Router:
     """Knows the layout and the shards' handles; finds them when they are needed, and again when they change."""
 
     def __init__(self, config: Config) -> None:
-        self._config = config
+        self.config = config
         self._deadline_s = config.serve.deadline_s
         self._layout: Layout | None = None
         self._handles: dict[str, Any] = {}
@@ -52,11 +53,11 @@ class Router:
                     pause = min(2 * pause, LONGEST_PAUSE_S)
 
     def _load(self) -> Layout:
-        layout = published(self._config)
-        if layout.generation == 1 and self._config.store.shards > layout.shards:
+        layout = published(self.config)
+        if layout.generation == 1 and self.config.store.shards > layout.shards:
             raise NotReady(
-                f"{layout.actor_name(layout.shards)} is not running: {shards_folder(self._config)} has "
-                f"{layout.shards} shards, not store.shards = {self._config.store.shards}"
+                f"{layout.actor_name(layout.shards)} is not running: {shards_folder(self.config)} has "
+                f"{layout.shards} shards, not store.shards = {self.config.store.shards}"
             )
         if self._layout is None or layout.generation != self._layout.generation:
             self._layout, self._handles = layout, {}
@@ -83,6 +84,11 @@ class Route:
     def __init__(self, router: Router, layout: Layout, deadline: float, deadline_s: float) -> None:
         self._router, self._layout, self._deadline, self._deadline_s = router, layout, deadline, deadline_s
         self.placement: Placement = layout.placement
+
+    @property
+    def folder(self) -> Path:
+        """Of this layout's shards."""
+        return (shards_folder(self._router.config) / self._layout.folder(0)).parent
 
     async def ask(self, numbers: Iterable[int], method: str, *args: Any, **options: Any) -> list[Any]:
         """The same of several shards; answers in that order."""

@@ -29,7 +29,6 @@ __all__ = ["RAY_NAMESPACE", "ShardedStore", "StoreShard", "start_shards", "stop_
 Replies = list[Any]  # one a shard; named here since `ShardedStore.list` hides the builtin
 Names = list[str]
 Tables = list[pa.Table]
-Broken = list[Json | None]
 _KNOWN = {"touch": "touched", "score": "scored"}  # where an answer lists the ids it found
 
 
@@ -163,11 +162,6 @@ class ShardedStore(Parts):
             for name in ("memories", "gate_attempts", "gate_accepts")
         }
         return {**totals, "namespaces": namespaces, "shards": shards}
-
-    async def verify(self) -> Broken:
-        """Each shard's first broken record, or None; see `Shard.verify`."""
-        broken: Broken = await self._all("verify")
-        return broken
 
     async def list(
         self, namespace: str, *, after: str | None = None, limit: int = 100, **options: Any

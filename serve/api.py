@@ -109,10 +109,23 @@ class Api:
     @app.post("/v1/memories/search")
     async def search(self, body: SearchBody, asking: Asking) -> dict[str, Any]:
         asking.check(body.namespace)
+        if body.complete:
+            return await self._complete(body)
         results, trace = await self._recall.search(
             body.namespace, body.query, body.k, kinds=body.kinds, where=body.filter, retrieval=body.retrieval
         )
         return {"results": results, **({"trace": trace} if body.trace else {})}
+
+    async def _complete(self, body: SearchBody) -> dict[str, Any]:
+        """Recall from a partial cue: the memory it is completed to, then those nearest to it."""
+        vector = await self._parts.embed_one(body.query)
+        results = await self._store.complete(
+            body.namespace, vector, body.k, kinds=body.kinds, where=body.filter
+        )
+        return {
+            "results": results,
+            **({"trace": {"retrieval": "complete", "stages": []}} if body.trace else {}),
+        }
 
     @app.post("/v1/memories/forget")
     async def forget(self, body: ForgetBody, asking: Asking) -> dict[str, Any]:

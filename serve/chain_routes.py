@@ -1,4 +1,4 @@
-"""What an operator asks of all shards: seal, verify, snapshot. These need a key of every namespace."""
+"""What an operator asks of all shards: seal, verify, snapshot, probe. These need a key of every namespace."""
 
 import time
 from typing import Any
@@ -7,21 +7,22 @@ from fastapi import APIRouter
 
 from serve.access import ALL
 from serve.parts import Asking, Here
-from serve.store_schema import NothingBody
+from serve.store_schema import NothingBody, ProbeBody
+from stores.probe import Canaries
 
 router = APIRouter()
 
 
 @router.post("/v1/seal")
 async def seal(asking: Asking, parts: Here, body: NothingBody | None = None) -> dict[str, Any]:
-    """Write `seal.json` beside each shard: its final anchor and a checksum."""
+    """Write `seal.json` beside the shards: where each one's chain stands, and a checksum."""
     asking.check(ALL)
-    return {"seals": await parts.store.seal(now=time.time())}
+    return await parts.store.seal(now=time.time())
 
 
 @router.post("/v1/verify")
 async def verify(asking: Asking, parts: Here, body: NothingBody | None = None) -> dict[str, Any]:
-    """Read every log from the disk, and name each shard's first broken record."""
+    """Read every log from the disk, and name each shard's first broken record; the last seal counts, too."""
     asking.check(ALL)
     broken = await parts.store.verify()
     shards = [{"shard": number, "broken": fault} for number, fault in enumerate(broken)]
@@ -34,3 +35,12 @@ async def snapshot(asking: Asking, parts: Here, body: NothingBody | None = None)
     asking.check(ALL)
     made = await parts.store.snapshot()
     return {"shards": [{"shard": number, "folder": folder} for number, folder in enumerate(made)]}
+
+
+@router.post("/v1/probe")
+async def probe(body: ProbeBody, asking: Asking, parts: Here) -> dict[str, Any]:
+    """Look for texts in every file of the store, the bytes of erased pages included, and in every shard."""
+    asking.check(ALL)
+    vectors = await parts.embed(body.texts) if body.vectors else ()
+    places = await parts.store.probe(Canaries(texts=body.texts, vectors=[*vectors], fragment=body.fragment))
+    return {"clean": not any(place["found"] or place["unchecked"] for place in places), "places": places}

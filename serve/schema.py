@@ -28,6 +28,7 @@ class SearchBody(Body):
     filter: Filter | None = None
     retrieval: Literal["full", "flat"] = "full"
     trace: bool = False
+    complete: bool = False
 
 
 class ForgetBody(Body):

@@ -141,8 +141,9 @@ class NothingBody(Body):
 
 
 class ProbeBody(Body):
-    """Where these texts, or memories, are still to be found."""
+    """What is looked for: `texts`, with `vectors` also their embeddings, with `fragment` also every piece of so
+    many bytes."""
 
-    namespace: str = Namespace
-    texts: list[str] | None = Field(None, min_length=1, max_length=1000)
-    ids: list[str] | None = Field(None, min_length=1, max_length=1000)
+    texts: list[Annotated[str, Field(min_length=4, max_length=16_384)]] = Field(min_length=1, max_length=100)
+    vectors: bool = False
+    fragment: int | None = Field(None, ge=8)

@@ -293,7 +293,7 @@ def probe_shard(
         for number, space in enumerate(shard._view.spaces.values()):
             for entry in space.entries.values():
                 for version in entry.versions:
-                    said = canonical([version.memory, entry.rivals])
+                    said = canonical([version.memory, entry.rivals, entry.tellings])
                     rows["memories"].look(said, f"memory of record {version.seq}")
             for conversation, turns in space.turns.everything():
                 rows["turns"].look(canonical([conversation, turns]), f"conversation of space {number}")

@@ -27,6 +27,7 @@ from stores.logs import Operation, open_log
 from stores.logs.sealed import SHARD
 from stores.memory import Memory
 from stores.moving import Moving
+from stores.probe import Canaries, probe_shard
 from stores.recollect import Recollect
 from stores.record import Op, Record, fault
 from stores.snapshot import Capture, capture
@@ -231,6 +232,10 @@ class Shard(Moving, TurnWrites, LineWrites, GraphReads, Recollect):
     def export_page(self, namespace: str, after: str | None, limit: int) -> tuple[Page, str | None]:
         """See `transfer.export_page`."""
         return transfer.export_page(self._view, self._viewing, self.number, namespace, after, limit)
+
+    def probe(self, canaries: Canaries) -> Page:
+        """See `probe.probe_shard`."""
+        return probe_shard(self, canaries)
 
     def snapshot(self) -> Path | None:
         """Write a snapshot now; its folder, or None where the newest one covers everything. Writers wait
