@@ -6,8 +6,17 @@ from ray.exceptions import RayTaskError
 
 from common.errors import SharpwaveError
 
-WRITES = ("put", "touch", "score", "forget", "verify")  # verify holds writes back, and must not block reads
-READS = ("prepare", "get", "list", "search", "statistics")
+WRITES = (
+    *("put", "take", "supersede", "race", "touch", "score", "forget"),
+    *("put_line", "race_line"),
+    *("push", "pop", "rewind", "forget_turns"),
+    *("verify", "rotate_key", "snapshot"),  # they hold writes back, and must not block reads
+)
+READS = (
+    *("prepare", "get", "history", "list", "search", "statistics", "rows"),
+    *("line", "query_lines", "bias_vector"),
+    *("peek", "final"),
+)
 CONTROLS = ("counts",)
 
 GROUP_OF = {

@@ -3,7 +3,8 @@
 Rendezvous hashing of the namespace picks `spread` of the shards, the first of which is its home. An
 episodic memory lives on the one of them that its id picks, a conversation's short-term memory on the one
 that the conversation picks. Relational and spatial memories live on the home shard, because duplicates,
-contradictions and positions need the whole graph. With a shard more or less only that shard's share moves.
+contradictions and positions need the whole graph, and so do lines, which are known by key. With a shard
+more or less only that shard's share moves.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from heapq import nlargest
+
+LINE = "line-"  # how the ids of lines begin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +43,7 @@ class Placement:
 
     def owner(self, namespace: str, id: str, kind: str) -> int:
         """The shard that a memory of this kind is written to."""
-        if self.homes and kind != "episodic":
+        if self.homes and (kind != "episodic" or id.startswith(LINE)):
             return self.home(namespace)
         return self.pick(namespace, id)
 

@@ -127,24 +127,26 @@ class _Reshard:
             waiting = source.start("changes", changes.upto, BATCH) if changes.more else None
             self._gone.update(dict.fromkeys(changes.gone))
             self._uses.add(changes.uses)
-            self._place(changes.rows, [])
+            self._place(changes.rows, [], changes.turns)
 
-    def _place(self, rows: Iterable[Json], gone: Iterable[Key]) -> None:
-        """Give rows to the new shards that they belong to; take others away there."""
+    def _place(self, rows: Iterable[Json], gone: Iterable[Key], turns: Iterable[Json] = ()) -> None:
+        """Give rows and turns to the new shards that they belong to; take others away there."""
         placement = self._new.placement
-        routed: dict[int, tuple[list[Json], list[Key]]] = {}
+        routed: dict[int, tuple[list[Json], list[Key], list[Json]]] = {}
         for namespace, id in gone:
             for number in placement.lookups(namespace, id):
-                routed.setdefault(number, ([], []))[1].append((namespace, id))
+                routed.setdefault(number, ([], [], []))[1].append((namespace, id))
         for row in rows:
             owner = placement.owner(*key_of(row), row["memory"]["kind"])
-            routed.setdefault(owner, ([], []))[0].append(row)
+            routed.setdefault(owner, ([], [], []))[0].append(row)
+        for kept in turns:
+            picked = placement.pick(kept["namespace"], kept["conversation"])
+            routed.setdefault(picked, ([], [], []))[2].append(kept)
         started = []
         for number, batch in routed.items():
             self._batches += 1
-            started.append(
-                (number, self._targets[number].start("adopt", *batch, f"{self._name}/{self._batches}"))
-            )
+            call = self._targets[number].start("adopt", *batch, f"{self._name}/{self._batches}")
+            started.append((number, call))
         for number, call in started:
             self._targets[number].finish(call)
 

@@ -152,9 +152,9 @@ class StoreShard:
         return await self._manage(lambda: self._shard().counts())
 
     @ray.method(concurrency_group="control")
-    async def adopt(self, rows: Page, gone: Sequence[Key], op_id: str) -> Json:
+    async def adopt(self, rows: Page, gone: Sequence[Key], turns: Page, op_id: str) -> Json:
         """See `Moving.adopt`; only while the shard is being built."""
-        return await self._manage(partial(self._build, "adopt", rows, gone, op_id=op_id))
+        return await self._manage(partial(self._build, "adopt", rows, gone, turns, op_id=op_id))
 
     @ray.method(concurrency_group="control")
     async def remember(self, part: int, uses: Sequence[tuple[str, Json]], counts: dict[str, int]) -> None:

@@ -32,27 +32,39 @@ USES = {Op.TOUCH: "touch", Op.SCORE: "score"}
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
     """Records behind `after` up to `upto`: `rows` of the memories still here, oldest first, the keys of
-    those that are `gone`, and the `uses`. `more`: the log goes on behind `upto`."""
+    those that are `gone`, the conversations of which turns came or went, whole, and the `uses`. `more`: the
+    log goes on behind `upto`."""
 
     upto: int
     more: bool
     rows: Sequence[Json] = ()
     gone: Sequence[Key] = ()
+    turns: Sequence[Json] = ()
     uses: Sequence[tuple[str, Json]] = ()
 
 
-def read_changes(records: Iterator[Record], after: int, limit: int) -> tuple[int, list[Key], list[Any]]:
-    """Of up to `limit` records: the last number, the memories they speak of, the uses."""
-    upto, keys, uses = after, dict[Key, None](), []
+@dataclass(slots=True)
+class Touched:
+    """What up to `limit` records speak of; `upto` is the last one's number."""
+
+    upto: int
+    keys: dict[Key, None] = field(default_factory=dict)
+    conversations: dict[Key, None] = field(default_factory=dict)  # namespace, conversation
+    uses: list[tuple[str, Json]] = field(default_factory=list)
+
+
+def read_touched(records: Iterator[Record], after: int, limit: int) -> Touched:
+    found = Touched(after)
     for record in islice(records, limit):
-        upto = record.seq
+        found.upto = record.seq
         if record.erased:
             continue  # another record says whose it was
         content = record.content()
-        keys |= dict.fromkeys(_keys(content))
+        found.keys |= dict.fromkeys(_keys(content))
+        found.conversations |= dict.fromkeys(_conversations(record, content))
         if record.op in USES:
-            uses.append((record.op_id, _use(record, content)))
-    return upto, [*keys], uses
+            found.uses.append((record.op_id, _use(record, content)))
+    return found
 
 
 def rows_of(view: View, keys: Iterable[Key], shard: int) -> tuple[list[Json], list[Key]]:
@@ -67,8 +79,20 @@ def rows_of(view: View, keys: Iterable[Key], shard: int) -> tuple[list[Json], li
     return rows, [key for key, entry in found.items() if entry is None]
 
 
-def adopting(view: View, rows: Sequence[Json], gone: Sequence[Key]) -> Planned:
-    """Make the rows this shard's own and take the others away; what came of them before is erased."""
+def turns_of(view: View, conversations: Iterable[Key]) -> list[Json]:
+    """Each conversation as a record of turns that stands for all before it; popped turns stay behind."""
+    found = []
+    for namespace, conversation in conversations:
+        space = view.spaces.get(namespace)
+        kept, following = space.turns.present(conversation) if space else ([], 1)
+        found.append(
+            {"namespace": namespace, "conversation": conversation, "keep": kept, "following": following}
+        )
+    return found
+
+
+def adopting(view: View, rows: Sequence[Json], gone: Sequence[Key], turns: Sequence[Json] = ()) -> Planned:
+    """Make rows and turns this shard's own and take the others away; what came of them before is erased."""
     keys = dict.fromkeys((*gone, *map(key_of, rows)))
     replaced: dict[str, list[Entry]] = {}
     for namespace, id in keys:
@@ -82,6 +106,10 @@ def adopting(view: View, rows: Sequence[Json], gone: Sequence[Key]) -> Planned:
         body = {name: value for name, value in row.items() if name != "vector"}
         drafts.append((Op.IMPORT, body, row["vector"].tobytes()))
     erase = [seq for entries in replaced.values() for entry in entries for seq in entry.seqs]
+    for kept in turns:
+        drafts.append((Op.TURNS, kept, b""))
+        if space := view.spaces.get(kept["namespace"]):
+            erase += space.turns.records(kept["conversation"])
     return Planned(drafts=drafts, result={"rows": len(rows), "gone": len(gone)}, erase=erase)
 
 
@@ -120,28 +148,34 @@ class Moving(Writes):
         """What became of the memories that up to `limit` records behind number `after` speak of."""
         with self._writes.lock:  # a scrub puts another file in the log's place
             last = self._log.seq
-            upto, keys, uses = read_changes(self._log.records(after), after, limit)
+            found = read_touched(self._log.records(after), after, limit)
         with self._viewing.read():
-            rows, gone = rows_of(self._view, keys, self.number)
-        return Changes(upto=upto, more=upto < last, rows=rows, gone=gone, uses=uses)
+            rows, gone = rows_of(self._view, found.keys, self.number)
+            turns = turns_of(self._view, found.conversations)
+        return Changes(
+            upto=found.upto, more=found.upto < last, rows=rows, gone=gone, turns=turns, uses=found.uses
+        )
 
     def rows(self, keys: Sequence[Key]) -> Sequence[Json]:
         """Those of the memories that are here, as `changes` gives them."""
         with self._viewing.read():
             return rows_of(self._view, keys, self.number)[0]
 
-    def adopt(self, rows: Sequence[Json], gone: Sequence[Key], *, op_id: str, now: float) -> Json:
-        """Take rows of another shard over, past the gate, in place of what came of them before; erase what
-        is `gone`. Returns `{rows, gone}`, their numbers."""
+    def adopt(
+        self, rows: Sequence[Json], gone: Sequence[Key], turns: Sequence[Json], *, op_id: str, now: float
+    ) -> Json:
+        """Take rows and turns of another shard over, past the gate, in place of what came of them before;
+        erase what is `gone`. Returns `{rows, gone}`, their numbers."""
         spaces = {namespace for namespace, _ in (*map(key_of, rows), *gone)}
+        spaces |= {kept["namespace"] for kept in turns}
         adopted: Json = self.write(
             op_id,
             plan.request_digest("adopt", op_id),
-            lambda pending: adopting(self._view, rows, gone),
+            lambda pending: adopting(self._view, rows, gone, turns),
             now=now,
             owns=spaces,
         )
-        if gone and self._log.scrub_due:
+        if (gone or turns) and self._log.scrub_due:
             with self._writes.lock:
                 self._log.scrub()
         return adopted
@@ -206,3 +240,11 @@ def _keys(content: Json) -> Iterator[Key]:
     yield from ((namespace, score[0]) for score in content.get("scores", ()))
     if "id" in content:
         yield namespace, content["id"]
+
+
+def _conversations(record: Record, content: Json) -> Iterator[Key]:
+    """The conversations whose turns a record changes."""
+    if record.op is Op.TURNS:
+        yield content["namespace"], content["conversation"]
+    elif record.op is Op.FORGET:
+        yield from ((content["namespace"], name) for name in content.get("conversations", ()))
