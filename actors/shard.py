@@ -142,7 +142,7 @@ class StoreShard:
         return await self._manage(lambda: self._shard().rows(keys))
 
     @ray.method(concurrency_group="control")
-    async def remembered(self) -> Sequence[tuple[str, Json]]:
+    async def remembered(self) -> Any:
         """See `Moving.remembered`."""
         return await self._manage(lambda: self._shard().remembered())
 
@@ -157,9 +157,9 @@ class StoreShard:
         return await self._manage(partial(self._build, "adopt", rows, gone, turns, op_id=op_id))
 
     @ray.method(concurrency_group="control")
-    async def remember(self, part: int, uses: Sequence[tuple[str, Json]], counts: dict[str, int]) -> None:
+    async def remember(self, *args: Any) -> None:
         """See `Moving.remember`; only while the shard is being built."""
-        await self._manage(partial(self._build, "remember", part, uses, counts))
+        await self._manage(partial(self._build, "remember", *args))
 
     def _build(self, method: str, *args: Any, **options: Any) -> Any:
         self._tenure.keep()

@@ -17,23 +17,25 @@ from stores import plan
 from stores.batch import Planned
 from stores.entry import Entry, carried
 from stores.locks import ReadWriteLock
-from stores.logs.base import RESULTS_KEPT, Draft
+from stores.logs.base import RESULTS_KEPT, Draft, Operation
 from stores.record import Op, Record
 from stores.view import View
 from stores.writes import Writes
 
 Json = dict[str, Any]
 Key = tuple[str, str]  # namespace, id
+Result = tuple[str, str, Any]  # op_id, request, result
 
 _REMEMBERED = "remembered"  # stands for the request of those operations
-USES = {Op.TOUCH: "touch", Op.SCORE: "score"}
+USES = {Op.TOUCH: "touch", Op.SCORE: "score"}  # an operation's ids may lie on several shards
+WHOLE = (Op.SUPERSEDE, Op.RACE, Op.TURNS)  # one shard did all of the operation, in either layout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
     """Records behind `after` up to `upto`: `rows` of the memories still here, oldest first, the keys of
-    those that are `gone`, the conversations of which turns came or went, whole, and the `uses`. `more`: the
-    log goes on behind `upto`."""
+    those that are `gone`, the conversations of which turns came or went, whole, the `uses`, and
+    the `results` of operations of which one shard did all. `more`: the log goes on behind `upto`."""
 
     upto: int
     more: bool
@@ -41,6 +43,7 @@ class Changes:
     gone: Sequence[Key] = ()
     turns: Sequence[Json] = ()
     uses: Sequence[tuple[str, Json]] = ()
+    results: Sequence[Result] = ()
 
 
 @dataclass(slots=True)
@@ -51,6 +54,7 @@ class Touched:
     keys: dict[Key, None] = field(default_factory=dict)
     conversations: dict[Key, None] = field(default_factory=dict)  # namespace, conversation
     uses: list[tuple[str, Json]] = field(default_factory=list)
+    whole: dict[str, None] = field(default_factory=dict)  # op_ids
 
 
 def read_touched(records: Iterator[Record], after: int, limit: int) -> Touched:
@@ -64,6 +68,8 @@ def read_touched(records: Iterator[Record], after: int, limit: int) -> Touched:
         found.conversations |= dict.fromkeys(_conversations(record, content))
         if record.op in USES:
             found.uses.append((record.op_id, _use(record, content)))
+        elif record.op in WHOLE:
+            found.whole[record.op_id] = None
     return found
 
 
@@ -149,11 +155,18 @@ class Moving(Writes):
         with self._writes.lock:  # a scrub puts another file in the log's place
             last = self._log.seq
             found = read_touched(self._log.records(after), after, limit)
+            results = self._results(found.whole)
         with self._viewing.read():
             rows, gone = rows_of(self._view, found.keys, self.number)
             turns = turns_of(self._view, found.conversations)
         return Changes(
-            upto=found.upto, more=found.upto < last, rows=rows, gone=gone, turns=turns, uses=found.uses
+            upto=found.upto,
+            more=found.upto < last,
+            rows=rows,
+            gone=gone,
+            turns=turns,
+            uses=found.uses,
+            results=results,
         )
 
     def rows(self, keys: Sequence[Key]) -> Sequence[Json]:
@@ -181,26 +194,49 @@ class Moving(Writes):
         return adopted
 
     def remember(
-        self, part: int, uses: Sequence[tuple[str, Json]], counts: Mapping[str, int], *, now: float
+        self,
+        part: int,
+        uses: Sequence[tuple[str, Json]],
+        results: Sequence[Result],
+        counts: Mapping[str, int],
+        *,
+        now: float,
     ) -> None:
-        """Keep a part of the last uses, numbered from 0, as long as the results of our own operations are
-        kept; add the former shards' counters."""
-        planned = Planned(drafts=[], result=[*uses], counts=counts)
+        """Keep a part of the last uses and results, numbered from 0, as long as those of our own operations
+        are kept; add the former shards' counters."""
+        operations = [
+            Operation(op_id=op_id, request=request, records=(), result=result)
+            for op_id, request, result in results
+        ]
+        with self._writes.lock:
+            self._log.commit(operations)
+        kept = {"uses": [*uses], "whole": [op_id for op_id, _, _ in results]}
+        planned = Planned(drafts=[], result=kept, counts=counts)
         self.write(_part(part), _REMEMBERED, lambda pending: planned, now=now)
         self.__dict__.pop("_uses", None)
 
-    def remembered(self) -> list[tuple[str, Json]]:
-        """What `remember` was told of."""
-        return [*self._uses.by_op.items()]
+    def remembered(self) -> tuple[list[tuple[str, Json]], list[Result]]:
+        """The uses and results that `remember` was told of."""
+        with self._writes.lock:
+            results = self._results(op_id for kept in self._parts() for op_id in kept["whole"])
+        return [*self._uses.by_op.items()], results
+
+    def _results(self, op_ids: Iterable[str]) -> list[Result]:
+        found = ((op_id, self._log.seen(op_id, None)) for op_id in op_ids)
+        return [(op_id, kept["request"], kept["result"]) for op_id, kept in found if kept is not None]
+
+    def _parts(self) -> Iterator[Json]:
+        for part in count():
+            if (kept := self._log.seen(_part(part), _REMEMBERED)) is None:
+                return
+            yield kept
 
     @cached_property
     def _uses(self) -> Uses:
         uses = Uses()
-        for part in count():
-            if (kept := self._log.seen(_part(part), _REMEMBERED)) is None:
-                return uses
-            uses.add(kept)
-        raise AssertionError("count() does not end")
+        for kept in self._parts():
+            uses.add(kept["uses"])
+        return uses
 
     def touch(self, namespace: str, ids: Sequence[str], *, op_id: str, now: float) -> Json:
         """Count one use of each memory. Returns `{touched, unknown}`."""

@@ -85,7 +85,7 @@ class RedisLog(BaseLog):
             self.close()
             raise
 
-    def seen(self, op_id: str, request: str) -> Any:
+    def seen(self, op_id: str, request: str | None) -> Any:
         base.op_key(op_id)
         raw = self._ask(lambda client: client.hget(self._results_key, op_id))
         if raw is None:
