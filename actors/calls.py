@@ -7,15 +7,18 @@ from ray.exceptions import RayTaskError
 from common.errors import SharpwaveError
 
 WRITES = (
-    *("put", "touch", "score", "forget", "verify"),  # verify holds writes back, and must not block reads
-    *("supersede", "take", "put_line", "race_line", "push", "pop", "rewind", "snapshot", "probe"),
+    *("put", "take", "supersede", "race", "touch", "score", "forget"),
+    *("put_line", "race_line"),
+    *("push", "pop", "rewind", "forget_turns"),
+    *("verify", "rotate_key", "snapshot", "probe"),  # they hold writes back, and must not block reads
 )
 READS = (
-    *("prepare", "get", "list", "search", "statistics", "history", "weakest", "complete", "export_page"),
+    *("prepare", "get", "history", "list", "search", "complete", "weakest", "statistics", "rows"),
     *("query_facts", "recall_facts", "fact_path", "query_places"),
-    *("line", "query_lines", "bias_vector", "peek"),
+    *("line", "query_lines", "bias_vector"),
+    *("peek", "final"),
 )
-CONTROLS = ("counts", "final")
+CONTROLS = ("counts",)
 
 GROUP_OF = {
     **dict.fromkeys(WRITES, "write"),

@@ -2,8 +2,9 @@
 
 Rendezvous hashing of the namespace picks `spread` of the shards, the first of which is its home. An
 episodic memory lives on the one of them that its id picks, a conversation's short-term memory on the one
-that the conversation picks. Relational and spatial memories and lines live on the home shard, because
-duplicates, contradictions, positions and keys need all of them. With a shard more or less only that shard's share moves.
+that the conversation picks. Relational and spatial memories live on the home shard, because duplicates,
+contradictions and positions need the whole graph, and so do lines, which are known by key. With a shard
+more or less only that shard's share moves.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,7 +13,7 @@ from functools import lru_cache
 from hashlib import blake2b
 from heapq import nlargest
 
-from stores.lines import LINE
+LINE = "line-"  # how the ids of lines begin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

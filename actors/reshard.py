@@ -13,6 +13,7 @@ and the shards of the layout that does not hold remove themselves, or the next s
 
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -27,13 +28,14 @@ from actors.layout import Layout, LayoutRecord, layout_record, publish
 from actors.start import clean, handle, start_generation
 from common.config import Config
 from common.errors import Conflict, InvalidInput, NotReady, SharpwaveError
-from stores.moving import Changes, Key, Uses, key_of
+from stores.logs.base import RESULTS_KEPT
+from stores.moving import Changes, Key, Result, Uses, key_of
 
 BATCH = 500  # records of an old log, and memories of a new one, at once
 LITTLE = 2_000  # records that may be left for the time in which writes wait
 MOST_ROUNDS = 20  # of copying while writes go on: a store written faster than it is copied is held anyway
 USES_AT_ONCE = 1_000
-NOT_COUNTERS = {"memories", "namespaces", "seq", "epoch", "anchor", "failure"}  # of `Shard.counts`
+NOT_COUNTERS = ("memories", "seq", "epoch")  # among the numbers of `Shard.counts`
 
 Json = dict[str, Any]
 Say = Callable[[str], None]
@@ -72,6 +74,7 @@ class _Reshard:
         self._batches = 0
         self._gone: dict[Key, None] = {}
         self._uses = Uses()
+        self._results: deque[Result] = deque(maxlen=RESULTS_KEPT)
         self._writes_wait = self._reads_wait = False
 
     def run(self) -> Json:
@@ -104,7 +107,7 @@ class _Reshard:
         start_generation(self._config, self._new, dim)
         self._targets = [_Remote(self._config, self._new, number) for number in self._new.placement.numbers]
         for source in self._sources:
-            self._uses.add(source.call("remembered"))
+            self._note(*source.call("remembered"))
 
     def _copy(self) -> None:
         """Everything, and again what changed meanwhile, until that is little."""
@@ -126,25 +129,27 @@ class _Reshard:
             self._marks[number] = changes.upto
             waiting = source.start("changes", changes.upto, BATCH) if changes.more else None
             self._gone.update(dict.fromkeys(changes.gone))
-            self._uses.add(changes.uses)
-            self._place(changes.rows, [])
+            self._note(changes.uses, changes.results)
+            self._place(changes.rows, [], changes.turns)
 
-    def _place(self, rows: Iterable[Json], gone: Iterable[Key]) -> None:
-        """Give rows to the new shards that they belong to; take others away there."""
+    def _place(self, rows: Iterable[Json], gone: Iterable[Key], turns: Iterable[Json] = ()) -> None:
+        """Give rows and turns to the new shards that they belong to; take others away there."""
         placement = self._new.placement
-        routed: dict[int, tuple[list[Json], list[Key]]] = {}
+        routed: dict[int, tuple[list[Json], list[Key], list[Json]]] = {}
         for namespace, id in gone:
             for number in placement.lookups(namespace, id):
-                routed.setdefault(number, ([], []))[1].append((namespace, id))
+                routed.setdefault(number, ([], [], []))[1].append((namespace, id))
         for row in rows:
             owner = placement.owner(*key_of(row), row["memory"]["kind"])
-            routed.setdefault(owner, ([], []))[0].append(row)
+            routed.setdefault(owner, ([], [], []))[0].append(row)
+        for kept in turns:
+            picked = placement.pick(kept["namespace"], kept["conversation"])
+            routed.setdefault(picked, ([], [], []))[2].append(kept)
         started = []
         for number, batch in routed.items():
             self._batches += 1
-            started.append(
-                (number, self._targets[number].start("adopt", *batch, f"{self._name}/{self._batches}"))
-            )
+            call = self._targets[number].start("adopt", *batch, f"{self._name}/{self._batches}")
+            started.append((number, call))
         for number, call in started:
             self._targets[number].finish(call)
 
@@ -164,16 +169,23 @@ class _Reshard:
             self._place((row for source in self._sources for row in source.call("rows", some)), some)
         self._remember()
 
+    def _note(self, uses: Iterable[tuple[str, Json]], results: Iterable[Result]) -> None:
+        """What retried calls will need."""
+        self._uses.add(uses)
+        self._results.extend(results)
+
     def _remember(self) -> None:
         """Give the last operations to every new shard, and the counters to the first."""
-        uses = [*self._uses.by_op.items()]
+        uses, results = [*self._uses.by_op.items()], [*self._results]
         totals = [source.call("totals") for source in self._sources]
-        names = totals[0].keys() - NOT_COUNTERS
-        counters = {name: sum(total[name] for total in totals) for name in names}
-        for part, start in enumerate(range(0, max(1, len(uses)), USES_AT_ONCE)):
-            some = uses[start : start + USES_AT_ONCE]
+        names = [name for name, value in totals[0].items() if _counts(name, value)]
+        counters = {name: sum(total.get(name, 0) for total in totals) for name in names}
+        longest = max(len(uses), len(results), 1)
+        for part, start in enumerate(range(0, longest, USES_AT_ONCE)):
+            some = slice(start, start + USES_AT_ONCE)
             for number, target in enumerate(self._targets):
-                target.call("remember", part, some, counters if (part, number) == (0, 0) else {})
+                counts = counters if (part, number) == (0, 0) else {}
+                target.call("remember", part, uses[some], results[some], counts)
 
     def _check(self) -> int:
         """Both sides hold as many memories of every namespace; how many."""
@@ -223,6 +235,10 @@ class _Reshard:
             ]
         for shard, call in calls:
             shard.finish(call)
+
+
+def _counts(name: str, value: Any) -> bool:
+    return isinstance(value, int) and name not in NOT_COUNTERS
 
 
 _Started = tuple[Any, str, Sequence[Any]]  # a call under way, and how to send it again

@@ -142,7 +142,7 @@ class StoreShard:
         return await self._manage(lambda: self._shard().rows(keys))
 
     @ray.method(concurrency_group="control")
-    async def remembered(self) -> Sequence[tuple[str, Json]]:
+    async def remembered(self) -> Any:
         """See `Moving.remembered`."""
         return await self._manage(lambda: self._shard().remembered())
 
@@ -152,14 +152,14 @@ class StoreShard:
         return await self._manage(lambda: self._shard().counts())
 
     @ray.method(concurrency_group="control")
-    async def adopt(self, rows: Page, gone: Sequence[Key], op_id: str) -> Json:
+    async def adopt(self, rows: Page, gone: Sequence[Key], turns: Page, op_id: str) -> Json:
         """See `Moving.adopt`; only while the shard is being built."""
-        return await self._manage(partial(self._build, "adopt", rows, gone, op_id=op_id))
+        return await self._manage(partial(self._build, "adopt", rows, gone, turns, op_id=op_id))
 
     @ray.method(concurrency_group="control")
-    async def remember(self, part: int, uses: Sequence[tuple[str, Json]], counts: dict[str, int]) -> None:
+    async def remember(self, *args: Any) -> None:
         """See `Moving.remember`; only while the shard is being built."""
-        await self._manage(partial(self._build, "remember", part, uses, counts))
+        await self._manage(partial(self._build, "remember", *args))
 
     def _build(self, method: str, *args: Any, **options: Any) -> Any:
         self._tenure.keep()

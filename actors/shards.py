@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import ray
 
+from actors.graph_calls import GraphCalls
 from actors.layout import RAY_NAMESPACE
-from actors.parts import Parts
 from actors.route import Route, Router, together
 from actors.shard import Json, Page, StoreShard
 from actors.start import start_shards, stop_shards
@@ -29,10 +29,11 @@ __all__ = ["RAY_NAMESPACE", "ShardedStore", "StoreShard", "start_shards", "stop_
 Replies = list[Any]  # one a shard; named here since `ShardedStore.list` hides the builtin
 Names = list[str]
 Tables = list[pa.Table]
+Broken = list[Json | None]
 _KNOWN = {"touch": "touched", "score": "scored"}  # where an answer lists the ids it found
 
 
-class ShardedStore(Parts):
+class ShardedStore(GraphCalls):
     """All shards as one store, for asyncio. Cheap to make: it looks actors up when they are needed.
 
     Every operation ends within `serve.deadline_s`: a shard that is gone, or held by a reshard, is called
@@ -136,14 +137,15 @@ class ShardedStore(Parts):
     ) -> Json:
         """Erase on every shard of the namespace; the receipts as one. See `Shard.forget`."""
         options = {"ids": ids, "where": where, "everything": everything, "op_id": op_id, "now": now}
-        receipts = await self._of(namespace, "forget", namespace, **options)
-        return {
-            "namespace": namespace,
-            "forgotten": [id for receipt in receipts for id in receipt["forgotten"]],
-            "log_records": sum(receipt["log_records"] for receipt in receipts),
-            "index_rows": sum(receipt["index_rows"] for receipt in receipts),
-            "scrubbed": all(receipt["scrubbed"] for receipt in receipts),
-        }
+        return merged(await self._of(namespace, "forget", namespace, **options))
+
+    async def forget_turns(self, namespace: str, **options: Any) -> Json:
+        """Erase turns on every shard of the namespace; see `Shard.forget_turns` for the options."""
+        return merged(await self._of(namespace, "forget_turns", namespace, **options))
+
+    async def rotate_key(self, namespace: str) -> bool:
+        """Whether any shard had something to rotate; see `Shard.rotate_key`."""
+        return any(await self._of(namespace, "rotate_key", namespace))
 
     async def statistics(self, namespace: str) -> Tables:
         """One table for each of the namespace's shards, so that replay can draw a shard by its mass first."""
@@ -162,6 +164,25 @@ class ShardedStore(Parts):
             for name in ("memories", "gate_attempts", "gate_accepts")
         }
         return {**totals, "namespaces": namespaces, "shards": shards}
+
+    async def finals(self) -> Replies:
+        """Where each shard's chain stands, for a seal: `{shard, seq, anchor}`."""
+        return await self._all("final")
+
+    async def verify(self, sealed: Sequence[Mapping[str, Any]] = ()) -> Broken:
+        """Each shard's first broken record, or None; see `Shard.verify`. `sealed` are the shards of a seal."""
+        by_number = {part["shard"]: part for part in sealed}
+
+        async def ask(route: Route) -> Broken:
+            return await together(
+                route.call(number, "verify", by_number.get(number)) for number in route.placement.numbers
+            )
+
+        return await self._router.run(ask)
+
+    async def snapshot(self) -> Replies:
+        """Have every shard write a snapshot; its folder, or None where the newest one covers everything."""
+        return await self._all("snapshot")
 
     async def list(
         self, namespace: str, *, after: str | None = None, limit: int = 100, **options: Any
@@ -236,6 +257,22 @@ async def _prepare(
             if owners[i] != number:
                 nearest[i] = max(nearest[i], cosine)
     return conflicts, nearest
+
+
+def merged(receipts: Sequence[Json]) -> Json:
+    """The receipts of several shards as one: lists joined, numbers added, true where all say so."""
+    found: Json = {}
+    for name, first in receipts[0].items():
+        values = [receipt[name] for receipt in receipts if receipt[name] is not None]
+        if not values or isinstance(first, str):
+            found[name] = first
+        elif isinstance(values[0], bool):
+            found[name] = all(values)
+        elif isinstance(values[0], list):
+            found[name] = [each for value in values for each in value]
+        else:
+            found[name] = sum(values)
+    return found
 
 
 def _places(numbers: Sequence[Iterable[int]]) -> dict[int, list[int]]:

@@ -24,7 +24,7 @@ async def seal(asking: Asking, parts: Here, body: NothingBody | None = None) -> 
 async def verify(asking: Asking, parts: Here, body: NothingBody | None = None) -> dict[str, Any]:
     """Read every log from the disk, and name each shard's first broken record; the last seal counts, too."""
     asking.check(ALL)
-    broken = await parts.store.verify()
+    broken = await parts.store.verify(await parts.store.sealed())
     shards = [{"shard": number, "broken": fault} for number, fault in enumerate(broken)]
     return {"intact": not any(broken), "shards": shards}
 
@@ -34,7 +34,9 @@ async def snapshot(asking: Asking, parts: Here, body: NothingBody | None = None)
     """Write a snapshot of each shard now; `folder` is null where the newest one covers everything."""
     asking.check(ALL)
     made = await parts.store.snapshot()
-    return {"shards": [{"shard": number, "folder": folder} for number, folder in enumerate(made)]}
+    return {
+        "shards": [{"shard": number, "folder": folder and str(folder)} for number, folder in enumerate(made)]
+    }
 
 
 @router.post("/v1/probe")

@@ -5,7 +5,7 @@ import asyncio
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -97,12 +97,19 @@ async def _received(request: Request) -> Path:
 
 
 def _pages(parts: Parts, namespace: str, loop: asyncio.AbstractEventLoop) -> Iterator[Json]:
-    cursor: str | None = None
-    while True:
-        rows, cursor = _wait(parts.store.export_page(namespace, cursor, transfer.BATCH), loop)
-        yield from rows
-        if cursor is None:
-            return
+    rows = parts.store.export_rows(namespace)
+    while page := _wait(_some(rows), loop):
+        yield from page
+
+
+async def _some(rows: AsyncIterator[Json]) -> list[Json]:
+    """The next rows; none at the end."""
+    found = []
+    async for row in rows:
+        found.append(row)
+        if len(found) == transfer.BATCH:
+            break
+    return found
 
 
 def _wait(call: Coroutine[Any, Any, Answer], loop: asyncio.AbstractEventLoop) -> Answer:

@@ -20,7 +20,6 @@ from stores.index import Vectors
 from stores.memory import Memory, parse_memory
 
 MAX_KEY = 512  # characters
-LINE = "line-"  # begins the id of every line
 _FIRST_ROWS = 16
 
 Json = dict[str, Any]
@@ -137,7 +136,7 @@ def key_of(memory: Mapping[str, Any]) -> str | None:
 
 def line_id(key: str) -> str:
     """The id of the memory that is the key's line: two writers of one new key must mean the same one."""
-    return f"{LINE}{blake2b(key.encode(errors='replace'), digest_size=16).hexdigest()}"
+    return f"line-{blake2b(key.encode(errors='replace'), digest_size=16).hexdigest()}"
 
 
 def line_memory(

@@ -18,42 +18,60 @@ from stores.batch import Planned
 from stores.entry import Entry, carried
 from stores.frozen import vectors_of
 from stores.locks import ReadWriteLock
-from stores.logs.base import RESULTS_KEPT, Draft
+from stores.logs.base import RESULTS_KEPT, Draft, Operation
 from stores.record import Op, Record
 from stores.view import View
 from stores.writes import Writes
 
 Json = dict[str, Any]
 Key = tuple[str, str]  # namespace, id
+Result = tuple[str, str, Any]  # op_id, request, result
 
 _REMEMBERED = "remembered"  # stands for the request of those operations
-USES = {Op.TOUCH: "touch", Op.SCORE: "score"}
+USES = {Op.TOUCH: "touch", Op.SCORE: "score"}  # an operation's ids may lie on several shards
+WHOLE = (Op.SUPERSEDE, Op.RACE, Op.TURNS)  # one shard did all of the operation, in either layout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
     """Records behind `after` up to `upto`: `rows` of the memories still here, oldest first, the keys of
-    those that are `gone`, and the `uses`. `more`: the log goes on behind `upto`."""
+    those that are `gone`, the conversations of which turns came or went, whole, the `uses`, and
+    the `results` of operations of which one shard did all. `more`: the log goes on behind `upto`."""
 
     upto: int
     more: bool
     rows: Sequence[Json] = ()
     gone: Sequence[Key] = ()
+    turns: Sequence[Json] = ()
     uses: Sequence[tuple[str, Json]] = ()
+    results: Sequence[Result] = ()
 
 
-def read_changes(records: Iterator[Record], after: int, limit: int) -> tuple[int, list[Key], list[Any]]:
-    """Of up to `limit` records: the last number, the memories they speak of, the uses."""
-    upto, keys, uses = after, dict[Key, None](), []
+@dataclass(slots=True)
+class Touched:
+    """What up to `limit` records speak of; `upto` is the last one's number."""
+
+    upto: int
+    keys: dict[Key, None] = field(default_factory=dict)
+    conversations: dict[Key, None] = field(default_factory=dict)  # namespace, conversation
+    uses: list[tuple[str, Json]] = field(default_factory=list)
+    whole: dict[str, None] = field(default_factory=dict)  # op_ids
+
+
+def read_touched(records: Iterator[Record], after: int, limit: int) -> Touched:
+    found = Touched(after)
     for record in islice(records, limit):
-        upto = record.seq
+        found.upto = record.seq
         if record.erased:
             continue  # another record says whose it was
         content = record.content()
-        keys |= dict.fromkeys(_keys(content))
+        found.keys |= dict.fromkeys(_keys(content))
+        found.conversations |= dict.fromkeys(_conversations(record, content))
         if record.op in USES:
-            uses.append((record.op_id, _use(record, content)))
-    return upto, [*keys], uses
+            found.uses.append((record.op_id, _use(record, content)))
+        elif record.op in WHOLE:
+            found.whole[record.op_id] = None
+    return found
 
 
 def rows_of(view: View, keys: Iterable[Key], shard: int) -> tuple[list[Json], list[Key]]:
@@ -68,8 +86,20 @@ def rows_of(view: View, keys: Iterable[Key], shard: int) -> tuple[list[Json], li
     return rows, [key for key, entry in found.items() if entry is None]
 
 
-def adopting(view: View, rows: Sequence[Json], gone: Sequence[Key]) -> Planned:
-    """Make the rows this shard's own and take the others away; what came of them before is erased."""
+def turns_of(view: View, conversations: Iterable[Key]) -> list[Json]:
+    """Each conversation as a record of turns that stands for all before it; popped turns stay behind."""
+    found = []
+    for namespace, conversation in conversations:
+        space = view.spaces.get(namespace)
+        kept, following = space.turns.present(conversation) if space else ([], 1)
+        found.append(
+            {"namespace": namespace, "conversation": conversation, "keep": kept, "following": following}
+        )
+    return found
+
+
+def adopting(view: View, rows: Sequence[Json], gone: Sequence[Key], turns: Sequence[Json] = ()) -> Planned:
+    """Make rows and turns this shard's own and take the others away; what came of them before is erased."""
     keys = dict.fromkeys((*gone, *map(key_of, rows)))
     replaced: dict[str, list[Entry]] = {}
     for namespace, id in keys:
@@ -83,6 +113,10 @@ def adopting(view: View, rows: Sequence[Json], gone: Sequence[Key]) -> Planned:
         body = {name: value for name, value in row.items() if name != "vector"}
         drafts.append((Op.IMPORT, body, row["vector"].tobytes()))
     erase = [seq for entries in replaced.values() for entry in entries for seq in entry.seqs]
+    for kept in turns:
+        drafts.append((Op.TURNS, kept, b""))
+        if space := view.spaces.get(kept["namespace"]):
+            erase += space.turns.records(kept["conversation"])
     return Planned(drafts=drafts, result={"rows": len(rows), "gone": len(gone)}, erase=erase)
 
 
@@ -121,53 +155,89 @@ class Moving(Writes):
         """What became of the memories that up to `limit` records behind number `after` speak of."""
         with self._writes.lock:  # a scrub puts another file in the log's place
             last = self._log.seq
-            upto, keys, uses = read_changes(self._log.records(after), after, limit)
+            found = read_touched(self._log.records(after), after, limit)
+            results = self._results(found.whole)
         with self._viewing.read():
-            rows, gone = rows_of(self._view, keys, self.number)
-        return Changes(upto=upto, more=upto < last, rows=rows, gone=gone, uses=uses)
+            rows, gone = rows_of(self._view, found.keys, self.number)
+            turns = turns_of(self._view, found.conversations)
+        return Changes(
+            upto=found.upto,
+            more=found.upto < last,
+            rows=rows,
+            gone=gone,
+            turns=turns,
+            uses=found.uses,
+            results=results,
+        )
 
     def rows(self, keys: Sequence[Key]) -> Sequence[Json]:
         """Those of the memories that are here, as `changes` gives them."""
         with self._viewing.read():
             return rows_of(self._view, keys, self.number)[0]
 
-    def adopt(self, rows: Sequence[Json], gone: Sequence[Key], *, op_id: str, now: float) -> Json:
-        """Take rows of another shard over, past the gate, in place of what came of them before; erase what
-        is `gone`. Returns `{rows, gone}`, their numbers."""
+    def adopt(
+        self, rows: Sequence[Json], gone: Sequence[Key], turns: Sequence[Json], *, op_id: str, now: float
+    ) -> Json:
+        """Take rows and turns of another shard over, past the gate, in place of what came of them before;
+        erase what is `gone`. Returns `{rows, gone}`, their numbers."""
         spaces = {namespace for namespace, _ in (*map(key_of, rows), *gone)}
+        spaces |= {kept["namespace"] for kept in turns}
         adopted: Json = self.write(
             op_id,
             plan.request_digest("adopt", op_id),
-            lambda pending: adopting(self._view, rows, gone),
+            lambda pending: adopting(self._view, rows, gone, turns),
             now=now,
             owns=spaces,
         )
-        if gone and self._log.scrub_due:
+        if (gone or turns) and self._log.scrub_due:
             with self._writes.lock:
                 self._log.scrub()
         return adopted
 
     def remember(
-        self, part: int, uses: Sequence[tuple[str, Json]], counts: Mapping[str, int], *, now: float
+        self,
+        part: int,
+        uses: Sequence[tuple[str, Json]],
+        results: Sequence[Result],
+        counts: Mapping[str, int],
+        *,
+        now: float,
     ) -> None:
-        """Keep a part of the last uses, numbered from 0, as long as the results of our own operations are
-        kept; add the former shards' counters."""
-        planned = Planned(drafts=[], result=[*uses], counts=counts)
+        """Keep a part of the last uses and results, numbered from 0, as long as those of our own operations
+        are kept; add the former shards' counters."""
+        operations = [
+            Operation(op_id=op_id, request=request, records=(), result=result)
+            for op_id, request, result in results
+        ]
+        with self._writes.lock:
+            self._log.commit(operations)
+        kept = {"uses": [*uses], "whole": [op_id for op_id, _, _ in results]}
+        planned = Planned(drafts=[], result=kept, counts=counts)
         self.write(_part(part), _REMEMBERED, lambda pending: planned, now=now)
         self.__dict__.pop("_uses", None)
 
-    def remembered(self) -> list[tuple[str, Json]]:
-        """What `remember` was told of."""
-        return [*self._uses.by_op.items()]
+    def remembered(self) -> tuple[list[tuple[str, Json]], list[Result]]:
+        """The uses and results that `remember` was told of."""
+        with self._writes.lock:
+            results = self._results(op_id for kept in self._parts() for op_id in kept["whole"])
+        return [*self._uses.by_op.items()], results
+
+    def _results(self, op_ids: Iterable[str]) -> list[Result]:
+        found = ((op_id, self._log.seen(op_id, None)) for op_id in op_ids)
+        return [(op_id, kept["request"], kept["result"]) for op_id, kept in found if kept is not None]
+
+    def _parts(self) -> Iterator[Json]:
+        for part in count():
+            if (kept := self._log.seen(_part(part), _REMEMBERED)) is None:
+                return
+            yield kept
 
     @cached_property
     def _uses(self) -> Uses:
         uses = Uses()
-        for part in count():
-            if (kept := self._log.seen(_part(part), _REMEMBERED)) is None:
-                return uses
-            uses.add(kept)
-        raise AssertionError("count() does not end")
+        for kept in self._parts():
+            uses.add(kept["uses"])
+        return uses
 
     def touch(self, namespace: str, ids: Sequence[str], *, op_id: str, now: float) -> Json:
         """Count one use of each memory. Returns `{touched, unknown}`."""
@@ -207,3 +277,11 @@ def _keys(content: Json) -> Iterator[Key]:
     yield from ((namespace, score[0]) for score in content.get("scores", ()))
     if "id" in content:
         yield namespace, content["id"]
+
+
+def _conversations(record: Record, content: Json) -> Iterator[Key]:
+    """The conversations whose turns a record changes."""
+    if record.op is Op.TURNS:
+        yield content["namespace"], content["conversation"]
+    elif record.op is Op.FORGET:
+        yield from ((content["namespace"], name) for name in content.get("conversations", ()))

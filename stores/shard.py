@@ -229,10 +229,6 @@ class Shard(Moving, TurnWrites, LineWrites, GraphReads, Recollect):
             self._view, self._viewing, self.number, namespace, conversation=conversation
         )
 
-    def export_page(self, namespace: str, after: str | None, limit: int) -> tuple[Page, str | None]:
-        """See `transfer.export_page`."""
-        return transfer.export_page(self._view, self._viewing, self.number, namespace, after, limit)
-
     def probe(self, canaries: Canaries) -> Page:
         """See `probe.probe_shard`."""
         return probe_shard(self, canaries)

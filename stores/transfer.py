@@ -35,7 +35,7 @@ from stores.frozen import vectors_of
 from stores.index import Vectors
 from stores.locks import ReadWriteLock
 from stores.memory import canonical, check_name, parse_memory, to_json
-from stores.view import View, cursor_of
+from stores.view import View
 
 FORMAT = "sharpwave-export"
 SCHEMA_VERSION = 1
@@ -78,20 +78,6 @@ def export_rows(
                 vectors: Sequence[Vectors] = [*vectors_of(view.spaces[name].index, seqs)] if seqs else []
             for entry, vector in zip(present, vectors, strict=True):
                 yield carried(entry, vector, shard)
-
-
-def export_page(
-    view: View, viewing: ReadWriteLock, shard: int, namespace: str, after: str | None, limit: int
-) -> tuple[list[Json], str | None]:
-    """Up to `limit` rows of a namespace in order of (time, id), from behind the cursor `after` on, and the
-    cursor of the page behind them, or None."""
-    with viewing.read():
-        space = view.spaces.get(namespace)
-        found = [*islice(space.after(after), limit + 1)] if space else []
-        page = [columns.entry_of(each) for each in columns.captured(found[:limit])]
-        vectors = vectors_of(space.index, [entry.seq for entry in page]) if space else ()
-    rows = [carried(entry, vector, shard) for entry, vector in zip(page, vectors, strict=True)]
-    return rows, cursor_of(page[-1].memory) if len(found) > limit else None
 
 
 def _of(entry: Entry, conversation: str | None) -> bool:

@@ -174,6 +174,11 @@ class Turns:
     def length(self, conversation: str) -> int:
         return len(self._turns(conversation))
 
+    def present(self, conversation: str) -> tuple[list[Json], int]:
+        """The turns as a `keep` operation holds them, and the number of the next one."""
+        here = self._conversations.get(conversation, Conversation())
+        return [dict(turn) for turn in here.turns], here.following
+
     def records(self, conversation: str) -> list[int]:
         """Numbers of the log's records that lose their content when the conversation is forgotten."""
         here = self._conversations.get(conversation)

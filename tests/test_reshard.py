@@ -126,35 +126,49 @@ async def check_ledger(config, writers):
     return counts
 
 
-async def sent_again(config, status):
+async def sent_again(config, generation=None):
     """The same operations, whatever the layout, count once."""
     store, ids = ShardedStore(config), [f"again-{i}" for i in range(8)]
     items = [_item("again", id, i, "relational" if i < 2 else "episodic") for i, id in enumerate(ids)]
-    answers = await store.put(items, op_id="put-again", now=NOW)
-    assert {answer["status"] for answer in answers} <= {"new", status}
+    if generation is None:  # of the version that is superseded below
+        answers = await store.put(items, op_id="put-again", now=NOW)
+        assert {answer["status"] for answer in answers} == {"new"}
     touched = await store.touch("again", [*ids, "absent"], op_id="touch-again", now=NOW)
     assert touched == {"touched": ids, "unknown": ["absent"]}
     scored = await store.score("again", [(id, 3.0) for id in ids], op_id="score-again", now=NOW)
     assert scored == {"scored": dict.fromkeys(ids, 3.0), "unknown": []}
+    turns = [{"role": "user", "text": f"turn {i}"} for i in range(5)]
+    pushed = await store.push("again", "talk", turns, op_id="push-again", now=NOW)
+    assert pushed == {"pushed": 5, "length": 5, "dropped": 0}
+    assert (await store.rewind("again", "talk", 2, op_id="rewind-again", now=NOW))["removed"] == 2
+    assert [turn["text"] for turn in await store.peek("again", "talk", 10)] == ["turn 0", "turn 1", "turn 2"]
+    line = await store.put_line("again", "key", "value", unit(99), op_id="line-again", now=NOW)
+    assert (await store.line("again", "key"))["generation"] >= 1 and line["stored"]
     for id in ids:
         found = (await store.get("again", id))["statistics"]
         assert (found["usage"], found["salience"]) == (1, 3.0)
+    if generation is None:
+        generation = (await store.get("again", ids[3]))["statistics"]["generation"]
+    new = memory(ids[3], namespace="again", text="revised", time=3)
+    told = await store.supersede(new, unit(3), generation=generation, op_id="supersede-again", now=NOW)
+    assert told["status"] == "superseded" and len(await store.history("again", ids[3])) == 2
+    return generation
 
 
 async def forget_all(config, space):
     receipt = await ShardedStore(config).forget(space, everything=True, op_id=f"forget-{space}", now=NOW)
-    assert len(receipt["forgotten"]) == receipt["index_rows"] == 8 <= receipt["log_records"]
+    assert len(receipt["forgotten"]) == receipt["index_rows"] == 9 <= receipt["log_records"]
 
 
 def test_two_to_five_and_back_under_writes(started):
     config = started(2)
     with Writers(config) as writers:
-        asyncio.run(sent_again(config, "new"))
+        generation = asyncio.run(sent_again(config))
         grown = reshard(config, 5)
         at_five = writers.operations
-        asyncio.run(sent_again(config, "existing"))
+        asyncio.run(sent_again(config, generation))
         shrunk = reshard(config, 2)
-        asyncio.run(sent_again(config, "existing"))
+        asyncio.run(sent_again(config, generation))
     asyncio.run(forget_all(config, "again"))
     assert (grown["shards"], grown["generation"], shrunk["shards"], shrunk["generation"]) == (5, 2, 2, 3)
     assert 0 < grown["memories"] < shrunk["memories"] and 0 < at_five < writers.operations

@@ -79,9 +79,10 @@ class Log(Protocol):
     def state(self) -> dict[str, Any]:
         """`{seq, epoch, anchor}` and the counters, as of the last commit."""
 
-    def seen(self, op_id: str, request: str) -> Any:
+    def seen(self, op_id: str, request: str | None) -> Any:
         """The result of an operation already committed under this id, or None. Raises `Conflict` where
-        the id belongs to another request: the result may be another tenant's."""
+        the id belongs to another request: the result may be another tenant's. A reshard asks with None
+        for `request`, and gets `{request, result}` to take along."""
 
     def stage(
         self, op_id: str, drafts: Sequence[Draft], *, now: float, after: Record | None = None
@@ -284,9 +285,11 @@ def pack_result(operation: Operation) -> bytes:
     return _encode(kept).encode()
 
 
-def unpack_result(raw: bytes, op_id: str, request: str) -> Any:
-    """The result, for the request that it was the answer to."""
+def unpack_result(raw: bytes, op_id: str, request: str | None) -> Any:
+    """The result, for the request that it was the answer to; for None `{request, result}`."""
     first = json.loads(raw)
+    if request is None:
+        return {"request": first["request"], "result": first["result"]}
     if first["request"] != request:
         raise Conflict(f"op_id {op_id!r} was used for another request; give a fresh one", param="op_id")
     return first["result"]

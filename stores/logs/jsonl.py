@@ -95,7 +95,7 @@ class JsonlLog(BaseLog):
             self.close()
             raise
 
-    def seen(self, op_id: str, request: str) -> Any:
+    def seen(self, op_id: str, request: str | None) -> Any:
         base.op_key(op_id)
         with self._changing:
             log, found = self._opened(), self._contents.results.get(op_id)

@@ -63,7 +63,7 @@ class LmdbLog(BaseLog):
             self.close()
             raise
 
-    def seen(self, op_id: str, request: str) -> Any:
+    def seen(self, op_id: str, request: str | None) -> Any:
         key = base.op_key(op_id)
         if self._owner.closed:
             raise NotReady(f"log {self.path} is closed", code="log_closed")

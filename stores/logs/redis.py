@@ -89,7 +89,7 @@ class RedisLog(BaseLog):
             self.close()
             raise
 
-    def seen(self, op_id: str, request: str) -> Any:
+    def seen(self, op_id: str, request: str | None) -> Any:
         base.op_key(op_id)
         self._check_open()
         if op_id not in self._kept:

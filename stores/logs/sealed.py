@@ -69,7 +69,7 @@ class SealedLog:
     def state(self) -> dict[str, Any]:
         return self.inner.state()
 
-    def seen(self, op_id: str, request: str) -> Any:
+    def seen(self, op_id: str, request: str | None) -> Any:
         kept = self.inner.seen(op_id, _REQUEST)
         if kept is None:
             return None
