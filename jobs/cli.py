@@ -1,4 +1,5 @@
-"""The `sharpwave` command. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done in part, 4 already running."""
+"""The `sharpwave` command. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done in part, 4 already running,
+5 conflict (somebody was faster), 6 broken (`verify`) or not erased (`probe`)."""
 
 import contextlib
 import json
@@ -14,9 +15,13 @@ import yaml
 from common.config import Config, load, parse_override
 from common.errors import Conflict, InvalidInput, NotFound, NotReady, SharpwaveError
 from jobs import instance as instances
+from jobs.chain_commands import probe, seal, snapshot, verify
 from jobs.client import Client
 from jobs.job_commands import consolidate, evaluate, score
+from jobs.memory_commands import export, get, history, import_file, list_memories, search, update, weakest
 from jobs.options import (
+    BROKEN,
+    CONFLICT,
     DEFAULT_STORE,
     FAILED,
     OK,
@@ -32,10 +37,13 @@ from jobs.options import (
     Store,
     Url,
     connect,
+    given,
+    read_json_option,
     running,
 )
 from jobs.output import Counter, emit, flat, injected, note, table, taught
 from jobs.sql_command import sql
+from jobs.store_commands import facts, lines, places, turns
 from jobs.teach import teach_files
 from stores.filters import compile_filter
 
@@ -49,13 +57,16 @@ app = typer.Typer(
     sharpwave up                                  start an instance here
     sharpwave teach experiences.jsonl             write memories
     sharpwave ask "Where does Ada live?"          answer with them
+    sharpwave search "Lisbon"                     look into the memory
     sharpwave score                               measure which memory matters to which response
     sharpwave consolidate                         train them into an adapter; the gate decides
     sharpwave ask "Where does Ada live?" --model base:latest --mode off
     sharpwave down
 
     Exit codes: {OK} done, {FAILED} failed, {USAGE} wrong usage, {PARTIAL} done in part (rows of a
-    matrix failed, or the gate rolled an adapter back), {RUNNING} already running.
+    matrix failed, or the gate rolled an adapter back), {RUNNING} already running,
+    {CONFLICT} conflict (another version was written meanwhile), {BROKEN} a chain is broken (verify) or
+    content is still there (probe).
     """,
     no_args_is_help=True,
     add_completion=False,
@@ -182,8 +193,8 @@ def ask(
     body: dict[str, Any] = {
         "model": model,
         "messages": [*messages, {"role": "user", "content": question}],
-        "memory": {"namespace": namespace} | _given(mode=mode, k=k),
-        **_given(max_tokens=max_tokens),
+        "memory": {"namespace": namespace} | given(mode=mode, k=k),
+        **given(max_tokens=max_tokens),
     }
     with connect(store, url, api_key) as client:
         if stream and not as_json:
@@ -205,7 +216,11 @@ def _print_stream(client: Client, body: dict[str, Any]) -> dict[str, Any]:
     return memory
 
 
-for command in (score, consolidate, evaluate, sql):
+for command in (score, consolidate, evaluate, search, get, history, update, weakest, export):
+    app.command()(command)
+app.command("list")(list_memories)
+app.command("import")(import_file)
+for command in (facts, places, turns, lines, seal, verify, snapshot, probe, sql):
     app.command()(command)
 
 
@@ -229,7 +244,9 @@ def forget(
     sharpwave forget --namespace acme --all --dry-run
     sharpwave forget --filter '{"field": "context.source", "op": "eq", "value": "test"}'
     """
-    chosen: dict[str, Any] = _given(ids=ids or None, filter=_json(where), all=everything or None)
+    chosen: dict[str, Any] = given(
+        ids=ids or None, filter=read_json_option(where, "filter"), all=everything or None
+    )
     if len(chosen) != 1:
         raise InvalidInput("give exactly one of --id, --filter, --all", param="id")
     with connect(store, url, api_key) as client:
@@ -313,17 +330,6 @@ def _instance_config(store: Path) -> Config:
     return load(path, env={}) if path.is_file() else Config()
 
 
-def _given(**values: Any) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _json(text: str | None) -> Any:
-    try:
-        return None if text is None else json.loads(text)
-    except ValueError as error:
-        raise InvalidInput(f"--filter is not JSON: {error}", param="filter") from error
-
-
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
     """SIGTERM unwinds like Ctrl-C, so that what was started is stopped."""
@@ -352,8 +358,8 @@ def main() -> None:
 
 
 def _exit_code(error: SharpwaveError) -> int:
-    if isinstance(error, Conflict) and error.code == "already_running":
-        return RUNNING
+    if isinstance(error, Conflict):
+        return RUNNING if error.code == "already_running" else CONFLICT
     return USAGE if isinstance(error, InvalidInput) else FAILED
 
 

@@ -3,12 +3,13 @@
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Self
 
 import httpx
 
 from common import errors
-from common.errors import NotReady, Overloaded, SharpwaveError
+from common.errors import NotFound, NotReady, Overloaded, SharpwaveError
 
 KINDS = {
     error.kind: error for error in vars(errors).values() if isinstance(error, type) and hasattr(error, "kind")
@@ -38,6 +39,41 @@ class Client:
 
     def post(self, path: str, body: dict[str, Any], *, safe: bool = False) -> dict[str, Any]:
         return self._send("POST", path, safe=safe, json=body)
+
+    def patch(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        return self._send("PATCH", path, safe=False, json=body)
+
+    def delete(self, path: str, **query: Any) -> dict[str, Any]:
+        return self._send("DELETE", path, safe=True, params=query)
+
+    def find(self, path: str, **query: Any) -> dict[str, Any] | None:
+        """As `get`; None where there is no such thing."""
+        try:
+            return self.get(path, **query)
+        except NotFound:
+            return None
+
+    def upload(self, path: str, file: Path, **query: Any) -> dict[str, Any]:
+        """Send a file as the body."""
+        with file.open("rb") as content:
+            return self._once("POST", path, content=content, params=query)
+
+    def download(self, path: str, body: dict[str, Any], file: Path) -> int:
+        """Write the answer into `file`, which appears whole or not at all; returns its bytes."""
+        part = file.with_name(f".{file.name}.part")
+        try:
+            with self._http.stream("POST", path, json=body) as response, part.open("wb") as output:
+                if response.is_error:
+                    response.read()
+                    raise _error(response)
+                for piece in response.iter_bytes():
+                    output.write(piece)
+            part.replace(file)
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+        finally:
+            part.unlink(missing_ok=True)
+        return file.stat().st_size
 
     def stream(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """The JSON events of a streamed answer, up to its `[DONE]`."""

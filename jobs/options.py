@@ -1,17 +1,18 @@
 """What the commands share: exit codes, options, and finding the instance they talk to."""
 
+import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from common.config import StoreConfig
-from common.errors import NotReady
+from common.errors import InvalidInput, NotReady
 from jobs import instance as instances
 from jobs.client import Client
 from jobs.instance import Instance
 
-OK, FAILED, USAGE, PARTIAL, RUNNING = range(5)
+OK, FAILED, USAGE, PARTIAL, RUNNING, CONFLICT, BROKEN = range(7)
 
 Store = Annotated[
     Path,
@@ -48,3 +49,16 @@ def running(store: Path) -> Instance:
 
 def connect(store: Path, url: str | None, api_key: str | None, *, patience_s: float = 60.0) -> Client:
     return Client(url or running(store).url, api_key=api_key, patience_s=patience_s)
+
+
+def given(**values: Any) -> dict[str, Any]:
+    """Those that are not None."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def read_json_option(text: str | None, name: str) -> Any:
+    """The value of an option that holds JSON; None where it is absent."""
+    try:
+        return None if text is None else json.loads(text)
+    except ValueError as error:
+        raise InvalidInput(f"--{name} is not JSON: {error}", param=name) from error

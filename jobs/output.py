@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -28,6 +28,16 @@ def table(rows: Iterable[tuple[str, Any]]) -> str:
     shown = [(name, str(value)) for name, value in rows]
     width = max((len(name) for name, _ in shown), default=0)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in shown)
+
+
+def rows(found: Iterable[Sequence[str]]) -> str:
+    """Columns; the last one is as long as it is."""
+    shown = [[*map(str, row)] for row in found]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)][:-1]
+    return "\n".join(
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]])
+        for row in shown
+    )
 
 
 def taught(summary: Summary) -> str:

@@ -1,13 +1,13 @@
 """Facts, places, memory lines, and the short-term memory of conversations."""
 
 import time
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 
-from common.errors import InvalidInput, SharpwaveError
-from serve.parts import Asking, Here, Json, Parts, Vectors, fresh_op
+from common.errors import InvalidInput, NotFound, SharpwaveError
+from serve.parts import Asking, Here, Json, Namespace, Parts, Vectors, fresh_op
 from serve.store_schema import (
     FactsBody,
     LineBody,
@@ -20,7 +20,7 @@ from serve.store_schema import (
     RewindBody,
 )
 from stores.line_writes import candidate
-from stores.lines import line_memory
+from stores.lines import MAX_KEY, line_memory
 from stores.memory import parse_time
 
 router = APIRouter()
@@ -48,33 +48,28 @@ async def facts(body: FactsBody, asking: Asking, parts: Here) -> dict[str, Any]:
         raise InvalidInput("at: not together with history, which has every time", param="at")
     moment = time.time() if body.at is None else parse_time(body.at, "at")
     at = None if body.history else moment
+    _check_question(body)
     store, space = parts.store, body.namespace
-    match _asked(body):
-        case "query":
-            return {"facts": await store.recall_facts(space, body.query, k=body.k, at=at)}
-        case "path":
-            path = await store.fact_path(space, body.source, body.target, at=at)
-            return {"facts": path or [], "found": path is not None}
-        case _:
-            pattern = {name: getattr(body, name) for name in PATTERN}
-            return {"facts": await store.query_facts(space, **pattern, at=at)}
+    if body.query is not None:
+        return {"facts": await store.recall_facts(space, body.query, k=body.k, at=at)}
+    if body.source is not None and body.target is not None:
+        path = await store.fact_path(space, body.source, body.target, at=at)
+        return {"facts": path or [], "found": path is not None}
+    pattern = {name: getattr(body, name) for name in PATTERN}
+    return {"facts": await store.query_facts(space, **pattern, at=at)}
 
 
-def _asked(body: FactsBody) -> str:
-    """ "query", "path" or "pattern": exactly one of them may be asked."""
-    given = {
-        "query": body.query is not None,
-        "path": body.source is not None or body.target is not None,
-        "pattern": any(getattr(body, name) is not None for name in PATTERN),
-    }
-    if sum(given.values()) > 1:
+def _check_question(body: FactsBody) -> None:
+    """Raises `InvalidInput` where more than one of pattern, query and path is asked for, or half a path."""
+    path = body.source is not None, body.target is not None
+    pattern = any(getattr(body, name) is not None for name in PATTERN)
+    if (body.query is not None) + any(path) + pattern > 1:
         raise InvalidInput(
             "give one of: a pattern (subject, relation, object), query, or source and target", param="query"
         )
-    if given["path"] and (body.source is None or body.target is None):
-        missing = "target" if body.target is None else "source"
+    if any(path) and not all(path):
+        missing = "target" if path[0] else "source"
         raise InvalidInput(f"{missing}: a path needs source and target", param=missing)
-    return next((name for name, asked in given.items() if asked), "pattern")
 
 
 @router.post("/v1/places/query")
@@ -122,6 +117,21 @@ async def put_line(body: LineBody, asking: Asking, parts: Here) -> dict[str, Any
         op_id=fresh_op(),
         now=now,
     )
+
+
+@router.get("/v1/lines")
+async def line(
+    asking: Asking,
+    parts: Here,
+    key: Annotated[str, Query(min_length=1, max_length=MAX_KEY)],
+    namespace: Namespace = "default",
+) -> dict[str, Any]:
+    """The line of `key`, with the anchor and the generation that a next write goes out from."""
+    asking.check(namespace)
+    found = await parts.store.line(namespace, key)
+    if found is None:
+        raise NotFound(f"no line {key[:64]!r} in namespace {namespace!r}", param="key", code="line_not_found")
+    return found
 
 
 @router.post("/v1/lines/query")
@@ -199,6 +209,17 @@ async def peek(conversation: str, body: PeekBody, asking: Asking, parts: Here) -
     """The newest `n` turns, the oldest of them first."""
     asking.check(body.namespace)
     return {"turns": await parts.store.peek(body.namespace, conversation, body.n)}
+
+
+@router.delete("/v1/conversations/{conversation:path}")
+async def forget_conversation(
+    conversation: str, asking: Asking, parts: Here, namespace: Namespace = "default"
+) -> dict[str, Any]:
+    """Erase the conversation's short-term memory, what was popped and rewound included; the receipt."""
+    asking.check(namespace)
+    return await parts.store.forget_turns(
+        namespace, conversations=[conversation], op_id=fresh_op(), now=time.time()
+    )
 
 
 @router.post("/v1/conversations/{conversation:path}/rewind")
