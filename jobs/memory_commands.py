@@ -13,7 +13,9 @@ from jobs.output import emit, note, rows, table
 
 Json = dict[str, Any]
 Kind = Literal["episodic", "relational", "spatial"]
-Kinds = Annotated[list[Kind] | None, typer.Option("--kind", help="only these; repeatable")]
+Kinds = Annotated[
+    list[str] | None, typer.Option("--kind", help="episodic, relational or spatial; repeatable")
+]
 Filter = Annotated[str | None, typer.Option("--filter", metavar="JSON", help="those that fit")]
 Id = Annotated[str, typer.Argument(help="of the memory")]
 
@@ -148,8 +150,8 @@ def update(
 
 
 def weakest(
-    n: Annotated[int, typer.Option("-n", "--number", min=1, max=1000, help="how many")] = 10,
-    namespace: Annotated[str, typer.Option("--namespace", help="whose memories")] = "default",
+    n: Annotated[int, typer.Option("--number", min=1, max=1000, help="how many")] = 10,
+    namespace: Namespace = "default",
     store: Store = DEFAULT_STORE,
     url: Url = None,
     api_key: Key = None,
