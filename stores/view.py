@@ -41,8 +41,9 @@ STATISTICS_SCHEMA = pa.schema(
 # What a namespace holds beside its vectors, by attribute of `Space`: each class is made without
 # arguments and is a function of the records in order. `add(entry, vector)` and `remove(entry)` tell it of
 # every memory that comes and goes; `aggregate(entry, content)` and `close(entry, content)`, where it has
-# them, of those records; `apply(record, content)` is called of `turns`, which holds no memories. A class
-# that has one of the last three, or is dear to build, has `dump() -> bytes` and `load(bytes)` for snapshots.
+# them, of those records. `turns` holds no memories: it has `apply(record, content)` for its own records,
+# and a length. A class that has one of the last three, or is dear to build, has `dump() -> bytes` and
+# `load(bytes)` for snapshots.
 PARTS: dict[str, Callable[[], Any]] = {"lines": Lines, "turns": Turns}
 
 
@@ -242,11 +243,14 @@ class View:
         self._drop_empty(content["namespace"])
 
     def _forget(self, record: Record, content: Content) -> None:
-        if space := self.spaces.get(content["namespace"]):
+        namespace = content["namespace"]
+        if content.get("whole"):
+            self.spaces.pop(namespace, None)
+        elif space := self.spaces.get(namespace):
             space.remove([space.entries[id] for id in content["ids"] if id in space.entries])
             for conversation in content.get("conversations", ()):
                 space.turns.forget(conversation)
-            self._drop_empty(content["namespace"])
+            self._drop_empty(namespace)
 
     def _drop_empty(self, namespace: str) -> None:
         if not len(self.spaces[namespace]):
