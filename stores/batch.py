@@ -146,8 +146,8 @@ class Batcher:
         at_most: int,
         around: Callable[[Sequence[Operation]], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
-        """`show` makes committed records visible to readers; `at_most` bounds the tickets of a batch;
-        `around` is entered before a batch is written and left when readers see it."""
+        """`show` makes committed records visible to readers; `at_most` bounds the tickets of a batch; each
+        commit, shown to readers, happens inside `around`."""
         self.lock = threading.Lock()
         self.failure: str | None = None
         self._log, self._show, self._at_most, self._around = log, show, at_most, around
@@ -186,7 +186,8 @@ class Batcher:
             try:
                 pending = self._stage(taken)
                 if pending.operations:
-                    self._commit(pending.operations)
+                    with self._around(pending.operations):
+                        self._commit(pending.operations)
             except BaseException as error:
                 for ticket, _ in taken:
                     if not ticket.done:

@@ -70,17 +70,21 @@ class Shard(TurnWrites, LineWrites):
     def _replay(self) -> View:
         """The newest snapshot that proves itself, and the log behind it."""
         view, seq = self._snapshots.open(self._log, self.dim)
-        erasure = 0
-        for record in self._log.records(after=seq):
-            view.apply(record)
-            if record.op is Op.FORGET or _forgets_turns(record):
-                erasure = record.seq
-        self._snapshots.purge(before=erasure)  # what a crash left of an erasure
+        erasures = [0]
+
+        def tail() -> Iterator[Record]:
+            for record in self._log.records(after=seq):
+                if record.op is Op.FORGET or _forgets_turns(record):
+                    erasures.append(record.seq)
+                yield record
+
+        view.replay(tail())
+        self._snapshots.purge(before=erasures[-1])  # what a crash left of an erasure
         return view
 
     @contextmanager
     def _around(self, operations: Sequence[Operation]) -> Iterator[None]:
-        """What is erased leaves the snapshots before anyone is answered."""
+        """Of a commit: what it erases leaves the snapshots before anyone is answered."""
         erases = any(operation.erase for operation in operations)
         with self._snapshots.purging(self._capture) if erases else nullcontext():
             yield

@@ -6,6 +6,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from stores.frozen import vectors_of
 from stores.memory import parse_memory
 from stores.shard import Shard
 from stores.view import View
@@ -55,7 +56,7 @@ def said(view: View) -> dict[str, Any]:
             "entries": [(id, asdict(entry)) for id, entry in space.entries.items()],
             "rows": [*space.by_row],
             "order": space.order,
-            "vectors": [v.tobytes() for v in space.index.vectors([*space.by_row])],
+            "vectors": [v.tobytes() for v in vectors_of(space.index, [*space.by_row])],
             "size": len(space.index),
         }
         for name, space in view.spaces.items()

@@ -352,11 +352,12 @@ for number in range(start, start + 100_000):
 """
 
 
-def test_killed_at_any_point_leaves_whole_snapshots_only(tmp_path: Path) -> None:
-    chance = random.Random(7)
+@pytest.mark.parametrize("kills", [3, pytest.param(60, marks=pytest.mark.slow)])
+def test_killed_at_any_point_leaves_whole_snapshots_only(tmp_path: Path, kills: int) -> None:
+    chance = random.Random(kills)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     start = 0
-    for _ in range(5):
+    for _ in range(kills):
         process = subprocess.Popen(
             [sys.executable, "-c", WRITER, str(tmp_path), str(start)],
             stdout=subprocess.PIPE,
