@@ -134,7 +134,8 @@ class RedisLog(BaseLog):
             if len(changed) == _CHUNK:
                 self._write(self._meta, changed)
                 changed = {}
-        self._write(self._meta, changed)
+        if changed:
+            self._write(self._meta, changed)
         if not self._server.rewrite_files():
             return False
         self._write({**self._meta, "scrub_due": False})
