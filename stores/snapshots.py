@@ -3,8 +3,8 @@
     path/snapshots/<seq>/   see `snapshot.py`
 
 Erased content leaves with the snapshots that may hold it: `purging` keeps any from appearing while an
-erasure is written and removes all of them after it. A crash in between is made good at the next open,
-which finds the erasure among the records behind the snapshot.
+erasure is written and removes all of them after it. Where that is cut off, the next open goes on with it: a
+note says so, and on another machine the erasure among the records behind the snapshot.
 """
 
 import logging
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import NotReady, StoreCorrupt
-from common.files import sync_folder
+from common.files import sync_folder, write_bytes
 from stores import snapshot
 from stores.logs import Log
 from stores.snapshot import TEMPORARY, Capture, Sealer
@@ -26,6 +26,7 @@ from stores.view import View
 
 logger = logging.getLogger(__name__)
 
+PURGE_DUE = "purge-due"
 QUIET_S = 5.0  # after an erasure: so long without another one before a new snapshot is made
 
 
@@ -49,6 +50,9 @@ class Snapshots:
         self._thread: threading.Thread | None = None
         for left in folder.glob(f"{TEMPORARY}*"):  # by a crash
             shutil.rmtree(left, ignore_errors=True)
+        if (folder / PURGE_DUE).exists():
+            self.purge()
+            (folder / PURGE_DUE).unlink()
 
     def folders(self) -> list[Path]:
         """Newest first."""
@@ -122,8 +126,12 @@ class Snapshots:
         erasure is done, and makes a new one when no further erasures come."""
         self._erasures += 1
         with self._writing:
+            had = bool(self.folders())
+            if had:  # should this be cut off anywhere, the next open goes on with it
+                write_bytes(self.folder / PURGE_DUE, b"")
             yield
-            had = self.purge()
+            self.purge()
+            (self.folder / PURGE_DUE).unlink(missing_ok=True)
         self._erased_at = time.monotonic()
         if had and self._every:
             self._start(take)
