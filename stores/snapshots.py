@@ -39,6 +39,7 @@ class Snapshots:
         self.folder = folder
         self.seq = 0
         self.passed_over: Counter[str] = Counter()
+        self._bad: set[Path] = set()  # passed over; they go when there is a better one
         self._every = every
         self._keep = keep
         self._sealer = sealer
@@ -75,9 +76,9 @@ class Snapshots:
             except StoreCorrupt as error:
                 if error.fault is not None:  # the log itself is damaged
                     raise
-                self._pass_over(error.code, error.message)
+                self._pass_over(folder, error.code, error.message)
             except (NotReady, KeyError, ValueError, TypeError, RuntimeError) as error:
-                self._pass_over("unreadable", f"snapshot {folder.name} is passed over: {error!r}")
+                self._pass_over(folder, "unreadable", f"snapshot {folder.name} is passed over: {error!r}")
             else:
                 self._reached(manifest["seq"])
                 return view, self.seq
@@ -103,8 +104,11 @@ class Snapshots:
             except _Overtaken:
                 return None
             self._reached(captured.seq)
-            for old in self.folders()[self._keep :]:
+            self._bad.discard(made)
+            good = [path for path in self.folders() if path not in self._bad]
+            for old in [*good[self._keep :], *self._bad]:
                 shutil.rmtree(old, ignore_errors=True)
+            self._bad.clear()
             return made
 
     def make_if_due(self, seq: int, take: Callable[[], Capture]) -> None:
@@ -147,7 +151,8 @@ class Snapshots:
                 self.seq = max((int(path.name) for path in self.folders()), default=0)
             return len(gone)
 
-    def _pass_over(self, reason: str, what: str) -> None:
+    def _pass_over(self, folder: Path, reason: str, what: str) -> None:
+        self._bad.add(folder)
         self.passed_over[reason] += 1
         logger.warning("%s", what)
 

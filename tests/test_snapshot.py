@@ -208,6 +208,11 @@ def test_a_damaged_one_is_passed_over_with_its_reason(
     assert said(reopened._view) == said(replayed(reopened))
     used = reopened.counts()["snapshot"]["seq"]
     assert used == (3 if older and what != "ahead of the log" else 0)
+    reopened.put([(memory("m10"), unit(10))], op_id="put-10", now=NOW)
+    new = reopened.snapshot()
+    assert new is not None
+    left = [path for path in reopened._snapshots.folders() if path != new]
+    assert left == ([folder.with_name(f"{3:020d}")] if used else [])
     reopened.close()
 
 
