@@ -25,9 +25,7 @@ from stores.index import VectorIndex, Vectors
 from stores.record import Record
 
 Content = dict[str, Any]
-TOGETHER = (
-    4096  # vectors added to an index at once by a replay: one by one, Faiss starts its threads each time
-)
+TOGETHER = 4096  # vectors a replay adds to an index at once: for each call Faiss starts its threads
 
 STATISTICS_SCHEMA = pa.schema(
     [
