@@ -14,6 +14,10 @@
 - `entry.py`: a memory as a shard holds it: versions, statistics
 - `index.py`: exact cosine search in Faiss
 - `view.py`: what the log says now, in memory; rebuilt from it on open
+- `snapshots.py`: which snapshots of a shard are kept, when one is made; `snapshot.py`, their files; `frozen.py`,
+  trained indexes in them; `rows.py`, memories as Arrow tables
+- `transfer.py`: export and import as JSON lines, Parquet, rows
+- `analytics.py`: SQL over snapshots
 - `locks.py`: many readers or one writer
 - `shard.py`: one log with its view
 - `seal.py`: where every shard's chain stood, kept apart

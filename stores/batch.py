@@ -145,7 +145,7 @@ class Batcher:
         show: Callable[[Sequence[Record]], None],
         *,
         at_most: int,
-        around: Callable[[Sequence[Operation]], AbstractContextManager[Any]] = nullcontext,
+        around: Callable[[Sequence[Operation]], AbstractContextManager[None]] = lambda _: nullcontext(),
     ) -> None:
         """`show` makes committed records visible to readers; `at_most` bounds the tickets of a batch; each
         commit, shown to readers, happens inside `around`."""

@@ -27,9 +27,7 @@ from stores.record import Record
 from stores.turns import Turns
 
 Content = dict[str, Any]
-TOGETHER = (
-    4096  # vectors added to an index at once by a replay: one by one, Faiss starts its threads each time
-)
+TOGETHER = 4096  # vectors a replay adds to an index at once: for each call Faiss starts its threads
 
 STATISTICS_SCHEMA = pa.schema(
     [
