@@ -176,6 +176,7 @@ class View:
     def _close(self, record: Record, content: Content) -> None:
         if entry := self._named(content):
             entry.closed = content["valid_to"]
+            entry.traces.append(record.seq)
             for part in self.spaces[content["namespace"]].parts:
                 if hasattr(part, "close"):
                     part.close(entry, content)
