@@ -127,6 +127,7 @@ class RedisLog(BaseLog):
     def scrub(self) -> bool:
         """Have the server, and its replicas, write their files anew. False where one could not: it stays
         due, and the next erasure or open tries again."""
+        self._check_writable()
         if not self._server.rewrite_files():
             return False
         self._write({**self._meta, "scrub_due": False})
