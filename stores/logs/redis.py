@@ -127,6 +127,7 @@ class RedisLog(BaseLog):
     def scrub(self) -> bool:
         """Have the server, and its replicas, write their files anew. False where one could not: it stays
         due, and the next erasure or open tries again."""
+        self._check_writable()
         changed: dict[int, bytes] = {}
         for record in self.records() if self.rewrite else ():
             if (alive := self._rewritten(record)) is not record:
@@ -167,7 +168,7 @@ class RedisLog(BaseLog):
         try:
             answer = self._ask(lambda client: self._server.confirmed(client, *command))
         except (RedisError, NotReady) as error:
-            if "OOM command not allowed" not in str(error):
+            if "not allowed when used memory" not in str(error):  # as all versions have it
                 raise self._stopped(error) from error
             raise NotReady(  # found before anything is written: the log goes on
                 f"log {self.path}: {self._server.name} is full; raise its maxmemory", code="store_full"
