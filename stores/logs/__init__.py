@@ -43,7 +43,11 @@ def open_log(path: Path, *, config: StoreConfig, identity: Mapping[str, Any], wa
     master, folder = read_master(config.master_key), ring_folder(path, config)
     KeyRing(folder, master)  # a wrong master key is told before anything is touched
     log = _open_plain(path, config, {**identity, **sealed.IDENTITY}, wait_s)
-    return SealedLog(log, KeyRing(folder, master))  # read once the former owner can change it no more
+    try:
+        return SealedLog(log, KeyRing(folder, master))  # read once the former owner can change it no more
+    except BaseException:
+        log.close()
+        raise
 
 
 def _open_plain(path: Path, config: StoreConfig, identity: Mapping[str, Any], wait_s: float) -> Backend:
