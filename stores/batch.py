@@ -19,7 +19,7 @@ from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
-from common.errors import NotReady
+from common.errors import NotReady, SharpwaveError
 from stores.entry import Entry, entry_of, vector_of
 from stores.index import Vectors
 from stores.logs import Log, Operation
@@ -45,7 +45,8 @@ def graph_key(namespace: str) -> Key:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
-    """What a ticket would do. `settle` makes the result where that depends on the staged records."""
+    """What a ticket would do. The result is JSON, and not null: that is how a retry knows it. `settle`
+    makes it where it depends on the staged records."""
 
     drafts: Sequence[Draft]
     result: Any = None
@@ -214,13 +215,14 @@ class Batcher:
         the two, memory is no longer what the log says: no more writes."""
         whole = False
         try:
-            try:
-                self._log.commit(operations)
-            except Exception:  # nothing is shown of it, and the log says whether it goes on
+            with self._around(operations):
+                try:
+                    self._log.commit(operations)
+                except Exception:  # nothing is shown of it, and the log says whether it goes on
+                    whole = True
+                    raise
+                self._show([record for operation in operations for record in operation.records])
                 whole = True
-                raise
-            self._show([record for operation in operations for record in operation.records])
-            whole = True
         finally:
             if not whole:
                 last = operations[-1].op_id
@@ -231,7 +233,7 @@ class Batcher:
         if self.failure:
             return NotReady(self.failure, code="shard_failed")
         if isinstance(error, Exception):
-            return copy(error)
+            return copy(error) if isinstance(error, SharpwaveError) else error
         return NotReady("the write was interrupted; send it again with the same op_id", code="interrupted")
 
     def _next(self, pending: Pending) -> Ticket | None:

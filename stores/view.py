@@ -29,9 +29,7 @@ from stores.record import Record
 from stores.turns import Turns
 
 Content = dict[str, Any]
-TOGETHER = (
-    4096  # vectors added to an index at once by a replay: one by one, Faiss starts its threads each time
-)
+TOGETHER = 4096  # vectors a replay adds to an index at once: for each call Faiss starts its threads
 
 STATISTICS_SCHEMA = pa.schema(
     [
@@ -47,8 +45,9 @@ STATISTICS_SCHEMA = pa.schema(
 
 # What a namespace holds beside its vectors, by attribute of `Space`: each class is made of the store's
 # configuration and is a function of the records in order. `add(entry, vector)` and `remove(entry)` tell it of
-# every memory that comes and goes; `apply(record, content)` is called of `turns`, which holds no memories.
-# A class that has the latter, or is dear to build, has `dump() -> bytes` and `load(bytes)` for snapshots.
+# every memory that comes and goes. `turns` holds no memories: it has `apply(record, content)` for its own
+# records, `seqs`, the numbers of those whose content still matters, and a length. A class that has `apply`,
+# or is dear to build, has `dump() -> bytes` and `load(bytes)` for snapshots.
 PARTS: dict[str, Callable[[StoreConfig], Any]] = {
     "facts": Facts,
     "places": Places,
@@ -269,6 +268,7 @@ class View:
     def _close(self, record: Record, content: Content) -> None:
         if entry := self._named(content):
             close(entry, content["by"], content["valid_to"])
+            entry.traces.append(record.seq)
             self.spaces[content["namespace"]].facts.end(entry, content["by"])
 
     def _race(self, record: Record, content: Content) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from stores.frozen import vectors_of
 from stores.memory import parse_memory
 from stores.shard import Shard
-from stores.view import View
+from stores.view import PARTS, View
 from tests.store_helpers import DIM, NOW
 
 NAMESPACES = ("acme", "globex")
@@ -58,6 +58,7 @@ def said(view: View) -> dict[str, Any]:
             "order": space.order,
             "vectors": [v.tobytes() for v in vectors_of(space.index, [*space.by_row])],
             "size": len(space.index),
+            "parts": {n: bytes(p.dump()) for n in PARTS if hasattr(p := getattr(space, n), "dump")},
         }
         for name, space in view.spaces.items()
     }

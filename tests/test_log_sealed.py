@@ -266,3 +266,16 @@ def test_the_ring_can_be_kept_apart(tmp_path):
     assert ring_folder(tmp_path / "elsewhere" / "3", config) == tmp_path / "keys" / "3"
     inside = StoreConfig(dir=str(tmp_path / "store"))
     assert ring_folder(tmp_path / "store" / "3", inside) == tmp_path / "store" / "3" / "keys"
+
+
+def test_a_rotation_without_room_leaves_both_keys_and_goes_on_later(place):
+    log = place.open()
+    written, scrub = put(log, 1), log.inner.scrub
+    log.inner.scrub = lambda: False
+    assert not log.rotate_key("acme") and log.inner.rewrite is None
+    after = put(log, 2)
+    assert [*log.records()] == [written, after]
+    log.inner.scrub = scrub
+    assert log.rotate_key("acme") and [*log.records()] == [written, after] and log.verify() is None
+    assert len({record.body[1:17] for record in log.inner.records()}) == 1
+    log.close()

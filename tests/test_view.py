@@ -60,6 +60,9 @@ def test_parts_hear_of_every_memory_in_the_order_of_the_log(shard):
     write(shard, "turn", Op.TURNS, do="push")
     assert shard.get("acme", "m2")["valid_to"] == 7.0
     shard.forget("acme", ids=["m2"], op_id="f", now=NOW)
+    assert [record.seq for record in shard._log.records() if record.erased] == [2, 5], (
+        "what closed it as well"
+    )
     space = shard._view.spaces["acme"]
     assert space.facts.told == [
         ("add", "m1", "one"),

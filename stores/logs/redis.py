@@ -127,6 +127,7 @@ class RedisLog(BaseLog):
     def scrub(self) -> bool:
         """Have the server, and its replicas, write their files anew. False where one could not: it stays
         due, and the next erasure or open tries again."""
+        self._check_writable()
         changed: dict[int, bytes] = {}
         for record in self.records() if self.rewrite else ():
             if (alive := self._rewritten(record)) is not record:
@@ -134,7 +135,8 @@ class RedisLog(BaseLog):
             if len(changed) == _CHUNK:
                 self._write(self._meta, changed)
                 changed = {}
-        self._write(self._meta, changed)
+        if changed:
+            self._write(self._meta, changed)
         if not self._server.rewrite_files():
             return False
         self._write({**self._meta, "scrub_due": False})

@@ -168,10 +168,8 @@ def _asked(connection: Any, *command: str) -> str:
     """A connection's answer to INFO or CONFIG GET, as text; the value alone of a setting."""
     connection.send_command(*command, check_health=False)
     answer = connection.read_response()
-    if isinstance(answer, dict):
-        answer = next(iter(answer.values()))
-    elif isinstance(answer, list):
-        answer = answer[1]
+    if isinstance(answer, dict | list):  # by the version of the protocol; empty where a host hides it
+        answer = [*(answer.values() if isinstance(answer, dict) else answer), b"(hidden)"][-2:][0]
     return str(answer, "utf-8")
 
 
