@@ -196,11 +196,13 @@ class PlaceGraph:
         return self._aliases.canonical(normalise(name))
 
     def label(self, place: str) -> str:
-        """The place's name as it was first told."""
-        for name in [place, *self._aliases.group(place)]:
-            if name in self._labels:
-                return next(iter(self._labels[name].values()))
-        return place
+        """The place's name, all its aliases counted, as it was first told."""
+        told = (
+            (self._observations[id].order, name)
+            for alias in self._aliases.group(place)
+            for id, name in self._labels.get(alias, {}).items()
+        )
+        return min(told, default=(None, place))[1]
 
     def layout(self, place: str) -> Layout | None:
         """The layout of the group that a place (canonical) is in; None where nothing places it."""
