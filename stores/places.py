@@ -5,6 +5,7 @@ change, from the memories in order of (time, seq): the graph is a function of th
 """
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -159,9 +160,8 @@ class PlaceGraph:
         """Where a move with a direction came to a place, that place lies so from the one before, and there
         is a way. What the event at `order` and the next one say is worked out again."""
         events = self._whereabouts.own(thing)
-        for i, event in enumerate(events):
-            if event.order < order:
-                continue
+        for i in range(bisect_left(events, order, key=lambda event: event.order), len(events)):
+            event = events[i]
             if event.kind == "moved" and event.steps is None:
                 self._part(event.id)
                 if i and events[i - 1].arrives and events[i - 1].other != event.other:
@@ -197,12 +197,14 @@ class PlaceGraph:
 
     def label(self, place: str) -> str:
         """The place's name, all its aliases counted, as it was first told."""
-        told = (
-            (self._observations[id].order, name)
-            for alias in self._aliases.group(place)
-            for id, name in self._labels.get(alias, {}).items()
-        )
-        return min(told, default=(None, place))[1]
+        if place not in self._known_labels:
+            told = (
+                (self._observations[id].order, name)
+                for alias in self._aliases.group(place)
+                for id, name in self._labels.get(alias, {}).items()
+            )
+            self._known_labels[place] = min(told, default=(None, place))[1]
+        return self._known_labels[place]
 
     def layout(self, place: str) -> Layout | None:
         """The layout of the group that a place (canonical) is in; None where nothing places it."""
@@ -324,7 +326,8 @@ class PlaceGraph:
             self._layouts.pop(name, None)
 
     def _changed(self) -> None:
-        """Hook: caches of a subclass are out of date."""
+        """Caches over all places are out of date."""
+        self._known_labels: dict[str, str] = {}
 
 
 def read_observation(memory: Json, seq: int) -> Observation:

@@ -44,7 +44,8 @@ def test_keys_are_sparse_seeded_and_of_the_winners() -> None:
     key = one.key(vector)
     assert len(set(key.tolist())) == 16 and (key == same.key(vector)).all()
     assert (key != other.key(vector)).any()
-    activity = vector @ projection(DIM, 512, 1337)
+    reads, signs = projection(DIM, 512, 1337)
+    activity = np.einsum("ui,ui->u", vector[reads], signs)
     assert activity[key].min() >= np.delete(activity, key).max()
 
 

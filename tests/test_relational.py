@@ -267,6 +267,7 @@ def test_names_and_relations_have_one_spelling() -> None:
     assert {normalise_relation(r) for r in ("Lives in", "lives-in", "lives_in")} == {"lives_in"}
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from("abcdef"), st.booleans()), max_size=12))
 def test_aliases_equal_connected_components(links: list[tuple[str, str, bool]]) -> None:
     aliases, graph = Aliases(), nx.Graph()
