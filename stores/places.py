@@ -20,7 +20,8 @@ from stores.whereabouts import NOW, Event, Whereabouts
 Json = dict[str, Any]
 
 MAX_CARRIERS = 8  # of a carrier of a carrier ...
-_STEPS = re.compile(r"\s*(\d+(?:\.\d+)?)(?:\s+\w+)?\s*")
+MAX_COORDINATE = 1e12  # beyond it a step would be lost in rounding
+_STEPS = re.compile(r"\s*(\d{1,9}(?:\.\d{1,9})?)(?:\s+\w+)?\s*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -331,9 +332,9 @@ class PlaceGraph:
 
 
 def read_observation(memory: Json, seq: int) -> Observation:
-    """A spatial memory (the API's shape) as the map reads it."""
+    """A spatial memory (the API's shape) as the map reads it; coordinates are cut to `MAX_COORDINATE`."""
     place, other = normalise(memory["place"]), normalise(memory.get("other") or "")
-    point = (memory["x"], memory["y"]) if memory.get("x") is not None else None
+    point = (_cut(memory["x"]), _cut(memory["y"])) if memory.get("x") is not None else None
     reading = None if point else read(memory["relation"])
     steps = None
     if reading and reading.kind == "moved" and (number := _STEPS.fullmatch(memory["other"])):
@@ -341,3 +342,7 @@ def read_observation(memory: Json, seq: int) -> Observation:
     if reading and reading.swapped:
         place, other = other, place
     return Observation(memory["id"], (memory["time"], seq), place, other, reading, point, steps)
+
+
+def _cut(coordinate: float) -> float:
+    return max(-MAX_COORDINATE, min(MAX_COORDINATE, coordinate))

@@ -70,6 +70,44 @@ def test_every_known_relation_is_read_as_its_kind() -> None:
     assert read("carries").swapped and not read("carried_by").swapped
 
 
+WORDS = st.text(max_size=12) | st.sampled_from([*PLACES, "2 steps", "9" * 400, "_", "!?", "the"])
+RELATIONS = WORDS | st.sampled_from(
+    "left_of near in carried_by dropped_by moved_north moved contains same_as connected_to leads_to not_in".split()
+)
+ANY = st.fixed_dictionaries(
+    {"place": WORDS, "relation": RELATIONS, "other": WORDS, "time": st.floats(-1e10, 1e10)}
+) | st.fixed_dictionaries(
+    {
+        "place": WORDS,
+        "x": st.floats(allow_nan=False, allow_infinity=False),
+        "y": st.just(-1e308),
+        "time": st.just(0.0),
+    }
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(ANY, max_size=14))
+def test_whatever_the_api_accepts_is_taken_in_and_can_be_asked_for(memories: list[Json]) -> None:
+    """A record that could not be applied would keep the shard from opening."""
+    numbered = [{**m, "id": f"m{i}"} for i, m in enumerate(memories) if m["place"].strip()]
+    numbered = [m for m in numbered if "x" in m or (m["relation"].strip() and m["other"].strip())]
+    places = PlaceMap()
+    for seq, memory in enumerate(numbered):
+        assert places.plan(memory).action == "insert"
+        places.add(memory, seq)
+    for memory in numbered:
+        name = memory["place"]
+        position = places.position_of(name)
+        assert position is None or math.isfinite(position.x + position.y)
+        places.where(name), places.trail(name), places.contents(name), places.nearest(name)
+        places.path(name, numbered[0]["place"], by="observed"), places.relation_of(name, numbered[0]["place"])
+    places.contradictions(), places.macros(), places.in_box(-1e300, 0, 1e300, 0)
+    for memory in numbered:
+        places.remove(memory["id"])
+    assert not len(places) and not places._constraints and not places._roads
+
+
 # Positions
 
 POINTS = st.tuples(st.integers(-3, 3), st.integers(-3, 3))
