@@ -231,17 +231,25 @@ class PlaceGraph:
         newest = self._newest_point(self._aliases.group(thing), limit)
         x = y = 0.0
         memories: list[str] = []
+        left: set[str] = set()  # what it is no longer in, and has made no step since
         base: Position | None = None
         for event in reversed(events):
             if newest and newest[0] > event.order:
                 break
             memories.append(event.id)
+            other = self._aliases.canonical(event.other)
             if event.kind == "moved" and event.steps is not None:
                 x += event.step[0] * event.steps
                 y += event.step[1] * event.steps
-            elif event.kind != "not_in":
+            elif event.kind == "not_in":
+                left |= set() if x or y else {other}
+            elif other in left:
+                return None
+            else:
                 base = self._carried_to(thing, event, limit, depth)
                 break
+        if base is None and newest:
+            base = Position(x=newest[1][0], y=newest[1][1], frame=WORLD, memories=(newest[2],))
         if base is None:
             base = self._laid_out(thing)
         if base is None and (x or y):

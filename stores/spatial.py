@@ -171,6 +171,8 @@ class PlaceMap(PlaceGraph):
     def path(self, a: str, b: str, *, by: By = "connected") -> Path | None:
         """The cheapest way from `a` to `b`, or None. By `connected` along ways that were told or walked;
         by `observed` also from each place to those whose direction from it was told."""
+        if by not in ("connected", "observed"):
+            raise InvalidInput(f"by = {str(by)[:64]!r}: must be connected or observed", param="by")
         a, b = self.canonical(a), self.canonical(b)
         route = self._routes(by).path(a, b)
         if route is None:
@@ -276,7 +278,7 @@ class PlaceMap(PlaceGraph):
             walks: Counter[tuple[str, ...]] = Counter()
             for thing in self._whereabouts.things():
                 for run in self._runs(thing):
-                    walks += count_walks(run, ways)
+                    walks.update(count_walks(run, ways))
             self._route_maps[by] = RouteMap(ways, at, walks)
         return self._route_maps[by]
 

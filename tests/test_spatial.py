@@ -381,6 +381,10 @@ def test_what_is_in_a_box_that_is_carried_goes_with_it() -> None:
     assert places.where("box").place == "The Park" and places.where("coin", at=2.5).chain == ("box", "Ada")
     places.add(told("4", "Ada", "no_longer_in", "the park", 4.0), 9)
     assert places.where("box").place is None
+    places.add(located("5", "the park", 3.0, 3.0, 0.0), 10)
+    assert places.where("box").place is None and places.position_of("box") is None
+    places.add(told("6", "Ada", "went north", "2", 5.0), 11)
+    assert (places.position_of("coin").x, places.position_of("coin").y) == (3.0, 5.0)
     assert places.where("nobody") == places.where("nobody", at=3.0)
 
 
@@ -408,6 +412,16 @@ def test_a_walk_by_steps_ends_where_dead_reckoning_says(walk: list[tuple[str, in
     assert (position.x, position.y) == (x, y)
     assert places.where("robot").place == names.get((x, y))
     assert {f"w{i}" for i in range(len(walk))} <= set(position.memories)
+
+
+def test_a_thing_is_tracked_by_its_coordinates() -> None:
+    places = build([located(str(t), "van", float(t), 0.0, float(t)) for t in (1, 2, 3)])
+    places.add(told("m", "van", "moved_north", "2", 2.5), 9)
+    places.add(told("in", "box", "carried_by", "van", 0.0), 10)
+    for at, point in ((1.5, (1.0, 0.0)), (2.0, (2.0, 0.0)), (2.7, (2.0, 2.0)), (9.0, (3.0, 0.0))):
+        for thing in ("van", "box"):
+            position = places.position_of(thing, at=at)
+            assert (position.x, position.y) == point
 
 
 def test_a_move_to_a_named_place_tells_where_that_is() -> None:
