@@ -297,6 +297,7 @@ def main() -> None:
         "recall": measure_recall(arguments.folder, arguments.recall),
     }
     write_json(arguments.out, report)
+    arguments.out.with_suffix(".md").write_text(markdown(report) + "\n")
     print(markdown(report))
 
 

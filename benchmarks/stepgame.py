@@ -189,6 +189,7 @@ def main() -> None:
     report = {"command": "python benchmarks/stepgame.py FOLDER", "hardware": platform.machine()}
     report |= measure(arguments.folder)
     write_json(arguments.out, report)
+    arguments.out.with_suffix(".md").write_text(markdown(report) + "\n")
     print(markdown(report))
 
 

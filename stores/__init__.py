@@ -12,6 +12,15 @@
 - `turns.py`: short-term memory of conversations; `turn_writes.py`: its operations
 - `lines.py`: memory lines by key, ranked by `concert.py`; `line_writes.py`: put, race, query, bias vector
 - `entry.py`: a memory as a shard holds it: versions, statistics
+- `decision.py`: what a store would do with a memory
+- `episodic.py`: the episodic store: sparse keys, completion of a partial cue, strength; `recollect.py`:
+  the shard's half of it
+- `relational.py`: the relational store; with `facts.py` (triples, and what is none), `hops.py` (PageRank,
+  paths, joined patterns) and `names.py` (spelling, aliases, mentions)
+- `spatial.py`: the spatial store; with `places.py` (what the map knows), `directions.py` (its words),
+  `layout.py` (positions), `whereabouts.py` (who is in what), `routes.py` (A*, macros), `merging.py`
+- `graphs.py`: fact graph and place map as parts of a namespace, and what a write does to them, with
+  `ahead.py` (the graph as it will be); `graph_reads.py`: the shard's questions to them
 - `index.py`: exact cosine search in Faiss
 - `view.py`: what the log says now, in memory; rebuilt from it on open
 - `snapshots.py`: which snapshots of a shard are kept, when one is made; `snapshot.py`, their files; `frozen.py`,

@@ -56,7 +56,8 @@ def forget(view: View, namespace: str, ids: Sequence[str] | None, keep: Predicat
     entries: dict[str, Entry] = space.entries if space else {}
     names = entries if ids is None else dict.fromkeys(ids)
     gone = [e for id in names if (e := entries.get(id)) and (keep is None or keep(e.memory))]
-    texts = {version.memory["text"].strip() for entry in gone for version in entry.versions}
+    said = [m for entry in gone for m in (*(v.memory for v in entry.versions), *entry.tellings)]
+    texts = {memory["text"].strip() for memory in said}
     turns: Turns = space.turns if space else Turns()
     whole = ids is None and keep is None
     if whole:

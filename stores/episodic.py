@@ -21,9 +21,10 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from common.errors import InvalidInput
 from stores.index import Vectors
 
-Key = NDArray[np.uint16]
+Key = NDArray[np.uint16]  # names of units fit 16 bits: see `store.key_width`
 Keys = NDArray[np.uint16]
 
 SEED = 1337
@@ -61,8 +62,10 @@ class Episodes:
         refresh: float = 0.5,
         seed: int = SEED,
     ) -> None:
-        assert winners <= width <= 1 << 16, "a key names its units in 16 bits"
-        self._projection = projection(dim, width, seed)
+        if winners > width:
+            raise InvalidInput(f"key_winners = {winners}: must be at most key_width, {width}: lower it")
+        self._width = width
+        self._reads, self._signs = projection(dim, width, seed)
         self._winners = winners
         self._beta = beta
         self._half_life_s = half_life_s
@@ -124,7 +127,7 @@ class Episodes:
 
     def key(self, vector: Vectors) -> Key:
         """The units that win, `[winners]`, in ascending order."""
-        activity = vector @ self._projection
+        activity = np.einsum("ui,ui->u", vector[self._reads], self._signs)
         return np.sort(np.argpartition(activity, -self._winners)[-self._winners :]).astype(np.uint16)
 
     def overlap(self, row: int, other: int) -> float:
@@ -166,7 +169,7 @@ class Episodes:
             slots = np.arange(len(self))
         else:
             slots = np.array([self._slots[row] for row in among if row in self._slots], np.int64)
-        active = np.zeros(self._projection.shape[1], np.uint8)
+        active = np.zeros(self._width, np.uint8)
         active[self.key(cue)] = 1
         shared = active[self._keys[slots]].sum(axis=1, dtype=np.int64)
         order = np.lexsort((self._rows[slots], -shared))[:n]
@@ -204,14 +207,12 @@ def complete(patterns: Vectors, cue: Vectors, beta: float) -> Vectors:
 
 
 @lru_cache(maxsize=4)
-def projection(dim: int, width: int, seed: int) -> Vectors:
-    """Sparse random signs, `[dim, width]`: each unit reads a tenth of the dimensions, at least one.
+def projection(dim: int, width: int, seed: int) -> tuple[NDArray[np.int32], Vectors]:
+    """The dimensions that each unit reads and their signs, both `[width, inputs]`.
 
     Shared by all namespaces; made once a process.
     """
     rng = np.random.default_rng(seed)
     inputs = max(1, round(INPUTS * dim))
-    read = rng.random((width, dim)).argpartition(inputs - 1, axis=1)[:, :inputs]
-    matrix = np.zeros((width, dim), np.float32)
-    np.put_along_axis(matrix, read, 2 * rng.integers(2, size=read.shape) - 1, axis=1)
-    return np.ascontiguousarray(matrix.T)
+    reads = rng.random((width, dim)).argpartition(inputs - 1, axis=1)[:, :inputs].astype(np.int32)
+    return reads, (2 * rng.integers(2, size=reads.shape) - 1).astype(np.float32)

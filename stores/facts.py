@@ -6,6 +6,8 @@ A fact has one telling or several (sources that say the same); their confidences
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice, product
+from operator import itemgetter
 from typing import Any
 
 from stores.memory import Memory
@@ -62,6 +64,10 @@ class Fact:
         return min([told[-1] if told else math.inf, *self.closed.values()])
 
 
+Entry = tuple[float, int, str, Fact]  # of a timeline: start, seq, canonical object
+PLACE = itemgetter(0, 1)  # of an entry in its timeline
+
+
 def not_a_triple(memory: Json) -> str | None:
     """Why a relational memory is no usable triple, or None where it is.
 
@@ -89,6 +95,22 @@ def as_episodic(memory: Memory) -> Memory:
 
 
 def keys(triple: Triple) -> Iterator[Key]:
+    """Every pattern that finds the triple, but the one that finds all."""
     subject, relation, object = triple
-    yield from ((subject, relation, None), (None, relation, object), (None, relation, None))
-    yield from ((subject, None, None), (None, None, object))
+    for pattern in product((subject, None), (relation, None), (object, None)):
+        if pattern != (None, None, None):
+            yield pattern
+
+
+def run_before(timeline: list[Entry], place: int) -> int:
+    """Where the entries of one object that end before `place` begin."""
+    start = place
+    while start and timeline[start - 1][2] == timeline[place - 1][2]:
+        start -= 1
+    return start
+
+
+def next_rival(timeline: list[Entry], place: int, object: str) -> Iterator[Entry]:
+    """The first entry from `place` on that has another object, if there is one."""
+    others = (entry for entry in islice(timeline, place, None) if entry[2] != object)
+    return islice(others, 1)

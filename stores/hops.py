@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Edges = Callable[[str], Iterable[tuple["Fact", str, float]]]
 
 RESTART = 0.5
-PRECISION = 1e-5
+PRECISION = 1e-4
 
 
 @dataclass(frozen=True, slots=True)

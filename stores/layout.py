@@ -100,14 +100,18 @@ def _spread(places: Sequence[str], newest: Sequence[Constraint], fixed: Mapping[
             near[c.a].append((c.b, c, -1))
     layout = Layout(WORLD if fixed else roots[0], {root: fixed.get(root, (0.0, 0.0)) for root in roots})
     waiting = [*roots]
-    while waiting:
-        place = waiting.pop()
-        x, y = layout.at[place]
-        for other, c, sign in near[place]:
-            if other not in layout.at:
-                layout.at[other] = x + sign * c.step[0], y + sign * c.step[1]
-                layout.parent[other] = place, c.id
-                waiting.append(other)
+    for root in sorted(places):  # only reached anew where what held the group together was left out
+        if not waiting and root not in layout.at:
+            layout.at[root] = (0.0, 0.0)
+            waiting = [root]
+        while waiting:
+            place = waiting.pop()
+            x, y = layout.at[place]
+            for other, c, sign in near[place]:
+                if other not in layout.at:
+                    layout.at[other] = x + sign * c.step[0], y + sign * c.step[1]
+                    layout.parent[other] = place, c.id
+                    waiting.append(other)
     return layout
 
 

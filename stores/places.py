@@ -5,6 +5,7 @@ change, from the memories in order of (time, seq): the graph is a function of th
 """
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +20,8 @@ from stores.whereabouts import NOW, Event, Whereabouts
 Json = dict[str, Any]
 
 MAX_CARRIERS = 8  # of a carrier of a carrier ...
-_STEPS = re.compile(r"\s*(\d+(?:\.\d+)?)(?:\s+\w+)?\s*")
+MAX_COORDINATE = 1e12  # beyond it a step would be lost in rounding
+_STEPS = re.compile(r"\s*(\d{1,9}(?:\.\d{1,9})?)(?:\s+\w+)?\s*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,9 +161,8 @@ class PlaceGraph:
         """Where a move with a direction came to a place, that place lies so from the one before, and there
         is a way. What the event at `order` and the next one say is worked out again."""
         events = self._whereabouts.own(thing)
-        for i, event in enumerate(events):
-            if event.order < order:
-                continue
+        for i in range(bisect_left(events, order, key=lambda event: event.order), len(events)):
+            event = events[i]
             if event.kind == "moved" and event.steps is None:
                 self._part(event.id)
                 if i and events[i - 1].arrives and events[i - 1].other != event.other:
@@ -196,11 +197,15 @@ class PlaceGraph:
         return self._aliases.canonical(normalise(name))
 
     def label(self, place: str) -> str:
-        """The place's name as it was first told."""
-        for name in [place, *self._aliases.group(place)]:
-            if name in self._labels:
-                return next(iter(self._labels[name].values()))
-        return place
+        """The place's name, all its aliases counted, as it was first told."""
+        if place not in self._known_labels:
+            told = (
+                (self._observations[id].order, name)
+                for alias in self._aliases.group(place)
+                for id, name in self._labels.get(alias, {}).items()
+            )
+            self._known_labels[place] = min(told, default=(None, place))[1]
+        return self._known_labels[place]
 
     def layout(self, place: str) -> Layout | None:
         """The layout of the group that a place (canonical) is in; None where nothing places it."""
@@ -226,17 +231,25 @@ class PlaceGraph:
         newest = self._newest_point(self._aliases.group(thing), limit)
         x = y = 0.0
         memories: list[str] = []
+        left: set[str] = set()  # what it is no longer in, and has made no step since
         base: Position | None = None
         for event in reversed(events):
             if newest and newest[0] > event.order:
                 break
             memories.append(event.id)
+            other = self._aliases.canonical(event.other)
             if event.kind == "moved" and event.steps is not None:
                 x += event.step[0] * event.steps
                 y += event.step[1] * event.steps
-            elif event.kind != "not_in":
+            elif event.kind == "not_in":
+                left |= set() if x or y else {other}
+            elif other in left:
+                return None
+            else:
                 base = self._carried_to(thing, event, limit, depth)
                 break
+        if base is None and newest:
+            base = Position(x=newest[1][0], y=newest[1][1], frame=WORLD, memories=(newest[2],))
         if base is None:
             base = self._laid_out(thing)
         if base is None and (x or y):
@@ -322,13 +335,14 @@ class PlaceGraph:
             self._layouts.pop(name, None)
 
     def _changed(self) -> None:
-        """Hook: caches of a subclass are out of date."""
+        """Caches over all places are out of date."""
+        self._known_labels: dict[str, str] = {}
 
 
 def read_observation(memory: Json, seq: int) -> Observation:
-    """A spatial memory (the API's shape) as the map reads it."""
+    """A spatial memory (the API's shape) as the map reads it; coordinates are cut to `MAX_COORDINATE`."""
     place, other = normalise(memory["place"]), normalise(memory.get("other") or "")
-    point = (memory["x"], memory["y"]) if memory.get("x") is not None else None
+    point = (_cut(memory["x"]), _cut(memory["y"])) if memory.get("x") is not None else None
     reading = None if point else read(memory["relation"])
     steps = None
     if reading and reading.kind == "moved" and (number := _STEPS.fullmatch(memory["other"])):
@@ -336,3 +350,7 @@ def read_observation(memory: Json, seq: int) -> Observation:
     if reading and reading.swapped:
         place, other = other, place
     return Observation(memory["id"], (memory["time"], seq), place, other, reading, point, steps)
+
+
+def _cut(coordinate: float) -> float:
+    return max(-MAX_COORDINATE, min(MAX_COORDINATE, coordinate))

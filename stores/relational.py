@@ -9,21 +9,27 @@ Names are compared by `names.normalise` and through aliases; a relation and its 
 """
 
 import math
+from bisect import bisect_right, insort
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import product
 
 from common.config import FUNCTIONAL_RELATIONS, INVERSE_RELATIONS
 from stores import hops
 from stores.decision import Closing, Decision
 from stores.facts import (
     ALIAS_RELATIONS,
+    PLACE,
+    Entry,
     Fact,
     Json,
     Key,
     Telling,
     Triple,
     keys,
+    next_rival,
     not_a_triple,
+    run_before,
 )
 from stores.names import Aliases, Mentions, normalise, normalise_relation
 
@@ -31,7 +37,10 @@ _AFTER_ALL = 1 << 62  # the `seq` of a fact that is only planned
 
 
 class FactGraph:
-    """The facts of one namespace. `plan` is pure; `add`, `aggregate`, `close` and `remove` apply records."""
+    """The facts of one namespace. `plan` is pure; `add`, `aggregate`, `close` and `remove` apply records.
+
+    Many threads may read at once: they fill one cache with equal values.
+    """
 
     def __init__(
         self,
@@ -57,7 +66,7 @@ class FactGraph:
         self._index: dict[Key, dict[str, Fact]] = {}
         self._mentions = Mentions()
         self._closed_by: dict[str | None, set[str]] = {}
-        self._ends: dict[tuple[str, str], dict[str, float]] = {}  # cache of `_rival_ends`
+        self._timelines: dict[tuple[str, str], list[Entry]] = {}  # cache, kept up by `add`
 
     def __len__(self) -> int:
         return len(self._facts)
@@ -95,7 +104,10 @@ class FactGraph:
         self._mentions.add(object)
         if relation in ALIAS_RELATIONS:
             self._aliases.link(subject, object, fact.id)
-        self._ends.clear()
+            self._timelines.clear()
+        for one, functional, other in self._functional_readings(fact.triple):
+            if (timeline := self._timelines.get((one, functional))) is not None:
+                insort(timeline, (fact.start, fact.seq, other, fact), key=PLACE)
 
     def aggregate(self, into: str, memory: Json) -> None:
         """Add a telling of the fact `into`; passed over where the fact is gone or has that telling."""
@@ -103,14 +115,13 @@ class FactGraph:
         if fact and memory["id"] not in self._tellings:
             fact.tellings.append(self._telling(memory))
             self._tellings[memory["id"]] = into
-            self._ends.clear()
+            self._forget_timelines(fact)
 
     def close(self, id: str, valid_to: float, by: str | None = None) -> None:
         """End a fact at `valid_to`; with `by`, only as long as that fact is there."""
         if id in self._facts and (by is None or by in self._facts):
             self._facts[id].closed[by] = valid_to
             self._closed_by.setdefault(by, set()).add(id)
-            self._ends.clear()
 
     def remove(self, id: str) -> None:
         """Forget a fact, or one telling of it. What it closed holds again."""
@@ -118,7 +129,7 @@ class FactGraph:
         if into is None:
             return
         fact = self._facts[into]
-        self._ends.clear()
+        self._forget_timelines(fact)
         if into != id:
             fact.tellings = [telling for telling in fact.tellings if telling.id != id]
             return
@@ -131,7 +142,9 @@ class FactGraph:
                 del self._index[key]
         self._mentions.discard(fact.triple[0])
         self._mentions.discard(fact.triple[2])
-        self._aliases.unlink(id)
+        if fact.triple[1] in ALIAS_RELATIONS:
+            self._aliases.unlink(id)
+            self._timelines.clear()
         for other in self._closed_by.pop(id, ()):
             if other in self._facts:
                 del self._facts[other].closed[id]
@@ -218,8 +231,12 @@ class FactGraph:
 
     def end(self, fact: Fact) -> float:
         """When the fact ends, rivals counted; infinite while it holds."""
-        ends = [self._rival_ends(*key).get(fact.id, math.inf) for key in self._functionalkeys(fact.triple)]
-        return min([fact.end, *ends])
+        ends = [fact.end]
+        for subject, relation, object in self._functional_readings(fact.triple):
+            timeline = self._timeline(subject, relation)
+            place = bisect_right(timeline, (fact.start, fact.seq), key=PLACE)
+            ends += [rival[0] for rival in next_rival(timeline, place, object)]
+        return min(ends)
 
     # Parts
 
@@ -281,14 +298,10 @@ class FactGraph:
         if subject is relation is object is None:
             yield from self._facts.values()
             return
-        objects = None if object is None else self._aliases.group(object)
-        for name in [None] if subject is None else self._aliases.group(subject):
-            if name is None:
-                for other in [None] if objects is None else objects:
-                    yield from self._index.get((None, relation, other), {}).values()
-            else:
-                found = self._index.get((name, relation, None), {}).values()
-                yield from (fact for fact in found if objects is None or fact.triple[2] in objects)
+        subjects = [None] if subject is None else self._aliases.group(subject)
+        objects = [None] if object is None else self._aliases.group(object)
+        for key in product(subjects, (relation,), objects):
+            yield from self._index.get(key, {}).values()
 
     def _matches(self, triple: Triple) -> Iterator[Fact]:
         """Facts with the same kept triple, aliases counted; of a symmetric relation in either order."""
@@ -297,52 +310,46 @@ class FactGraph:
         if self._inverse.get(relation) == relation:
             yield from self._candidates(object, relation, subject)
 
-    def _functionalkeys(self, triple: Triple) -> Iterator[tuple[str, str]]:
-        """(canonical subject, relation) wherever this fact leaves no room for another object."""
+    def _functional_readings(self, triple: Triple) -> Iterator[Triple]:
+        """(subject, relation, object) in canonical names wherever there is no room for another object."""
         subject, relation, object = triple
         if relation in self._functional:
-            yield self.canonical(subject), relation
+            yield self.canonical(subject), relation, self.canonical(object)
         inverse = self._inverse.get(relation)
         if inverse in self._functional:
-            yield self.canonical(object), inverse
+            yield self.canonical(object), inverse, self.canonical(subject)
 
-    def _group(self, subject: str, relation: str) -> list[tuple[Fact, str]]:
-        """Facts of one functional (subject, relation) with their canonical objects, oldest first."""
-        found = {}
-        for fact in self._candidates(subject, relation, None):
-            found[fact.id] = fact, self.canonical(fact.triple[2])
-        if inverse := self._inverse.get(relation):
-            for fact in self._candidates(None, inverse, subject):
-                found[fact.id] = fact, self.canonical(fact.triple[0])
-        return sorted(found.values(), key=lambda pair: (pair[0].start, pair[0].seq))
-
-    def _rival_ends(self, subject: str, relation: str) -> dict[str, float]:
-        """Where the next fact with another object starts, for each fact of the group."""
+    def _timeline(self, subject: str, relation: str) -> list[Entry]:
+        """Facts of one functional (subject, relation) in order of (start, seq)."""
         key = subject, relation
-        if key not in self._ends:
-            ends: dict[str, float] = {}
-            later: tuple[str, float, float] | None = None  # object, start, end of the one after
-            for fact, object in reversed(self._group(*key)):
-                end = math.inf if later is None else later[2] if later[0] == object else later[1]
-                ends[fact.id] = end
-                later = object, fact.start, end
-            self._ends[key] = ends
-        return self._ends[key]
+        if key not in self._timelines:
+            found = {}
+            for fact in self._candidates(subject, relation, None):
+                found[fact.id] = fact.start, fact.seq, self.canonical(fact.triple[2]), fact
+            if inverse := self._inverse.get(relation):
+                for fact in self._candidates(None, inverse, subject):
+                    found[fact.id] = fact.start, fact.seq, self.canonical(fact.triple[0]), fact
+            self._timelines[key] = sorted(found.values(), key=PLACE)
+        return self._timelines[key]
+
+    def _forget_timelines(self, fact: Fact) -> None:
+        for subject, relation, _ in self._functional_readings(fact.triple):
+            self._timelines.pop((subject, relation), None)
 
     def _closings(self, new: Fact) -> list[Closing]:
         """Which facts end because of `new`, and whether it ends because of one told before."""
         found: dict[str, Closing] = {}
-        objects = {self.canonical(new.triple[0]), self.canonical(new.triple[2])}
-        for subject, relation in self._functionalkeys(new.triple):
-            later = math.inf
-            for rival, object in self._group(subject, relation):
-                if {subject, object} == objects:
-                    continue
-                if rival.start <= new.start < self.end(rival):
+        end = new.end
+        for subject, relation, object in self._functional_readings(new.triple):
+            timeline = self._timeline(subject, relation)
+            place = bisect_right(timeline, (new.start, new.seq), key=PLACE)
+            for _, _, other, rival in timeline[run_before(timeline, place) : place]:
+                if other != object and new.start < self.end(rival):
                     found[rival.id] = Closing(id=rival.id, valid_to=new.start, by=new.id)
-                elif new.start < rival.start < min(later, new.end):
-                    later = rival.start
-                    found[new.id] = Closing(id=new.id, valid_to=later, by=rival.id)
+            for start, _, _, rival in next_rival(timeline, place, object):
+                if start < end:
+                    end = start
+                    found[new.id] = Closing(id=new.id, valid_to=end, by=rival.id)
         return [*found.values()]
 
     def _edges(self, entity: str, at: float | None) -> Iterator[tuple[Fact, str, float]]:

@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Literal
 
 from common.errors import InvalidInput
@@ -88,7 +88,7 @@ class PlaceMap(PlaceGraph):
         dx, dy = one.x - other.x, one.y - other.y
         step = by_sector(dx, dy) if one.frame == WORLD else by_sign(dx, dy)
         layout = self.layout(a)
-        if layout is not None and layout is self.layout(b) and not (self._moves(a) or self._moves(b)):
+        if layout is not None and b in layout.at and not (self._moves(a) or self._moves(b)):
             memories = layout.support(a, b)
         else:
             memories = [*dict.fromkeys((*one.memories, *other.memories))]
@@ -117,12 +117,15 @@ class PlaceMap(PlaceGraph):
         self, place: str | None = None, *, x: float | None = None, y: float | None = None, k: int = 5
     ) -> list[Found]:
         """The `k` places nearest to a place (itself aside) or to a point, nearest first."""
-        return self.within(math.inf, place, x=x, y=y)[:k]
+        return [*islice(self._within(math.inf, place, x, y), max(0, k))]
 
     def within(
         self, radius: float, place: str | None = None, *, x: float | None = None, y: float | None = None
     ) -> list[Found]:
         """Places at most `radius` from a place (itself aside) or a point, nearest first."""
+        return [*self._within(radius, place, x, y)]
+
+    def _within(self, radius: float, place: str | None, x: float | None, y: float | None) -> Iterator[Found]:
         frame, point = self._origin(place, x, y)
         centre = None if place is None else self.canonical(place)
         return self._select(frame, point, lambda name, distance, _: name != centre and distance <= radius)
@@ -131,7 +134,8 @@ class PlaceMap(PlaceGraph):
         """Places with coordinates in the box, borders counted, nearest to its centre first."""
         (x0, x1), (y0, y1) = sorted((x0, x1)), sorted((y0, y1))
         centre = (x0 + x1) / 2.0, (y0 + y1) / 2.0
-        return self._select(WORLD, centre, lambda _, __, at: x0 <= at[0] <= x1 and y0 <= at[1] <= y1)
+        found = self._select(WORLD, centre, lambda _, __, at: x0 <= at[0] <= x1 and y0 <= at[1] <= y1)
+        return [*found]
 
     # Whereabouts
 
@@ -167,6 +171,8 @@ class PlaceMap(PlaceGraph):
     def path(self, a: str, b: str, *, by: By = "connected") -> Path | None:
         """The cheapest way from `a` to `b`, or None. By `connected` along ways that were told or walked;
         by `observed` also from each place to those whose direction from it was told."""
+        if by not in ("connected", "observed"):
+            raise InvalidInput(f"by = {str(by)[:64]!r}: must be connected or observed", param="by")
         a, b = self.canonical(a), self.canonical(b)
         route = self._routes(by).path(a, b)
         if route is None:
@@ -188,6 +194,7 @@ class PlaceMap(PlaceGraph):
     # Parts
 
     def _changed(self) -> None:
+        super()._changed()
         self._route_maps: dict[str, RouteMap] = {}
         self._stands: dict[str, dict[str, Point]] | None = None
 
@@ -199,8 +206,11 @@ class PlaceMap(PlaceGraph):
         if self._stands is None:
             frames: dict[str, dict[str, Point]] = {}
             for place in self._all_places():
-                if position := self.position(place):
-                    frames.setdefault(position.frame, {})[place] = position.x, position.y
+                if self._moves(place):
+                    if position := self.position(place):
+                        frames.setdefault(position.frame, {})[place] = position.x, position.y
+                elif layout := self.layout(place):
+                    frames.setdefault(layout.frame, {})[place] = layout.at[place]
             self._stands = frames
         return self._stands
 
@@ -215,13 +225,13 @@ class PlaceMap(PlaceGraph):
 
     def _select(
         self, frame: str | None, origin: Point, keep: Callable[[str, float, Point], bool]
-    ) -> list[Found]:
+    ) -> Iterator[Found]:
         """Places of a frame that `keep(name, distance, point)` takes, nearest to `origin` first."""
-        if frame is None:
-            return []
-        stands = self._frames().get(frame, {})
-        found = self._by_distance(frame, origin)
-        return [self._found(name, d) for d, name in found if keep(name, d, stands[name])]
+        if frame is not None:
+            stands = self._frames().get(frame, {})
+            for distance, name in self._by_distance(frame, origin):
+                if keep(name, distance, stands[name]):
+                    yield self._found(name, distance)
 
     def _by_distance(self, frame: str, origin: Point) -> list[tuple[float, str]]:
         stands = self._frames().get(frame, {})
@@ -268,7 +278,7 @@ class PlaceMap(PlaceGraph):
             walks: Counter[tuple[str, ...]] = Counter()
             for thing in self._whereabouts.things():
                 for run in self._runs(thing):
-                    walks += count_walks(run, ways)
+                    walks.update(count_walks(run, ways))
             self._route_maps[by] = RouteMap(ways, at, walks)
         return self._route_maps[by]
 

@@ -83,23 +83,25 @@ class Whereabouts:
 
     def before(self, thing: str, limit: Order) -> list[Event]:
         events = self.events(thing)
-        return events[: bisect_left(events, limit, key=lambda event: event.order)]
+        return events[: _count(events, limit)]
 
     def holder(self, thing: str, limit: Order = NOW, depth: int = 16) -> Holder | None:
         """What the thing was in or carried by just before `limit`; None where nobody said."""
-        return self._holder(self.before(thing, limit), depth)
+        events = self.events(thing)
+        return self._holder(events, _count(events, limit), depth)
 
-    def _holder(self, events: list[Event], depth: int) -> Holder | None:
-        if not events or not depth:
+    def _holder(self, events: list[Event], count: int, depth: int) -> Holder | None:
+        """The holder after the first `count` events."""
+        if not count or not depth:
             return None
-        event = events[-1]
+        event = events[count - 1]
         if event.arrives or event.kind == "carried":
             return Holder(event.other, event.kind == "carried", (event.id,))
         if event.kind == "dropped":
             within = self.holder(event.other, event.order, depth - 1)
             return within and Holder(within.name, within.carried, (event.id, *within.memories))
         if event.kind == "not_in":
-            earlier = self._holder(events[:-1], depth - 1)
+            earlier = self._holder(events, count - 1, depth - 1)
             gone = earlier and self._aliases.canonical(earlier.name) == self._aliases.canonical(event.other)
             return None if gone else earlier
         return None  # some steps from where it was: a question of positions
@@ -137,9 +139,14 @@ class Whereabouts:
             if event.kind == "carried":
                 for visit in self._visits(event.other, since, until, depth - 1):
                     yield Visit(visit.place, max(visit.since, since[0]), (event.id, *visit.memories))
-            elif holder := self._holder(events[: i + 1], 16):
+            elif holder := self._holder(events, i + 1, 16):
                 if holder.carried:
                     for visit in self._visits(holder.name, since, until, depth - 1):
                         yield Visit(visit.place, visit.since, (*holder.memories, *visit.memories))
                 else:
                     yield Visit(holder.name, since[0], holder.memories)
+
+
+def _count(events: list[Event], limit: Order) -> int:
+    """How many events came before `limit`."""
+    return bisect_left(events, limit, key=lambda event: event.order)

@@ -70,6 +70,44 @@ def test_every_known_relation_is_read_as_its_kind() -> None:
     assert read("carries").swapped and not read("carried_by").swapped
 
 
+WORDS = st.text(max_size=12) | st.sampled_from([*PLACES, "2 steps", "9" * 400, "_", "!?", "the"])
+RELATIONS = WORDS | st.sampled_from(
+    "left_of near in carried_by dropped_by moved_north moved contains same_as connected_to leads_to not_in".split()
+)
+ANY = st.fixed_dictionaries(
+    {"place": WORDS, "relation": RELATIONS, "other": WORDS, "time": st.floats(-1e10, 1e10)}
+) | st.fixed_dictionaries(
+    {
+        "place": WORDS,
+        "x": st.floats(allow_nan=False, allow_infinity=False),
+        "y": st.just(-1e308),
+        "time": st.just(0.0),
+    }
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(ANY, max_size=14))
+def test_whatever_the_api_accepts_is_taken_in_and_can_be_asked_for(memories: list[Json]) -> None:
+    """A record that could not be applied would keep the shard from opening."""
+    numbered = [{**m, "id": f"m{i}"} for i, m in enumerate(memories) if m["place"].strip()]
+    numbered = [m for m in numbered if "x" in m or (m["relation"].strip() and m["other"].strip())]
+    places = PlaceMap()
+    for seq, memory in enumerate(numbered):
+        assert places.plan(memory).action == "insert"
+        places.add(memory, seq)
+    for memory in numbered:
+        name = memory["place"]
+        position = places.position_of(name)
+        assert position is None or math.isfinite(position.x + position.y)
+        places.where(name), places.trail(name), places.contents(name), places.nearest(name)
+        places.path(name, numbered[0]["place"], by="observed"), places.relation_of(name, numbered[0]["place"])
+    places.contradictions(), places.macros(), places.in_box(-1e300, 0, 1e300, 0)
+    for memory in numbered:
+        places.remove(memory["id"])
+    assert not len(places) and not places._constraints and not places._roads
+
+
 # Positions
 
 POINTS = st.tuples(st.integers(-3, 3), st.integers(-3, 3))
@@ -343,6 +381,10 @@ def test_what_is_in_a_box_that_is_carried_goes_with_it() -> None:
     assert places.where("box").place == "The Park" and places.where("coin", at=2.5).chain == ("box", "Ada")
     places.add(told("4", "Ada", "no_longer_in", "the park", 4.0), 9)
     assert places.where("box").place is None
+    places.add(located("5", "the park", 3.0, 3.0, 0.0), 10)
+    assert places.where("box").place is None and places.position_of("box") is None
+    places.add(told("6", "Ada", "went north", "2", 5.0), 11)
+    assert (places.position_of("coin").x, places.position_of("coin").y) == (3.0, 5.0)
     assert places.where("nobody") == places.where("nobody", at=3.0)
 
 
@@ -370,6 +412,16 @@ def test_a_walk_by_steps_ends_where_dead_reckoning_says(walk: list[tuple[str, in
     assert (position.x, position.y) == (x, y)
     assert places.where("robot").place == names.get((x, y))
     assert {f"w{i}" for i in range(len(walk))} <= set(position.memories)
+
+
+def test_a_thing_is_tracked_by_its_coordinates() -> None:
+    places = build([located(str(t), "van", float(t), 0.0, float(t)) for t in (1, 2, 3)])
+    places.add(told("m", "van", "moved_north", "2", 2.5), 9)
+    places.add(told("in", "box", "carried_by", "van", 0.0), 10)
+    for at, point in ((1.5, (1.0, 0.0)), (2.0, (2.0, 0.0)), (2.7, (2.0, 2.0)), (9.0, (3.0, 0.0))):
+        for thing in ("van", "box"):
+            position = places.position_of(thing, at=at)
+            assert (position.x, position.y) == point
 
 
 def test_a_move_to_a_named_place_tells_where_that_is() -> None:
