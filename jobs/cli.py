@@ -35,6 +35,7 @@ from jobs.options import (
     running,
 )
 from jobs.output import Counter, emit, flat, injected, note, table, taught
+from jobs.reshard import reshard
 from jobs.sql_command import sql
 from jobs.teach import teach_files
 from stores.filters import compile_filter
@@ -205,7 +206,7 @@ def _print_stream(client: Client, body: dict[str, Any]) -> dict[str, Any]:
     return memory
 
 
-for command in (score, consolidate, evaluate, sql):
+for command in (score, consolidate, evaluate, sql, reshard):
     app.command()(command)
 
 
