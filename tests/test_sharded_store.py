@@ -103,6 +103,23 @@ def test_memories_leave_and_come_back_with_all_that_is_known(config):
     asyncio.run(check())
 
 
+def test_what_says_the_same_is_stored_once_whichever_shard_its_id_picks(config):
+    async def check():
+        store = ShardedStore(config)
+        same = [(memory(f"t{i}", namespace="twins", text="the very same words"), unit(3)) for i in range(12)]
+        first = await store.put(same[:1], op_id="twins-0", now=NOW)
+        for _ in range(2):  # sent again it counts once
+            rest = await store.put(same[1:], op_id="twins-1", now=NOW)
+            assert {(a["id"], a["status"], a["shard"]) for a in rest} == {
+                ("t0", "duplicate", first[0]["shard"])
+            }
+            assert (await store.get("twins", "t0"))["statistics"]["count"] == 12
+        assert (await store.put(same[:1], op_id="twins-2", now=NOW))[0]["status"] == "existing"
+        assert len((await store.list("twins", limit=50))["memories"]) == 1
+
+    asyncio.run(check())
+
+
 TENANTS = ("Zebra", "Quokka")
 IDS = [f"id{i}" for i in range(4)]
 steps = st.lists(
