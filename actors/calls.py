@@ -7,7 +7,7 @@ from ray.exceptions import RayTaskError
 from common.errors import SharpwaveError
 
 WRITES = (
-    *("put", "take", "supersede", "race", "touch", "score", "forget"),
+    *("put", "sight", "take", "supersede", "race", "touch", "score", "forget"),
     *("put_line", "race_line"),
     *("push", "pop", "rewind", "forget_turns"),
     *("verify", "rotate_key", "snapshot", "probe"),  # they hold writes back, and must not block reads

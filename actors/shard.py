@@ -96,18 +96,25 @@ class StoreShard:
         threading.Timer(STEP_DOWN_S, os._exit, [1]).start()
 
     def _do(self, method: str, args: Sequence[Any], options: Json) -> Any:
-        work: Callable[..., Any]
-        work = getattr(self, f"_{method}") if method in ("put", "prepare") else getattr(self._shard(), method)
+        if method in ("put", "sight"):
+            memories, vectors, *args = args
+            args = [list(zip(memories, vectors, strict=True)), *args]
+        work = self._prepare if method == "prepare" else getattr(self._shard(), method)
         return work(*args, **options)
 
-    def _put(self, memories: Sequence[Memory], vectors: Vectors, **options: Any) -> Page:
-        return self._shard().put(list(zip(memories, vectors, strict=True)), **options)
-
     def _prepare(
-        self, memories: Sequence[Memory], namespaces: Sequence[str], vectors: Vectors
-    ) -> tuple[list[str | None], list[float]]:
-        """`check` of the memories that may be here and `nearest` of everybody's vectors."""
-        return self._shard().check(memories), self._shard().nearest(namespaces, vectors)
+        self, own: Sequence[Memory], memories: Sequence[Memory], vectors: Vectors
+    ) -> tuple[list[tuple[bool, str | None]], list[float], list[str | None]]:
+        """Of the memories that may be here: are they, and what `check` says. Of everybody's: `nearest` and
+        `twins`."""
+        shard = self._shard()
+        here = [shard.get(memory.namespace, memory.id) is not None for memory in own]
+        namespaces = [memory.namespace for memory in memories]
+        return (
+            [*zip(here, shard.check(own), strict=True)],
+            shard.nearest(namespaces, vectors),
+            shard.twins(memories, vectors),
+        )
 
     # The life of a shard; called by who starts and who reshards
 

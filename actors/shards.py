@@ -5,6 +5,7 @@ off, or that a reshard held up, are sent again, which is safe because every writ
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from hashlib import blake2b
 from heapq import merge
 from typing import Any
 
@@ -60,10 +61,11 @@ class ShardedStore(GraphCalls):
 
         async def write(route: Route) -> Page:
             owners = [route.placement.owner(m.namespace, m.id, m.kind) for m in memories]
-            conflicts, nearest = await _prepare(route, memories, vectors, owners)
+            conflicts, nearest, twins = await _prepare(route, memories, vectors, owners)
             answers = {i: _refused(memories[i], owners[i], why) for i, why in enumerate(conflicts) if why}
             if answers and not partial:
                 raise Conflict(next(filter(None, conflicts)), param="id")
+            answers |= await _sight(route, memories, vectors, twins, op_id=op_id, now=now)
             routed = _places([[] if i in answers else [owner] for i, owner in enumerate(owners)])
             replies = await together(
                 route.call(
@@ -230,8 +232,9 @@ class ShardedStore(GraphCalls):
 
 async def _prepare(
     route: Route, memories: Sequence[Memory], vectors: Vectors, owners: Sequence[int]
-) -> tuple[Sequence[str | None], Sequence[float]]:
-    """Each item's conflict, if any, and its highest cosine outside the shard that owns it."""
+) -> tuple[list[str | None], list[float], list[int | None]]:
+    """For each item: its conflict, if any; its highest cosine outside the shard that owns it; the other
+    shard where a memory says the same, unless the item itself is written already."""
     namespaces = [memory.namespace for memory in memories]
     lookups = [route.placement.lookups(memory.namespace, memory.id) for memory in memories]
     asked = route.placement.asked(namespaces)
@@ -243,20 +246,45 @@ async def _prepare(
             number,
             "prepare",
             [memories[i] for i in own.get(number, [])],
-            [namespaces[i] for i in near[number]],
+            [memories[i] for i in near[number]],
             shared[tuple(near[number])],
         )
         for number in asked
     )
     conflicts: list[str | None] = [None] * len(memories)
+    twins: list[int | None] = [None] * len(memories)
     nearest = nearest_earlier(namespaces, vectors)
-    for number, (found, cosines) in zip(asked, replies, strict=True):
-        for i, conflict in zip(own.get(number, []), found, strict=True):
-            conflicts[i] = conflicts[i] or conflict
-        for i, cosine in zip(near[number], cosines, strict=True):
+    for number, (_, cosines, alike) in zip(asked, replies, strict=True):
+        for i, cosine, twin in zip(near[number], cosines, alike, strict=True):
             if owners[i] != number:
                 nearest[i] = max(nearest[i], cosine)
-    return conflicts, nearest
+                twins[i] = number if twin is not None else twins[i]
+    for number, (found, _, _) in zip(asked, replies, strict=True):
+        for i, (written, conflict) in zip(own.get(number, []), found, strict=True):
+            conflicts[i] = conflicts[i] or conflict
+            twins[i] = None if written or conflict else twins[i]
+    return conflicts, nearest, twins
+
+
+async def _sight(
+    route: Route,
+    memories: Sequence[Memory],
+    vectors: Vectors,
+    twins: Sequence[int | None],
+    *,
+    op_id: str,
+    now: float,
+) -> dict[int, Json]:
+    """Answers, by place, of the items that another shard counts as one of its own. An `op_id` stands for one
+    request, so these go under one made from it."""
+    routed = _places([[] if twin is None else [twin] for twin in twins])
+    sighting = blake2b(f"sight/{op_id}".encode(), digest_size=16).hexdigest()
+    replies = await together(
+        route.call(number, "sight", [memories[i] for i in places], vectors[places], op_id=sighting, now=now)
+        for number, places in routed.items()
+    )
+    told = zip(routed.values(), replies, strict=True)
+    return {i: answer for places, reply in told for i, answer in zip(places, reply, strict=True) if answer}
 
 
 def merged(receipts: Sequence[Json]) -> Json:

@@ -42,6 +42,7 @@ from jobs.options import (
     running,
 )
 from jobs.output import Counter, emit, flat, injected, note, table, taught
+from jobs.reshard import reshard
 from jobs.sql_command import sql
 from jobs.store_commands import facts, lines, places, turns
 from jobs.teach import teach_files
@@ -220,7 +221,7 @@ for command in (score, consolidate, evaluate, search, get, history, update, weak
     app.command()(command)
 app.command("list")(list_memories)
 app.command("import")(import_file)
-for command in (facts, places, turns, lines, seal, verify, snapshot, probe, sql):
+for command in (facts, places, turns, lines, seal, verify, snapshot, probe, sql, reshard):
     app.command()(command)
 
 

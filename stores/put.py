@@ -155,6 +155,31 @@ class Put:
         return self._answers
 
 
+def sight(
+    view: View,
+    pending: Pending,
+    memories: Sequence[Memory],
+    vectors: Vectors,
+    *,
+    config: StoreConfig,
+    shard: int,
+) -> Planned:
+    """Count those that say the same as a memory here, as a put would, and write none of the others."""
+    near = plan.neighbours(view, pending, [memory.namespace for memory in memories], vectors)
+    answers: list[Json | None] = []
+    drafts: list[Draft] = []
+    for memory, pairs in zip(memories, near, strict=True):
+        twin = twins.find(memory, [(cosine, entry.memory) for cosine, entry in pairs], config)
+        if twin is None:
+            answers.append(None)
+            continue
+        cosine, entry = pairs[twin]
+        told = _known(entry, "duplicate", _reason(entry.memory["id"], cosine))
+        answers.append({"kind": memory.kind, "shard": shard, **told})
+        drafts.append(_sighting(memory, entry.memory["id"]))
+    return Planned(drafts=drafts, result=answers, counts={"duplicates": len(drafts)})
+
+
 def _told(id: str, status: str, reason: str) -> Json:
     return {"id": id, "stored": True, "status": status, "gate": {"score": None, "reason": reason}}
 

@@ -14,6 +14,7 @@ from stores.logs import Log
 from stores.memory import Memory, from_json
 from stores.put import Put
 from stores.put import keys as put_keys
+from stores.put import sight as put_sight
 from stores.revise import Candidate, Weigh
 from stores.snapshots import Snapshots
 from stores.turns import Turns
@@ -63,6 +64,22 @@ class Writes:
             spaces=spaces,
             keys=put_keys(memories),
         )
+
+    def sight(self, items: Items, *, op_id: str, now: float) -> list[Json | None]:
+        """Count items whose home is another shard but that say the same as a memory here: each one's answer,
+        as `put` gives it, or None where nothing here says the same (any more)."""
+        memories = [memory for memory, _ in items]
+        vectors = plan.check_vectors([vector for _, vector in items], self.dim)
+        answers: list[Json | None] = self.write(
+            op_id,
+            plan.request_digest("sight", plan.put_digest(memories)),
+            lambda pending: put_sight(
+                self._view, pending, memories, vectors, config=self.config, shard=self.number
+            ),
+            now=now,
+            spaces={memory.namespace for memory in memories},
+        )
+        return answers
 
     def supersede(self, memory: Memory, vector: Vectors, *, generation: int, op_id: str, now: float) -> Json:
         """Make `memory` the new version of the one with its id, which must be of this `generation`.

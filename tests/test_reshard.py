@@ -11,6 +11,7 @@ import time
 from hashlib import blake2b
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import ray
@@ -25,6 +26,7 @@ from common.files import write_json
 from stores.shard import Shard
 
 ROOT = Path(__file__).parent.parent
+SECONDS = float(os.environ.get("RESHARD_SECONDS", "300"))
 
 
 @pytest.fixture(scope="module")
@@ -215,26 +217,20 @@ def test_reshards_killed_at_random_points(started):
     asyncio.run(check_ledger(config, writers))
 
 
-RESHARD = """
-import sys, ray
-from actors.reshard import reshard
-from common.config import load
-ray.init(address=sys.argv[1], namespace="sharpwave", log_to_driver=False)
-reshard(load(sys.argv[2], env={}), int(sys.argv[3]), say=lambda message: print(message, flush=True))
-"""
-
-
 def kill_reshard(config, to, sign, after_s):
     """Start a reshard in a process of its own, and kill it a moment after it has said `sign`."""
     settings = config.store_dir / "settings.yaml"
     write_json(settings, config.model_dump(mode="json"))  # which is YAML too
-    address = ray.get_runtime_context().gcs_address
     process = subprocess.Popen(
-        [sys.executable, "-c", RESHARD, address, str(settings), str(to)],
+        [sys.executable, "-m", "jobs.reshard", str(settings), str(to)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
+        },
     )
     for line in process.stdout:
         if sign in line:
@@ -286,3 +282,39 @@ def test_a_store_of_the_first_layout_is_brought_to_the_present_one(started, tmp_
 
 def _first_hash(number, memory):
     return blake2b(f"{number}/{memory.namespace}/{memory.id}".encode(), digest_size=8).digest()
+
+
+@pytest.mark.slow
+def test_as_many_memories_as_five_minutes_take(started):
+    """Two shards to five and back with everything in place and more coming in."""
+    config = started(2, write_threads=64)
+    loaded, per_call = 0, 250
+
+    async def load(seconds):
+        nonlocal loaded
+        store, stop, rng = ShardedStore(config), time.monotonic() + seconds, np.random.default_rng(7)
+
+        async def client(name):
+            nonlocal loaded
+            number = 0
+            while time.monotonic() < stop:
+                vectors = rng.normal(size=(per_call, DIM)).astype(np.float32)
+                vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+                ids = [f"{name}-{number}-{i}" for i in range(per_call)]
+                items = [
+                    (memory(id, namespace=f"bulk-{number % 8}"), v)
+                    for id, v in zip(ids, vectors, strict=True)
+                ]
+                await store.put(items, op_id=f"bulk-{name}-{number}", now=NOW)
+                loaded, number = loaded + per_call, number + 1
+
+        await asyncio.gather(*(client(name) for name in "abcd"))
+
+    asyncio.run(load(SECONDS / 2))
+    with Writers(config) as writers:
+        grown = reshard(config, 5, say=print)
+        shrunk = reshard(config, 2, say=print)
+    counts = asyncio.run(ShardedStore(config).counts())
+    small = sum(map(len, writers.held.values()))
+    assert counts["memories"] == loaded + small
+    print(f"{loaded} loaded, {writers.operations} operations meanwhile; {grown}; {shrunk}")
