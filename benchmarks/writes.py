@@ -44,6 +44,7 @@ WORDS = "Ada Bo Cy moved works lives in at to Lisbon Oslo Rome library cafe ofte
 
 Json = dict[str, Any]
 Item = tuple[Memory, np.ndarray]
+Spent = tuple[float, float]  # seconds: clock, CPU
 
 
 def main() -> None:
@@ -73,21 +74,23 @@ def batches(folder: Path, size: int, repeats: int) -> Json:
     """Milliseconds of a write of `size` memories with one fsync, and throughput relative to raw LMDB."""
     raw, raw_json = Raw(folder / f"raw-{size}"), Raw(folder / f"json-{size}")
     log, shard = Logged(folder / f"log-{size}"), open_shard(folder / f"shard-{size}")
-    times: dict[str, list[float]] = {"raw": [], "raw_json": [], "log": [], "shard": []}
+    times: dict[str, list[Spent]] = {"raw": [], "raw_json": [], "log": [], "shard": []}
     for number in range(repeats * max(3, min(20, 1024 // size))):
         items, op_id = make_items(size, number), f"put-{number}"
         ready = [_bytes(item) for item in items]
-        times["raw"].append(seconds(raw.write, ready))
-        times["raw_json"].append(seconds(lambda made: raw_json.write([*map(_bytes, made)]), items))
-        times["log"].append(seconds(log.write, items, op_id))
-        times["shard"].append(seconds(partial(shard.put, items, op_id=op_id, now=NOW)))
+        times["raw"].append(spent(raw.write, ready))
+        times["raw_json"].append(spent(lambda made: raw_json.write([*map(_bytes, made)]), items))
+        times["log"].append(spent(log.write, items, op_id))
+        times["shard"].append(spent(partial(shard.put, items, op_id=op_id, now=NOW)))
     for part in (raw, raw_json, log, shard):
         part.close()
-    median = {name: statistics.median(values) for name, values in times.items()}
+    median = {name: statistics.median(wall for wall, _ in found) for name, found in times.items()}
+    cpu = {name: statistics.median(cpu for _, cpu in found) for name, found in times.items()}
     return {
         "memories": size,
         "bytes": sum(map(len, ready)),
         "ms": {name: round(1e3 * value, 3) for name, value in median.items()},
+        "cpu_us_a_memory": {name: round(1e6 * value / size, 1) for name, value in cpu.items()},
         "to_raw": {name: round(median["raw"] / value, 3) for name, value in median.items()},
         "to_raw_json": {name: round(median["raw_json"] / value, 3) for name, value in median.items()},
     }
@@ -97,23 +100,27 @@ def writers(folder: Path, threads: int, each: int, repeats: int, shared: bool) -
     """Writes of one memory by many threads: shared batches against one fsync a write, in turns. With
     `shared` all write to one namespace, else each to its own."""
     rates: dict[str, list[float]] = {"alone": [], "grouped": []}
+    cpu: dict[str, list[float]] = {"alone": [], "grouped": []}
     for repeat in range(repeats):
         for name, operations in (("alone", 1), ("grouped", 256)):
             shard = open_shard(folder / f"{name}-{repeat}-{shared}", batch_operations=operations)
             spaces = ["bench"] * threads if shared else [f"bench-{thread}" for thread in range(threads)]
-            rates[name].append(threads * each / crowd(shard, spaces, each))
+            wall, busy = crowd(shard, spaces, each)
+            rates[name].append(threads * each / wall)
+            cpu[name].append(1e6 * busy / (threads * each))
             shard.close()
     median = {name: statistics.median(values) for name, values in rates.items()}
     return {
         "threads": threads,
         "namespaces": 1 if shared else threads,
+        "cpu_us_a_write": {name: round(statistics.median(values)) for name, values in cpu.items()},
         "writes_a_second": {name: round(value) for name, value in median.items()},
         "ratio": round(median["grouped"] / median["alone"], 2),
     }
 
 
-def crowd(shard: Shard, spaces: Sequence[str], each: int) -> float:
-    """Seconds until every thread, one for each namespace named, has written its memories, one a call."""
+def crowd(shard: Shard, spaces: Sequence[str], each: int) -> Spent:
+    """Time until every thread, one for each namespace named, has written its memories, one a call."""
     items = [make_items(each, thread, space) for thread, space in enumerate(spaces)]
     start = threading.Barrier(len(items) + 1)
 
@@ -126,10 +133,7 @@ def crowd(shard: Shard, spaces: Sequence[str], each: int) -> float:
     for thread in running:
         thread.start()
     start.wait()
-    began = time.perf_counter()
-    for thread in running:
-        thread.join()
-    return time.perf_counter() - began
+    return spent(_join, running)
 
 
 class Raw:
@@ -183,10 +187,16 @@ def make_items(count: int, seed: int, namespace: str = "bench") -> list[Item]:
     ]
 
 
-def seconds(work: Callable[..., Any], *args: Any) -> float:
-    began = time.perf_counter()
+def _join(threads: Sequence[threading.Thread]) -> None:
+    for thread in threads:
+        thread.join()
+
+
+def spent(work: Callable[..., Any], *args: Any) -> Spent:
+    """Seconds on the clock, and of this process's CPU time: the second hardly feels other processes."""
+    wall, cpu = time.perf_counter(), time.process_time()
     work(*args)
-    return time.perf_counter() - began
+    return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def hardware() -> Json:
@@ -216,11 +226,12 @@ def show(report: Json) -> None:
         print(
             f"{row['memories']:>9} {ms['raw']:>9} {ms['raw_json']:>9} {ms['log']:>9} {ms['shard']:>9} "
             f"{to_raw['log']:>6} ({to_json_['log']:>5}) {to_raw['shard']:>5} ({to_json_['shard']:>5})"
+            f"   CPU us a memory {row['cpu_us_a_memory']}"
         )
     for found in report["writers"]:
         print(
             f"\n{found['threads']} writers, {found['namespaces']} namespaces, writes a second: "
-            f"{found['writes_a_second']}, ratio {found['ratio']}"
+            f"{found['writes_a_second']}, ratio {found['ratio']}; CPU us a write {found['cpu_us_a_write']}"
         )
 
 

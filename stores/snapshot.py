@@ -15,6 +15,7 @@ import os
 import shutil
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b, sha256
 from itertools import groupby
@@ -22,6 +23,7 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -147,20 +149,13 @@ def _write_spaces(
 ) -> list[Json]:
     """Returns where each blob lies in `parts.bin`."""
     parts: list[Json] = []
-    vector_schema = pa.schema([("vector", pa.binary(captured.dim * 4))])
-    raw = {"use_dictionary": False, "compression": "none", "write_statistics": False}
-    with (
-        (folder / PARTS).open("wb") as blobs,
-        pq.ParquetWriter(folder / MEMORIES, rows.SCHEMA, compression="zstd", compression_level=1) as memories,
-        pq.ParquetWriter(folder / VECTORS, vector_schema, **raw) as vectors,
-    ):
+    with (folder / PARTS).open("wb") as blobs, _tables(folder, captured.dim) as write_rows:
         for namespace, table, found, dumped in _batches(captured):
             go_on()
             if sealer is not None:
                 dumped = {TABLE: _ipc(table), RAW_VECTORS: found.tobytes(), **dumped}
             elif table.num_rows:
-                memories.write_table(table)
-                vectors.write_table(pa.table([rows.vector_bytes(found)], schema=vector_schema))
+                write_rows(table, found)
             for part, data in dumped.items():
                 parts.append({"part": part, "at": blobs.tell()})
                 for piece in _blob(namespace, data, sealer):
@@ -170,6 +165,38 @@ def _write_spaces(
         with (folder / name).open("rb") as file:
             os.fsync(file.fileno())
     return parts
+
+
+@contextmanager
+def _tables(folder: Path, dim: int) -> Iterator[Callable[[pa.Table, Vectors], None]]:
+    """How to append rows to the Parquet files; small namespaces share row groups."""
+    schema = pa.schema([("vector", pa.binary(dim * 4))])
+    raw = {"use_dictionary": False, "compression": "none", "write_statistics": False}
+    held: list[tuple[pa.Table, Vectors]] = []
+    count = 0
+    with (
+        pq.ParquetWriter(folder / MEMORIES, rows.SCHEMA, compression="zstd", compression_level=1) as memories,
+        pq.ParquetWriter(folder / VECTORS, schema, **raw) as vectors,
+    ):
+
+        def flush() -> None:
+            nonlocal count
+            if held:
+                tables, found = zip(*held, strict=True)
+                memories.write_table(pa.concat_tables(tables))
+                vectors.write_table(pa.table([rows.vector_bytes(np.concatenate(found))], schema=schema))
+                held.clear()
+                count = 0
+
+        def write(table: pa.Table, found: Vectors) -> None:
+            nonlocal count
+            held.append((table, found))
+            count += table.num_rows
+            if count >= GROUP_ROWS:
+                flush()
+
+        yield write
+        flush()
 
 
 def _blob(namespace: str, data: Any, sealer: Sealer | None) -> Sequence[Any]:
