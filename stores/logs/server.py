@@ -169,7 +169,8 @@ def _asked(connection: Any, *command: str) -> str:
     connection.send_command(*command, check_health=False)
     answer = connection.read_response()
     if isinstance(answer, dict | list):  # by the version of the protocol; empty where a host hides it
-        answer = [*(answer.values() if isinstance(answer, dict) else answer), b"(hidden)"][-2:][0]
+        values = [*answer.values()] if isinstance(answer, dict) else answer[1:]
+        answer = values[0] if values else b"(hidden)"
     return str(answer, "utf-8")
 
 
