@@ -24,7 +24,7 @@ class Ahead(FactGraph):
         self._index = _Layers(base._index, self._gone)  # type: ignore[assignment]
         self._mentions = Mentions()
         self._closed_by = {}
-        self._ends = {}
+        self._timelines = {}
         self._planned = 0
 
     def add_planned(self, memory: Json) -> None:
@@ -45,7 +45,7 @@ class Ahead(FactGraph):
             self._tellings[telling.id] = ""
         self._gone.add(id)
         self._aliases.unlink(id)
-        self._ends.clear()
+        self._timelines.clear()
 
 
 class _Layers:
