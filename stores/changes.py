@@ -65,7 +65,7 @@ def forget(view: View, namespace: str, ids: Sequence[str] | None, keep: Predicat
     else:
         turned = forget_texts(turns, namespace, texts)
     forgotten = [entry.memory["id"] for entry in gone]
-    erased = [seq for entry in gone for seq in entry.seqs]
+    erased = [*dict.fromkeys(seq for entry in gone for seq in entry.seqs)]
     receipt = {
         "namespace": namespace,
         "forgotten": forgotten,

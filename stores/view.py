@@ -268,7 +268,9 @@ class View:
     def _close(self, record: Record, content: Content) -> None:
         if entry := self._named(content):
             close(entry, content["by"], content["valid_to"])
-            entry.traces.append(record.seq)
+            for named in (entry, self.find(content["namespace"], content["by"])):
+                if named is not None:  # the record goes with either fact
+                    named.traces.append(record.seq)
             self.spaces[content["namespace"]].facts.end(entry, content["by"])
 
     def _race(self, record: Record, content: Content) -> None:
