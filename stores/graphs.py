@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from common.config import StoreConfig
-from common.errors import InvalidInput
 from stores.ahead import Ahead
 from stores.decision import Decision
 from stores.entry import Entry
@@ -46,7 +45,7 @@ class Facts:
         for telling in entry.tellings:
             self.graph.aggregate(entry.memory["id"], telling)
         for by in entry.closings:
-            self.end(entry, by)
+            self._closed(entry, by)
 
     def remove(self, entry: Entry) -> None:
         if entry.memory["kind"] == "relational":
@@ -54,12 +53,16 @@ class Facts:
             for by in entry.closings:
                 self._closed_by.get(by, set()).discard(entry.memory["id"])
 
-    def tell(self, entry: Entry, telling: Json) -> None:
+    def aggregate(self, entry: Entry, content: Json) -> None:
         """One more telling of a fact."""
-        self.graph.aggregate(entry.memory["id"], telling)
+        if "telling" in content:
+            self.graph.aggregate(entry.memory["id"], content["telling"])
 
-    def end(self, entry: Entry, by: str) -> None:
-        """The fact `by` contradicts this one. When it ends the graph works out for itself."""
+    def close(self, entry: Entry, content: Json) -> None:
+        """Another fact contradicts this one. When it ends the graph works out for itself."""
+        self._closed(entry, content["by"])
+
+    def _closed(self, entry: Entry, by: str) -> None:
         self._closed_by.setdefault(by, set()).add(entry.memory["id"])
 
     def reopened(self, by: str) -> set[str]:
@@ -104,13 +107,10 @@ class Planner:
         return decision
 
     def replace(self, memory: Memory) -> Decision:
-        """The same for a new version of a fact. Raises `InvalidInput` where it is none any more."""
-        content = to_json(memory)
-        if reason := not_a_triple(content):
-            raise InvalidInput(f"{reason.partition(':')[0]}; write it as an episodic memory", param="object")
+        """The same for a new version of a fact."""
         facts = self._facts(memory.namespace)
         facts.drop(memory.id)
-        return facts.plan(content)
+        return facts.plan(to_json(memory))
 
     def _facts(self, namespace: str) -> Ahead:
         if namespace not in self._ahead:
@@ -119,9 +119,15 @@ class Planner:
         return self._ahead[namespace]
 
 
-def routed(memory: Memory) -> Memory:
-    """The memory as it is stored: a relational one that is no usable triple is kept as an episode."""
-    if memory.kind == "relational" and not_a_triple(to_json(memory)):
+def routed(memory: Memory, before: Entry | None = None) -> Memory:
+    """The memory as it is stored: a relational one that is no usable triple is kept as an episode, and so is
+    the next version of such an episode (`before`)."""
+    kept = (
+        before is not None
+        and before.memory["kind"] == "episodic"
+        and "relational" in before.memory["context"]
+    )
+    if memory.kind == "relational" and (kept or not_a_triple(to_json(memory))):
         return as_episodic(memory)
     return memory
 

@@ -14,7 +14,7 @@ from common.errors import Conflict, InvalidInput, NotFound
 from stores import plan
 from stores.batch import Pending, Planned
 from stores.entry import Entry
-from stores.graphs import Planner, closings
+from stores.graphs import Planner, closings, routed
 from stores.index import Vectors
 from stores.logs.base import Draft
 from stores.memory import Memory, to_json
@@ -58,7 +58,9 @@ def supersede(
     if entry is None:
         raise NotFound(f"no memory {memory.id!r} in namespace {memory.namespace!r}", param="id")
     _check_generation(memory.id, entry, generation)
-    _check_kind(memory.id, entry, memory.kind)
+    given, memory = memory, routed(memory, entry)
+    if given is memory:
+        _check_kind(memory.id, entry, memory.kind)
     planned = version(view, pending, memory, vector, entry, shard=shard)
     if memory.kind != "relational":
         return planned

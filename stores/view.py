@@ -44,10 +44,12 @@ STATISTICS_SCHEMA = pa.schema(
 
 
 # What a namespace holds beside its vectors, by attribute of `Space`: each class is made of the store's
-# configuration and is a function of the records in order. `add(entry, vector)` and `remove(entry)` tell it of
-# every memory that comes and goes. `turns` holds no memories: it has `apply(record, content)` for its own
-# records, `seqs`, the numbers of those whose content still matters, and a length. A class that has `apply`,
-# or is dear to build, has `dump() -> bytes` and `load(bytes)` for snapshots.
+# configuration and is a function of the records in order. `add(entry, vector)` and `remove(entry)` tell it
+# of every memory that comes and goes; `aggregate(entry, content)` and `close(entry, content)`, where it has
+# them, of those records, which the entry keeps as well. `turns` holds no memories: it has
+# `apply(record, content)` for its own records, `seqs`, the numbers of those whose content still matters, and
+# a length. A class that has `apply`, or is dear to build, has `dump() -> bytes` and `load(bytes)` for
+# snapshots.
 PARTS: dict[str, Callable[[StoreConfig], Any]] = {
     "facts": Facts,
     "places": Places,
@@ -106,9 +108,9 @@ class Space:
             del self.order[bisect_left(self.order, entry.place)]
             for part in self.parts:
                 part.remove(entry)
-        for by in (entry.memory["id"] for entry in entries):
-            for id in self.facts.reopened(by):
-                if id in self.entries:
+        if hasattr(self.facts, "reopened"):
+            for by in (entry.memory["id"] for entry in entries):
+                for id in self.facts.reopened(by) & self.entries.keys():
                     close(self.entries[id], by, None)
         self.index.remove([entry.seq for entry in entries])
 
@@ -263,15 +265,21 @@ class View:
             entry.traces.append(record.seq)
             if "telling" in content:
                 entry.tellings.append(content["telling"])
-                self.spaces[content["namespace"]].facts.tell(entry, content["telling"])
+            self._tell("aggregate", entry, content)
 
     def _close(self, record: Record, content: Content) -> None:
         if entry := self._named(content):
-            close(entry, content["by"], content["valid_to"])
-            for named in (entry, self.find(content["namespace"], content["by"])):
+            by = content.get("by", "")
+            close(entry, by, content["valid_to"])
+            for named in (entry, self.find(content["namespace"], by)):
                 if named is not None:  # the record goes with either fact
                     named.traces.append(record.seq)
-            self.spaces[content["namespace"]].facts.end(entry, content["by"])
+            self._tell("close", entry, content)
+
+    def _tell(self, what: str, entry: Entry, content: Content) -> None:
+        for part in self.spaces[content["namespace"]].parts:
+            if hear := getattr(part, what, None):
+                hear(entry, content)
 
     def _race(self, record: Record, content: Content) -> None:
         """Comes behind the winner's own record."""

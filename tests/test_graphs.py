@@ -13,6 +13,13 @@ from stores.shard import Shard
 DIM = 4
 VECTOR = np.array([1, 0, 0, 0], np.float32)
 
+
+def vector(text):
+    """A unit vector that is the text's own."""
+    made = np.random.default_rng([*text.encode()]).normal(size=DIM).astype(np.float32)
+    return made / np.linalg.norm(made)
+
+
 names = st.sampled_from(["Ada", "ada", "Lisbon", "Porto", "Bo"])
 relations = st.sampled_from(["lives_in", "owns", "owned_by", "married_to", "alias_of", "likes"])
 facts = st.fixed_dictionaries(
@@ -33,7 +40,8 @@ def memory(fields, kind="relational"):
 
 
 def put(shard, op_id, *fields, kind="relational"):
-    items = [(memory(each, kind), VECTOR) for each in fields]
+    memories = [memory(each, kind) for each in fields]
+    items = [(each, vector(each.text)) for each in memories]
     return shard.put(items, op_id=op_id, now=1000.0)
 
 
@@ -121,8 +129,14 @@ def test_a_new_version_of_a_fact_takes_the_place_of_the_old_one(opened):
     assert shard.get("a", "f1")["valid_to"] == 7.0
     assert [fact["object"] for fact in shard.query_facts("a", subject="Ada")] == ["Lisbon", "Faro"]
     sentence = memory({"id": "f2", "subject": "She", "relation": "lives_in", "object": "Faro"})
-    with pytest.raises(InvalidInput, match="pronoun"):
-        shard.supersede(sentence, VECTOR, generation=shard.get("a", "f2")["seq"], op_id="4", now=1001.0)
+    latest = shard.get("a", "f2")["seq"]
+    answer = shard.supersede(sentence, VECTOR, generation=latest, op_id="4", now=1001.0)
+    assert (answer["status"], answer["kind"]) == ("superseded", "episodic")
+    assert [fact["id"] for fact in shard.query_facts("a")] == ["f1"]
+    assert "valid_to" not in shard.get("a", "f1")
+    again = memory({"id": "f2", "subject": "Ada", "relation": "likes", "object": "tea"})
+    shard.supersede(again, VECTOR, generation=answer["generation"], op_id="5", now=1001.0)
+    assert shard.get("a", "f2")["context"]["relational"]["object"] == "tea"
 
 
 def test_a_routed_fact_is_an_episode_and_written_once(opened):

@@ -250,7 +250,9 @@ def test_a_memory_moves_with_all_that_is_known_of_it(shard, tmp_path):
     assert {a["status"] for a in other.take(moved, op_id="again", now=NOW)} == {"existing"}
     for _ in range(2):
         for found, source in zip(other.list("acme"), shard.list("acme"), strict=True):
-            assert found["origin"] == {name: source[name] for name in ("shard", "seq", "anchor")}
+            written = source["versions"][0]["written"]
+            origin = {name: source[name] for name in ("shard", "seq", "anchor")} | {"written": written}
+            assert found["origin"] == origin
             mine = {**found["statistics"], "generation": None}
             assert mine == {**source["statistics"], "generation": None}
             assert found["text"] == source["text"]

@@ -11,6 +11,8 @@ from stores.record import Op
 class Told:
     """A part that writes down what it is told."""
 
+    conversations = ()
+
     def __init__(self):
         self.told = []
 
@@ -40,8 +42,8 @@ class Told:
 
 @pytest.fixture
 def shard(tmp_path, monkeypatch):
-    monkeypatch.setitem(views.PARTS, "facts", Told)
-    monkeypatch.setitem(views.PARTS, "turns", Told)
+    monkeypatch.setitem(views.PARTS, "facts", lambda _: Told())
+    monkeypatch.setitem(views.PARTS, "turns", lambda _: Told())
     shard = open_shard(tmp_path / "shard")
     yield shard
     shard.close()
