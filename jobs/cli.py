@@ -5,7 +5,7 @@ import contextlib
 import json
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -217,12 +217,31 @@ def _print_stream(client: Client, body: dict[str, Any]) -> dict[str, Any]:
     return memory
 
 
-for command in (score, consolidate, evaluate, search, get, history, update, weakest, export):
-    app.command()(command)
-app.command("list")(list_memories)
-app.command("import")(import_file)
-for command in (facts, places, turns, lines, seal, verify, snapshot, probe, sql, reshard):
-    app.command()(command)
+COMMANDS: dict[str, Callable[..., None]] = {
+    "score": score,
+    "consolidate": consolidate,
+    "evaluate": evaluate,
+    "search": search,
+    "list": list_memories,
+    "get": get,
+    "history": history,
+    "update": update,
+    "weakest": weakest,
+    "export": export,
+    "import": import_file,
+    "facts": facts,
+    "places": places,
+    "turns": turns,
+    "lines": lines,
+    "seal": seal,
+    "verify": verify,
+    "snapshot": snapshot,
+    "probe": probe,
+    "sql": sql,
+    "reshard": reshard,
+}
+for name, command in COMMANDS.items():
+    app.command(name)(command)
 
 
 @app.command()
