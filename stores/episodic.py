@@ -6,7 +6,9 @@ overlap far less than their cosine suggests. The scheme is that of the fly's olf
 Navlakha: A neural algorithm for a fundamental computing problem, Science 2017).
 
 **Pattern completion.** The memories whose keys overlap the cue's are the candidates, and the cue falls into one of
-them by the update of the modern Hopfield network: see `complete`.
+them by the update of the modern Hopfield network: see `complete`. It tells which stored memory a damaged vector came
+from; it is no better search: for sentences that lost half their words, the plain cosine over all memories finds as
+many.
 
 **Decay.** Strength starts at 1, halves every half-life, and each use gives back a share of what was lost. It is a
 signal for ranking and for `weakest`; nothing here deletes a memory.
