@@ -12,8 +12,8 @@
 - `entry.py`: a memory as a shard holds it: versions, statistics
 - `index.py`: exact cosine search in Faiss
 - `view.py`: what the log says now, in memory; rebuilt from it on open
-- `snapshots.py`: which snapshots of a shard are kept, when one is made; `snapshot.py`, their files; `frozen.py`,
-  trained indexes in them; `rows.py`, memories as Arrow tables
+- `snapshots.py`: which snapshots of a shard are kept, when one is made; `snapshot.py` and `manifest.py`,
+  their files; `frozen.py`, trained indexes in them; `rows.py`, memories as Arrow tables
 - `transfer.py`: export and import as JSON lines, Parquet, rows
 - `analytics.py`: SQL over snapshots
 - `locks.py`: many readers or one writer
