@@ -42,15 +42,15 @@ def sql(
     Views: memories, episodic, relational, spatial, statistics, history, vectors;
     facts_at(time), memories_at(time). Times are in UTC.
     """
-    from stores import analytics, snapshot  # they take half a second, which other commands do without
+    from stores import analytics, manifest  # they take half a second, which other commands do without
 
     folders = analytics.newest(shard_folders(store.expanduser().resolve()))
     found = analytics.query(folders, statement, namespaces, limit=limit, timeout_s=timeout_s)
     _print(found, as_json, as_csv)
     for folder in folders:
-        manifest = snapshot.read_manifest(folder)
-        made = datetime.fromtimestamp(manifest["made"], UTC).strftime("%Y-%m-%d %H:%M:%S")
-        note(f"shard {manifest['shard']} as of record {manifest['seq']}, {made} UTC")
+        covers = manifest.read_manifest(folder)
+        made = datetime.fromtimestamp(covers["made"], UTC).strftime("%Y-%m-%d %H:%M:%S")
+        note(f"shard {covers['shard']} as of record {covers['seq']}, {made} UTC")
     if found.schema.metadata[b"truncated"] == b"true":
         note(f"the first {limit} rows; there are more (--limit)")
 

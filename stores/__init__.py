@@ -23,8 +23,8 @@
   `ahead.py` (the graph as it will be); `graph_reads.py`: the shard's questions to them
 - `index.py`: exact cosine search in Faiss
 - `view.py`: what the log says now, in memory; rebuilt from it on open
-- `snapshots.py`: which snapshots of a shard are kept, when one is made; `snapshot.py`, their files; `frozen.py`,
-  trained indexes in them; `rows.py`, memories as Arrow tables
+- `snapshots.py`: which snapshots of a shard are kept, when one is made; `snapshot.py` and `manifest.py`,
+  their files; `frozen.py`, trained indexes in them; `rows.py`, memories as Arrow tables
 - `transfer.py`: export and import as JSON lines, Parquet, rows
 - `analytics.py`: SQL over snapshots
 - `locks.py`: many readers or one writer

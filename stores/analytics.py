@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 
 from common.errors import InvalidInput, NotFound, StoreCorrupt
 from stores import rows, snapshot
+from stores.manifest import read_manifest
 from stores.snapshot import LoadedSpace, Sealer
 
 MAX_ROWS = 10_000
@@ -77,7 +78,7 @@ def newest(shard_folders: Iterable[Path]) -> list[Path]:
     for shard in shard_folders:
         for folder in sorted((shard / "snapshots").glob("[0-9]*"), reverse=True):
             try:
-                snapshot.read_manifest(folder)
+                read_manifest(folder)
             except StoreCorrupt:
                 continue
             found.append(folder)

@@ -10,14 +10,11 @@ and digests, and `check_log` that the log's own record `seq` has the same anchor
 a temporary folder, fsynced and renamed, so a crash leaves a whole snapshot or none.
 """
 
-import json
 import os
 import shutil
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import blake2b, sha256
 from itertools import groupby
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
@@ -27,19 +24,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from common.errors import NotFound, StoreCorrupt
+from common.errors import NotFound
 from common.files import sync_folder
 from stores import rows
 from stores.entry import Entry
 from stores.index import Vectors
 from stores.logs import Log
-from stores.memory import canonical
+from stores.manifest import (
+    FORMAT,
+    SCHEMA_VERSION,
+    check_files,
+    fingerprint,
+    read_manifest,
+    refused,
+    write_manifest,
+)
 from stores.view import View
 
-FORMAT = "sharpwave-snapshot"
-SCHEMA_VERSION = 1
 TABLE, RAW_VECTORS = "table", "vectors"  # the parts that stand in for the Parquet files of what is sealed
-MEMORIES, VECTORS, PARTS, MANIFEST = "memories.parquet", "vectors.parquet", "parts.bin", "manifest.json"
+MEMORIES, VECTORS, PARTS = "memories.parquet", "vectors.parquet", "parts.bin"
 TEMPORARY = ".tmp-"
 GROUP_ROWS = 16_384  # of a Parquet row group, and of one sealed blob
 
@@ -129,9 +132,9 @@ def write(
             },
             "sealed": sealer is not None,
             "parts": parts,
-            "files": {name: _fingerprint(folder / name) for name in (MEMORIES, VECTORS, PARTS)},
+            "files": {name: fingerprint(folder / name) for name in (MEMORIES, VECTORS, PARTS)},
         }
-        _write_manifest(folder, manifest)
+        write_manifest(folder, manifest)
         sync_folder(folder)
         go_on()
         final = root / f"{captured.seq:020d}"
@@ -222,65 +225,13 @@ def _ipc(table: pa.Table) -> bytes:
     return bytes(sink.getvalue())
 
 
-def _fingerprint(path: Path) -> Json:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "digest": _digest(file)}
-
-
-def _digest(file: Any) -> str:
-    """SHA-256: processors have it built in, and opening a large store is bound by this."""
-    digest, buffer = sha256(), memoryview(bytearray(1 << 20))
-    while size := file.readinto(buffer):
-        digest.update(buffer[:size])
-    return digest.hexdigest()
-
-
-def _write_manifest(folder: Path, manifest: Json) -> None:
-    own = blake2b(canonical(manifest), digest_size=32).hexdigest()
-    with (folder / MANIFEST).open("wb") as file:
-        file.write(json.dumps({**manifest, "digest": own}, indent=1).encode())
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def read_manifest(folder: Path) -> Json:
-    """Raises `StoreCorrupt` whose code is the reason: `manifest`, `digest` or `schema`."""
-    try:
-        manifest: Json = json.loads((folder / MANIFEST).read_bytes())
-        own = manifest.pop("digest")
-        schema, kind = manifest["schema"], manifest["format"]
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise _refused(folder, "manifest", f"its manifest cannot be read ({type(error).__name__})") from error
-    if kind != FORMAT or schema != SCHEMA_VERSION:
-        raise _refused(folder, "schema", f"it is {kind} {schema}, this version reads {SCHEMA_VERSION}")
-    if own != blake2b(canonical(manifest), digest_size=32).hexdigest():
-        raise _refused(folder, "digest", "its manifest was changed")
-    return manifest
-
-
 def check_log(folder: Path, manifest: Mapping[str, Any], log: Log) -> None:
     """Was the snapshot made from this log? Raises `StoreCorrupt` with the code `log`."""
     seq = manifest["seq"]
     if seq > log.seq:
-        raise _refused(folder, "log", f"it covers record {seq}, the log ends at {log.seq}")
+        raise refused(folder, "log", f"it covers record {seq}, the log ends at {log.seq}")
     if next(iter(log.records(after=seq - 1))).anchor.hex() != manifest["anchor"]:
-        raise _refused(folder, "log", f"record {seq} of the log has another anchor")
-
-
-def check_files(folder: Path, manifest: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Raises `StoreCorrupt` with the code `digest` where a file is not what was written."""
-
-    def matches(name: str) -> bool:
-        try:
-            return _fingerprint(folder / name) == manifest["files"][name]
-        except OSError:
-            return False
-
-    names = [*names]
-    with ThreadPoolExecutor(len(names)) as pool:
-        for name, whole in zip(names, pool.map(matches, names), strict=True):
-            if not whole:
-                raise _refused(folder, "digest", f"{name} is damaged")
+        raise refused(folder, "log", f"record {seq} of the log has another anchor")
 
 
 def load(
@@ -293,12 +244,12 @@ def load(
     """
     manifest = read_manifest(folder)
     if manifest["sealed"] and sealer is None:
-        raise _refused(folder, "sealed", "it is encrypted; open it with the key ring of its store")
+        raise refused(folder, "sealed", "it is encrypted; open it with the key ring of its store")
     check_files(folder, manifest, (MEMORIES, PARTS))
     try:
         found = [*_open_spaces(folder, manifest), *_sealed_spaces(folder, manifest, sealer)]
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        raise _refused(folder, "unreadable", f"it cannot be decoded ({type(error).__name__})") from error
+        raise refused(folder, "unreadable", f"it cannot be decoded ({type(error).__name__})") from error
     return manifest, [space for space in found if only is None or space.namespace in only]
 
 
@@ -375,7 +326,3 @@ def _read_parts(folder: Path, manifest: Json, sealer: Sealer | None) -> dict[str
         start = 1 + opened[0]
         found.setdefault(str(opened[1:start], "ascii"), []).append((place["part"], opened[start:]))
     return found
-
-
-def _refused(folder: Path, reason: str, what: str) -> StoreCorrupt:
-    return StoreCorrupt(f"snapshot {folder.name} is passed over: {what}", code=reason)

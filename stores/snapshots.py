@@ -22,6 +22,7 @@ from common.errors import NotFound, NotReady, StoreCorrupt
 from common.files import sync_folder, write_bytes
 from stores import snapshot
 from stores.logs import Log
+from stores.manifest import read_manifest
 from stores.snapshot import TEMPORARY, Capture, Sealer
 from stores.view import View
 
@@ -79,7 +80,7 @@ class Snapshots:
         or empty and 0. Those passed over are logged and counted by reason."""
         for folder in self.folders():
             try:
-                snapshot.check_log(folder, snapshot.read_manifest(folder), log)
+                snapshot.check_log(folder, read_manifest(folder), log)
                 manifest, spaces = snapshot.load(folder, sealer=self._sealer)
                 view = View(dim, self._config)
                 for space in spaces:

@@ -23,8 +23,9 @@ from hypothesis import strategies as st
 
 from common.errors import NotFound, StoreCorrupt
 from stores import snapshot, snapshots
+from stores.manifest import MANIFEST, read_manifest, write_manifest
 from stores.shard import Shard
-from stores.snapshot import MANIFEST, MEMORIES, PARTS, VECTORS
+from stores.snapshot import MEMORIES, PARTS, VECTORS
 from stores.snapshots import Snapshots
 from tests.snapshot_helpers import IDS, NAMESPACES, bytes_in, experiences, made, replayed, said
 from tests.store_helpers import DIM, NOW, memory, open_shard, unit
@@ -122,7 +123,7 @@ def test_a_snapshot_is_made_once_a_record(tmp_path: Path) -> None:
     made_at = shard.snapshot()
     assert made_at is not None and made_at.name == f"{6:020d}"
     assert shard.snapshot() is None
-    manifest = snapshot.read_manifest(made_at)
+    manifest = read_manifest(made_at)
     assert (manifest["seq"], manifest["counts"]) == (6, {"memories": 6, "namespaces": 1})
     assert manifest["anchor"] == shard.counts()["anchor"]
     shard.close()
@@ -160,9 +161,7 @@ def of_a_newer_schema(folder: Path) -> None:
 
 def of_another_log(folder: Path) -> None:
     manifest = json.loads((folder / MANIFEST).read_bytes())
-    snapshot._write_manifest(
-        folder, {k: v for k, v in manifest.items() if k != "digest"} | {"anchor": "00" * 8}
-    )
+    write_manifest(folder, {k: v for k, v in manifest.items() if k != "digest"} | {"anchor": "00" * 8})
 
 
 DAMAGE: dict[str, tuple[str, Callable[[Path], object]]] = {
