@@ -16,4 +16,5 @@
 - `shard.py`: one log with its view
 - `seal.py`: where every shard's chain stood, kept apart
 - `migrate.py`: stores of the previous format
+- `moving.py`: from the shards of one layout to those of the next
 """
