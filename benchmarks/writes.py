@@ -24,6 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import faiss
 import lmdb
 import numpy as np
 
@@ -53,12 +54,16 @@ def main() -> None:
     parser.add_argument("--writers", type=int, default=64)
     parser.add_argument("--each", type=int, default=30, help="writes of each concurrent writer")
     options = parser.parse_args()
+    faiss.omp_set_num_threads(1)  # as in a shard's actor
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         report = {
             "command": " ".join(["python", *sys.argv]),
             "hardware": hardware(),
             "batches": [batches(Path(folder), size, options.repeats) for size in SIZES],
-            "writers": writers(Path(folder), options.writers, options.each, options.repeats),
+            "writers": [
+                writers(Path(folder), options.writers, options.each, options.repeats, shared)
+                for shared in (True, False)
+            ],
         }
     write_json(options.out, report)
     show(report)
@@ -88,33 +93,36 @@ def batches(folder: Path, size: int, repeats: int) -> Json:
     }
 
 
-def writers(folder: Path, threads: int, each: int, repeats: int) -> Json:
-    """Writes of one memory by many threads: shared batches against one fsync a write, in turns."""
+def writers(folder: Path, threads: int, each: int, repeats: int, shared: bool) -> Json:
+    """Writes of one memory by many threads: shared batches against one fsync a write, in turns. With
+    `shared` all write to one namespace, else each to its own."""
     rates: dict[str, list[float]] = {"alone": [], "grouped": []}
     for repeat in range(repeats):
         for name, operations in (("alone", 1), ("grouped", 256)):
-            shard = open_shard(folder / f"{name}-{repeat}", batch_operations=operations)
-            rates[name].append(threads * each / crowd(shard, threads, each))
+            shard = open_shard(folder / f"{name}-{repeat}-{shared}", batch_operations=operations)
+            spaces = ["bench"] * threads if shared else [f"bench-{thread}" for thread in range(threads)]
+            rates[name].append(threads * each / crowd(shard, spaces, each))
             shard.close()
     median = {name: statistics.median(values) for name, values in rates.items()}
     return {
         "threads": threads,
+        "namespaces": 1 if shared else threads,
         "writes_a_second": {name: round(value) for name, value in median.items()},
         "ratio": round(median["grouped"] / median["alone"], 2),
     }
 
 
-def crowd(shard: Shard, threads: int, each: int) -> float:
-    """Seconds until every thread has written its memories, one a call."""
-    items = [make_items(each, thread) for thread in range(threads)]
-    start = threading.Barrier(threads + 1)
+def crowd(shard: Shard, spaces: Sequence[str], each: int) -> float:
+    """Seconds until every thread, one for each namespace named, has written its memories, one a call."""
+    items = [make_items(each, thread, space) for thread, space in enumerate(spaces)]
+    start = threading.Barrier(len(items) + 1)
 
     def write(thread: int) -> None:
         start.wait()
         for number, item in enumerate(items[thread]):
             shard.put([item], op_id=f"{thread}-{number}", now=NOW)
 
-    running = [threading.Thread(target=write, args=(thread,)) for thread in range(threads)]
+    running = [threading.Thread(target=write, args=(thread,)) for thread in range(len(items))]
     for thread in running:
         thread.start()
     start.wait()
@@ -163,14 +171,14 @@ def open_shard(path: Path, **options: Any) -> Shard:
     return Shard(path, number=0, dim=DIM, config=StoreConfig(**options))
 
 
-def make_items(count: int, seed: int) -> list[Item]:
+def make_items(count: int, seed: int, namespace: str = "bench") -> list[Item]:
     """Memories of about 20 words with random unit vectors."""
     rng = np.random.default_rng([seed, count])
     vectors = rng.normal(size=(count, DIM)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     texts = [" ".join(rng.choice(WORDS, 20)) for _ in range(count)]
     return [
-        (parse_memory({"text": text}, namespace="bench", now=NOW, max_text_bytes=10_000), vector)
+        (parse_memory({"text": text}, namespace=namespace, now=NOW, max_text_bytes=10_000), vector)
         for text, vector in zip(texts, vectors, strict=True)
     ]
 
@@ -209,10 +217,11 @@ def show(report: Json) -> None:
             f"{row['memories']:>9} {ms['raw']:>9} {ms['raw_json']:>9} {ms['log']:>9} {ms['shard']:>9} "
             f"{to_raw['log']:>6} ({to_json_['log']:>5}) {to_raw['shard']:>5} ({to_json_['shard']:>5})"
         )
-    found = report["writers"]
-    print(
-        f"\n{found['threads']} writers, writes a second: {found['writes_a_second']}, ratio {found['ratio']}"
-    )
+    for found in report["writers"]:
+        print(
+            f"\n{found['threads']} writers, {found['namespaces']} namespaces, writes a second: "
+            f"{found['writes_a_second']}, ratio {found['ratio']}"
+        )
 
 
 def _bytes(item: Item) -> bytes:

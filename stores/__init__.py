@@ -9,12 +9,20 @@
 - `writes.py`: everything that changes a shard; what each write does is planned before it is staged:
   `put.py` (with `gate.py`, what is stored and why not, and `twins.py`, near-identical memories),
   `revise.py` (new versions, races), `changes.py` (touch, score, forget, take), `plan.py` (looked up first)
+- `turns.py`: short-term memory of conversations; `turn_writes.py`: its operations
+- `lines.py`: memory lines by key, ranked by `concert.py`; `line_writes.py`: put, race, query, bias vector
 - `entry.py`: a memory as a shard holds it: versions, statistics
 - `index.py`: exact cosine search in Faiss
 - `view.py`: what the log says now, in memory; rebuilt from it on open
+- `snapshots.py`: which snapshots of a shard are kept, when one is made; `snapshot.py`, their files; `frozen.py`,
+  trained indexes in them; `rows.py`, memories as Arrow tables
+- `transfer.py`: export and import as JSON lines, Parquet, rows
+- `analytics.py`: SQL over snapshots
 - `locks.py`: many readers or one writer
 - `shard.py`: one log with its view
 - `seal.py`: where every shard's chain stood, kept apart
+- `crypto.py`: encryption at rest, a key a namespace; `master.py`: those keys at rest, and the master key
+- `probe.py`: after an erasure, is the content anywhere?
 - `migrate.py`: stores of the previous format
 - `moving.py`: from the shards of one layout to those of the next
 """

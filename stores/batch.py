@@ -14,11 +14,12 @@ it as its own. Memories that a batch adds are no clash: later tickets see them i
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
-from common.errors import NotReady
+from common.errors import NotReady, SharpwaveError
 from stores.entry import Entry, entry_of, vector_of
 from stores.index import Vectors
 from stores.logs import Log, Operation
@@ -44,7 +45,8 @@ def graph_key(namespace: str) -> Key:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
-    """What a ticket would do. `settle` makes the result where that depends on the staged records."""
+    """What a ticket would do. The result is JSON, and not null: that is how a retry knows it. `settle`
+    makes it where it depends on the staged records."""
 
     drafts: Sequence[Draft]
     result: Any = None
@@ -134,12 +136,22 @@ class Ticket:
 
 class Batcher:
     """The queue of tickets in front of one log. `lock` is held while a batch is written: hold it to keep
-    writes out."""
+    writes out. `failure` says why no more are taken, where a batch may be on disk that readers do not see.
+    """
 
-    def __init__(self, log: Log, commit: Callable[[Sequence[Operation]], None], *, at_most: int) -> None:
-        """`commit` makes operations durable and shows them to readers; `at_most` bounds the tickets of a batch."""
+    def __init__(
+        self,
+        log: Log,
+        show: Callable[[Sequence[Record]], None],
+        *,
+        at_most: int,
+        around: Callable[[Sequence[Operation]], AbstractContextManager[None]] = lambda _: nullcontext(),
+    ) -> None:
+        """`show` makes committed records visible to readers; `at_most` bounds the tickets of a batch; each
+        commit, shown to readers, happens inside `around`."""
         self.lock = threading.Lock()
-        self._log, self._commit, self._at_most = log, commit, at_most
+        self.failure: str | None = None
+        self._log, self._show, self._at_most, self._around = log, show, at_most, around
         self._mutex = threading.Lock()
         self._queue: deque[Ticket] = deque()
         self._led = False
@@ -175,11 +187,12 @@ class Batcher:
             try:
                 pending = self._stage(taken)
                 if pending.operations:
-                    self._commit(pending.operations)
+                    with self._around(pending.operations):
+                        self._commit(pending.operations)
             except BaseException as error:
                 for ticket, _ in taken:
                     if not ticket.done:
-                        ticket.fail(_own_copy(error))
+                        ticket.fail(self._own_error(error))
                 if not isinstance(error, Exception):
                     raise
             for ticket, result in taken:
@@ -197,6 +210,32 @@ class Batcher:
                 ticket.fail(error)
         return pending
 
+    def _commit(self, operations: Sequence[Operation]) -> None:
+        """Disk first, then memory: what a reader sees can no longer be lost. Where this is cut off between
+        the two, memory is no longer what the log says: no more writes."""
+        whole = False
+        try:
+            with self._around(operations):
+                try:
+                    self._log.commit(operations)
+                except Exception:  # nothing is shown of it, and the log says whether it goes on
+                    whole = True
+                    raise
+                self._show([record for operation in operations for record in operation.records])
+                whole = True
+        finally:
+            if not whole:
+                last = operations[-1].op_id
+                self.failure = f"operation {last!r} may be on disk but is not shown; restart the shard"
+
+    def _own_error(self, error: BaseException) -> Exception:
+        """Several threads raise the error of one batch, each its own."""
+        if self.failure:
+            return NotReady(self.failure, code="shard_failed")
+        if isinstance(error, Exception):
+            return copy(error) if isinstance(error, SharpwaveError) else error
+        return NotReady("the write was interrupted; send it again with the same op_id", code="interrupted")
+
     def _next(self, pending: Pending) -> Ticket | None:
         with self._mutex:
             if not self._queue or pending.clash(self._queue[0]):
@@ -205,6 +244,8 @@ class Batcher:
 
     def _stage_one(self, ticket: Ticket, pending: Pending) -> Any:
         """Seen, plan, stage: the ticket's result, true as soon as the batch is on disk."""
+        if self.failure:
+            raise NotReady(self.failure, code="shard_failed")
         first = self._log.seen(ticket.op_id, ticket.request)
         if first is not None:
             ticket.answer(first)
@@ -222,10 +263,3 @@ class Batcher:
         )
         pending.add(ticket, operation)
         return result
-
-
-def _own_copy(error: BaseException) -> Exception:
-    """Several threads raise the error of one batch, each its own."""
-    if isinstance(error, Exception):
-        return copy(error)
-    return NotReady("the write was interrupted; send it again with the same op_id", code="interrupted")

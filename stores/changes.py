@@ -50,21 +50,21 @@ def score(view: View, namespace: str, scores: Sequence[tuple[str, float]], rate:
 
 def forget(view: View, namespace: str, ids: Sequence[str] | None, keep: Predicate | None) -> Planned:
     """Erase those of `ids` (None: of all) that `keep` (None: anything) chooses: every record that holds
-    something of them, and the turns that say what they say. Where all go, so do all conversations."""
+    something of them, and the turns that say what they say. All of all is the whole namespace, short-term
+    memory included."""
     space = view.spaces.get(namespace)
     entries: dict[str, Entry] = space.entries if space else {}
     names = entries if ids is None else dict.fromkeys(ids)
     gone = [e for id in names if (e := entries.get(id)) and (keep is None or keep(e.memory))]
     texts = {version.memory["text"].strip() for entry in gone for version in entry.versions}
     turns: Turns = space.turns if space else Turns()
-    everything = ids is None and keep is None
-    if everything:
+    whole = ids is None and keep is None
+    if whole:
         turned = forget_conversations(turns, namespace, turns.conversations)
     else:
         turned = forget_texts(turns, namespace, texts)
     forgotten = [entry.memory["id"] for entry in gone]
     erased = [seq for entry in gone for seq in entry.seqs]
-    content = {"namespace": namespace, "ids": forgotten}
     receipt = {
         "namespace": namespace,
         "forgotten": forgotten,
@@ -74,8 +74,11 @@ def forget(view: View, namespace: str, ids: Sequence[str] | None, keep: Predicat
         "lexical_docs": len(gone) if space and space.lexical is not None else 0,
         "turns": turned.result["turns"],
     }
-    drafts = [(Op.FORGET, content, b"")] if gone else []
-    return Planned(drafts=[*drafts, *turned.drafts], result=receipt, erase=[*erased, *turned.erase])
+    content = {"namespace": namespace, "ids": forgotten, **({"whole": True} if whole else {})}
+    drafts: list[Draft] = [(Op.FORGET, content, b"")] if gone or (whole and turned.erase) else []
+    if not whole:
+        drafts += turned.drafts
+    return Planned(drafts=drafts, result=receipt, erase=[*erased, *turned.erase])
 
 
 def forget_conversations(turns: Turns, namespace: str, conversations: Sequence[str]) -> Planned:

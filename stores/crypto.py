@@ -140,10 +140,10 @@ class KeyRing:
     def renew(self, sealed: bytes) -> bytes:
         """The same piece, wrapped by its namespace's present key; only the header changes."""
         key = self._key_of(sealed)
+        if self._present[key.namespace].id == key.id:
+            return sealed
         with self._lock:
             present = self._reserve(key.namespace)
-        if present.id == key.id:
-            return sealed
         return _wrap_piece(present, _unwrap_piece(key, sealed)) + sealed[HEADER_BYTES:]
 
     def is_old(self, sealed: bytes) -> bool:

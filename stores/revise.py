@@ -5,6 +5,7 @@ written since, nothing is changed. Content never changes in place: the old versi
 until the memory is forgotten.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -98,6 +99,8 @@ def race(
         for candidate, novelty in zip(candidates, novelties, strict=True)
     ]
     weights = [float(weight) for weight in weigh(runners, now)]
+    if len(weights) != len(runners) or not all(map(math.isfinite, weights)):
+        raise InvalidInput(f"weigh gave {weights}: must be one finite weight a candidate", param="weigh")
     first = max(range(len(runners)), key=lambda i: weights[i])
     winner, memory = runners[first], replace(memories[first], id=key)
     lost = {r.candidate.memory.id: r.strength * decay for r in runners if r is not winner}

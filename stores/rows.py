@@ -69,6 +69,7 @@ SCHEMA = pa.schema(
         ("state_more", pa.string()),
     ]
 )
+_decode = json.JSONDecoder().raw_decode
 _FIELDS = tuple(field.name for field in fields(Entry) if field.name != "memory")
 _MORE = tuple(name for name in _FIELDS if name not in STATE)
 _read_entry = attrgetter("memory", *STATE, *_MORE)
@@ -134,6 +135,11 @@ def _dump(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
+def _load(text: str) -> Any:
+    """What `_dump` wrote. `json.loads` takes three times as long over a short text: it looks for blanks."""
+    return _decode(text)[0]
+
+
 def memories_of(table: pa.Table) -> list[Json]:
     """The memories of a table of `SCHEMA`, in its order."""
     read = _columns(table, (*ALWAYS, *NESTED, *OF_KIND, "memory_more"))
@@ -150,12 +156,12 @@ def memories_of(table: pa.Table) -> list[Json]:
                 memory[name] = column[at]
         memory["conversation"] = conversation
         memory["time"] = time
-        memory["context"] = json.loads(context) if context else {}
-        memory["cues"] = json.loads(cues) if cues else []
+        memory["context"] = _load(context) if context else {}
+        memory["cues"] = _load(cues) if cues else []
         memory["reward"] = reward
         memory["pin"] = pin
         if more[at] is not None:
-            memory |= json.loads(more[at])
+            memory |= _load(more[at])
         found.append(memory)
     return found
 
@@ -168,7 +174,7 @@ def entries_of(table: pa.Table) -> list[Entry]:
     for memory, state, nested in zip(memories_of(table), zip(*read.values(), strict=True), more, strict=True):
         entry = Entry(memory=memory, **dict(zip(STATE, state, strict=True)))
         if nested is not None:
-            _set_nested(entry, json.loads(nested))
+            _set_nested(entry, _load(nested))
         found.append(entry)
     return found
 
@@ -201,7 +207,7 @@ def carried_of(table: pa.Table) -> Iterator[Json]:
     read = _columns(table, (*STATE, "state_more"))
     own = [name for name in STATE if name not in ("seq", "anchor", "written", "novelty")]
     for at, memory in enumerate(memories_of(table)):
-        nested = json.loads(read["state_more"][at] or "{}")
+        nested = _load(read["state_more"][at] or "{}")
         statistics = {name: read[name][at] for name in own} | {"rivals": nested.get("rivals", {})}
         yield {
             "memory": memory,

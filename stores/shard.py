@@ -7,7 +7,7 @@ operation whole or not at all.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from typing import Any
 import pyarrow as pa
 
 from common.config import StoreConfig
-from common.errors import NotReady
 from stores import plan, transfer, twins
 from stores.batch import Batcher, Pending
 from stores.entry import describe, history
@@ -51,7 +50,6 @@ class Shard(Moving, TurnWrites, LineWrites):
         self.number = number
         self.dim = dim
         self.config = config
-        self._failure: str | None = None
         self._viewing = ReadWriteLock()
         self._log = open_log(path, config=config, identity={"shard": number, "dim": dim}, wait_s=wait_s)
         self._snapshots = Snapshots(
@@ -67,40 +65,37 @@ class Shard(Moving, TurnWrites, LineWrites):
             raise
         self._destroy_keys_left_over()
         self._state = self._log.state()
-        self._writes = Batcher(self._log, self._commit, at_most=config.batch_operations)
+        self._writes = Batcher(self._log, self._show, at_most=config.batch_operations, around=self._around)
         self._snapshots.make_if_due(self._log.seq, self._capture)
 
     def _replay(self) -> View:
         """The newest snapshot that proves itself, and the log behind it."""
         view, seq = self._snapshots.open(self._log, self.dim)
-        erasure = 0
-        for record in self._log.records(after=seq):
-            view.apply(record)
-            if record.op is Op.FORGET or _forgets_turns(record):
-                erasure = record.seq
-        self._snapshots.purge(before=erasure)  # what a crash left of an erasure
+        erasures = [0]
+
+        def tail() -> Iterator[Record]:
+            for record in self._log.records(after=seq):
+                if record.op is Op.FORGET or _forgets_turns(record):
+                    erasures.append(record.seq)
+                yield record
+
+        view.replay(tail())
+        self._snapshots.purge(before=erasures[-1])  # what a crash left of an erasure
         return view
 
-    def _commit(self, operations: Sequence[Operation]) -> None:
-        """Disk first, then memory. What is erased leaves the snapshots before anyone is answered."""
+    @contextmanager
+    def _around(self, operations: Sequence[Operation]) -> Iterator[None]:
+        """Of a commit: what it erases leaves the snapshots before anyone is answered."""
         erases = any(operation.erase for operation in operations)
         with self._snapshots.purging(self._capture) if erases else nullcontext():
-            self._log.commit(operations)
-            self._show([record for operation in operations for record in operation.records])
+            yield
         self._snapshots.make_if_due(self._log.seq, self._capture)
 
     def _show(self, records: Sequence[Record]) -> None:
         """What has reached the disk becomes visible: all of a batch at once."""
         with self._viewing.write():
-            try:
-                for record in records:
-                    self._view.apply(record)
-            except BaseException as error:  # a half-applied batch: what readers see is no longer the log
-                self._failure = (
-                    f"shard {self.number}: record {record.seq} is on disk, but showing it failed with "
-                    f"{type(error).__name__}; no more writes: restart the shard"
-                )
-                raise NotReady(self._failure, code="shard_failed") from error
+            for record in records:
+                self._view.apply(record)
             self._state = self._log.state()
 
     def _destroy_keys_left_over(self) -> None:
@@ -220,7 +215,7 @@ class Shard(Moving, TurnWrites, LineWrites):
                 "memories": sum(namespaces.values()),
                 "namespaces": namespaces,
                 **self._state,
-                "failure": self._failure or self._log.failure,
+                "failure": self._writes.failure or self._log.failure,
                 "snapshot": self._snapshots.status(),
             }
 
@@ -259,7 +254,7 @@ class Shard(Moving, TurnWrites, LineWrites):
 
     def close(self) -> None:
         with self._writes.lock:
-            if not self._failure and not self._log.failure:
+            if not self._writes.failure and not self._log.failure:
                 self._snapshots.close(self._log.seq, self._capture)
             self._log.close()
 

@@ -66,7 +66,7 @@ class Capture:
     epoch: int
     shard: int
     dim: int
-    spaces: Sequence[tuple[str, list[rows.Captured], Callable[[], Vectors], Mapping[str, bytes]]]
+    spaces: Sequence[tuple[str, list[rows.Captured], Callable[[], Vectors], Mapping[str, Any]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,14 +172,14 @@ def _write_spaces(
     return parts
 
 
-def _blob(namespace: str, data: bytes, sealer: Sealer | None) -> Sequence[bytes]:
+def _blob(namespace: str, data: Any, sealer: Sealer | None) -> Sequence[Any]:
     """Length and name of the namespace, and the data; the name is inside, so that sealing covers it."""
     name = namespace.encode()
     pieces = [bytes([len(name)]), name, data]
     return pieces if sealer is None else [sealer.seal_bytes(namespace, b"".join(pieces))]
 
 
-def _batches(captured: Capture) -> Iterator[tuple[str, pa.Table, Vectors, Mapping[str, bytes]]]:
+def _batches(captured: Capture) -> Iterator[tuple[str, pa.Table, Vectors, Mapping[str, Any]]]:
     """Namespace by namespace, at most `GROUP_ROWS` rows at a time; parts come with the first."""
     for namespace, found, read_vectors, parts in captured.spaces:
         vectors = read_vectors()

@@ -3,8 +3,8 @@
     path/snapshots/<seq>/   see `snapshot.py`
 
 Erased content leaves with the snapshots that may hold it: `purging` keeps any from appearing while an
-erasure is written and removes all of them after it. A crash in between is made good at the next open,
-which finds the erasure among the records behind the snapshot.
+erasure is written and removes all of them after it. Where that is cut off, the next open goes on with it: a
+note says so, and on another machine the erasure among the records behind the snapshot.
 """
 
 import logging
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import NotFound, NotReady, StoreCorrupt
-from common.files import sync_folder
+from common.files import sync_folder, write_bytes
 from stores import snapshot
 from stores.logs import Log
 from stores.snapshot import TEMPORARY, Capture, Sealer
@@ -26,6 +26,7 @@ from stores.view import View
 
 logger = logging.getLogger(__name__)
 
+PURGE_DUE = "purge-due"
 QUIET_S = 5.0  # after an erasure: so long without another one before a new snapshot is made
 
 
@@ -38,6 +39,7 @@ class Snapshots:
         self.folder = folder
         self.seq = 0
         self.passed_over: Counter[str] = Counter()
+        self._bad: set[Path] = set()  # passed over; they go when there is a better one
         self._every = every
         self._keep = keep
         self._sealer = sealer
@@ -49,6 +51,9 @@ class Snapshots:
         self._thread: threading.Thread | None = None
         for left in folder.glob(f"{TEMPORARY}*"):  # by a crash
             shutil.rmtree(left, ignore_errors=True)
+        if (folder / PURGE_DUE).exists():
+            self.purge()
+            (folder / PURGE_DUE).unlink()
 
     def folders(self) -> list[Path]:
         """Newest first."""
@@ -71,9 +76,9 @@ class Snapshots:
             except StoreCorrupt as error:
                 if error.fault is not None:  # the log itself is damaged
                     raise
-                self._pass_over(error.code, error.message)
+                self._pass_over(folder, error.code, error.message)
             except (NotFound, NotReady, KeyError, ValueError, TypeError, RuntimeError) as error:
-                self._pass_over("unreadable", f"snapshot {folder.name} is passed over: {error!r}")
+                self._pass_over(folder, "unreadable", f"snapshot {folder.name} is passed over: {error!r}")
             else:
                 self._reached(manifest["seq"])
                 return view, self.seq
@@ -99,8 +104,11 @@ class Snapshots:
             except _Overtaken:
                 return None
             self._reached(captured.seq)
-            for old in self.folders()[self._keep :]:
+            self._bad.discard(made)
+            good = [path for path in self.folders() if path not in self._bad]
+            for old in [*good[self._keep :], *self._bad]:
                 shutil.rmtree(old, ignore_errors=True)
+            self._bad.clear()
             return made
 
     def make_if_due(self, seq: int, take: Callable[[], Capture]) -> None:
@@ -122,8 +130,12 @@ class Snapshots:
         erasure is done, and makes a new one when no further erasures come."""
         self._erasures += 1
         with self._writing:
+            had = bool(self.folders())
+            if had:  # should this be cut off anywhere, the next open goes on with it
+                write_bytes(self.folder / PURGE_DUE, b"")
             yield
-            had = self.purge()
+            self.purge()
+            (self.folder / PURGE_DUE).unlink(missing_ok=True)
         self._erased_at = time.monotonic()
         if had and self._every:
             self._start(take)
@@ -139,7 +151,8 @@ class Snapshots:
                 self.seq = max((int(path.name) for path in self.folders()), default=0)
             return len(gone)
 
-    def _pass_over(self, reason: str, what: str) -> None:
+    def _pass_over(self, folder: Path, reason: str, what: str) -> None:
+        self._bad.add(folder)
         self.passed_over[reason] += 1
         logger.warning("%s", what)
 

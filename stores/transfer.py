@@ -31,6 +31,7 @@ from common.errors import InvalidInput, SharpwaveError
 from common.files import sync_folder
 from stores import rows as columns
 from stores.entry import Entry, carried
+from stores.frozen import vectors_of
 from stores.index import Vectors
 from stores.locks import ReadWriteLock
 from stores.memory import canonical, check_name, parse_memory, to_json
@@ -74,7 +75,7 @@ def export_rows(
             with viewing.read():
                 present = [*_present(view, name, entries)]
                 seqs = [entry.seq for entry in present]
-                vectors: Sequence[Vectors] = [*view.spaces[name].index.vectors(seqs)] if seqs else []
+                vectors: Sequence[Vectors] = [*vectors_of(view.spaces[name].index, seqs)] if seqs else []
             for entry, vector in zip(present, vectors, strict=True):
                 yield carried(entry, vector, shard)
 

@@ -8,16 +8,18 @@ import base64
 import binascii
 import json
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from common.errors import InvalidInput
 from stores.entry import Entry, Version, entry_of, vector_of
 from stores.filters import Predicate
+from stores.frozen import freeze, structure_vectors, thaw, vectors_of
 from stores.gate import clip
 from stores.index import VectorIndex, Vectors
 from stores.lines import Lines
@@ -25,6 +27,7 @@ from stores.record import Record
 from stores.turns import Turns
 
 Content = dict[str, Any]
+TOGETHER = 4096  # vectors a replay adds to an index at once: for each call Faiss starts its threads
 
 STATISTICS_SCHEMA = pa.schema(
     [
@@ -41,8 +44,9 @@ STATISTICS_SCHEMA = pa.schema(
 # What a namespace holds beside its vectors, by attribute of `Space`: each class is made without
 # arguments and is a function of the records in order. `add(entry, vector)` and `remove(entry)` tell it of
 # every memory that comes and goes; `aggregate(entry, content)` and `close(entry, content)`, where it has
-# them, of those records; `apply(record, content)` is called of `turns`, which holds no memories. A class
-# that has one of the last three, or is dear to build, has `dump() -> bytes` and `load(bytes)` for snapshots.
+# them, of those records. `turns` holds no memories: it has `apply(record, content)` for its own records,
+# `seqs`, the numbers of those whose content still matters, and a length. A class that has `aggregate`,
+# `close` or `apply`, or is dear to build, has `dump() -> bytes` and `load(bytes)` for snapshots.
 PARTS: dict[str, Callable[[], Any]] = {"lines": Lines, "turns": Turns}
 
 
@@ -60,6 +64,7 @@ class Space:
     episodes: Any = None
     lines: Any = None
     turns: Any = None
+    waiting: list[tuple[int, Vectors]] | None = None  # for the index, while a log is replayed
 
     @property
     def parts(self) -> list[Any]:
@@ -73,11 +78,23 @@ class Space:
     def add(self, entry: Entry, vector: Vectors) -> None:
         self.entries[entry.memory["id"]] = self.by_row[entry.seq] = entry
         insort(self.order, entry.place)
-        self.index.add([entry.seq], vector.reshape(1, -1))
+        if self.waiting is None:
+            self.index.add([entry.seq], vector.reshape(1, -1))
+        else:
+            self.waiting.append((entry.seq, vector))
+            if len(self.waiting) >= TOGETHER:
+                self.index_waiting()
         for part in self.parts:
             part.add(entry, vector)
 
+    def index_waiting(self) -> None:
+        if self.waiting:
+            rows, vectors = zip(*self.waiting, strict=True)
+            self.index.add(rows, np.stack(vectors))
+            self.waiting.clear()
+
     def remove(self, entries: Sequence[Entry]) -> None:
+        self.index_waiting()
         for entry in entries:
             del self.entries[entry.memory["id"]], self.by_row[entry.seq]
             del self.order[bisect_left(self.order, entry.place)]
@@ -85,17 +102,17 @@ class Space:
                 part.remove(entry)
         self.index.remove([entry.seq for entry in entries])
 
-    def dump(self) -> tuple[Callable[[], Vectors], dict[str, bytes]]:
+    def dump(self) -> tuple[Callable[[], Vectors], dict[str, Any]]:
         """For a snapshot: how to get the vectors in the order of `entries`, and the parts that are not
-        built from memories alone, or dearer to build than to read, as bytes by name. A copy: the space may
+        built from memories alone, or dearer to build than to read, as buffers by name. A copy: the space may
         change afterwards."""
         parts = {name: part.dump() for name, part in self._told() if _has_state(name, part)}
         rows = [entry.seq for entry in self.entries.values()]
-        index, dim = self.index.dump(), self.index.dim
-        if index is None:
-            vectors = self.index.vectors(rows)
+        index, dim = freeze(self.index), self.index.dim
+        if not index:
+            vectors = vectors_of(self.index, rows)
             return lambda: vectors, parts
-        return lambda: VectorIndex.load(dim, index).vectors(rows), {"index": index, **parts}
+        return lambda: structure_vectors(dim, index, rows), {**index, **parts}
 
     def restore(
         self, entries: Sequence[Entry], vectors: Callable[[], Vectors], parts: Mapping[str, Any]
@@ -106,7 +123,7 @@ class Space:
         self.by_row = {entry.seq: entry for entry in sorted(entries, key=attrgetter("seq"))}
         self.order = sorted(entry.place for entry in entries)
         if "index" in parts:
-            self.index = VectorIndex.load(self.index.dim, parts["index"])
+            thaw(self.index, parts, [*self.by_row])
         else:
             self.index.add([entry.seq for entry in entries], vectors())
         for name, part in self._told():
@@ -142,10 +159,23 @@ class View:
     def __init__(self, dim: int) -> None:
         self.dim = dim
         self.spaces: dict[str, Space] = {}
+        self._replaying = False
 
     def find(self, namespace: str, id: str) -> Entry | None:
         space = self.spaces.get(namespace)
         return space.entries.get(id) if space else None
+
+    def replay(self, records: Iterable[Record]) -> None:
+        """Apply many records that nobody reads between: vectors go into the indexes together."""
+        self._replaying = True
+        for space in self.spaces.values():
+            space.waiting = []
+        for record in records:
+            self.apply(record)
+        for space in self.spaces.values():
+            space.index_waiting()
+            space.waiting = None
+        self._replaying = False
 
     def apply(self, record: Record) -> None:
         """Take one more record in: the next of the log."""
@@ -155,7 +185,8 @@ class View:
     def _space(self, namespace: str) -> Space:
         if namespace not in self.spaces:
             parts = {name: make() for name, make in PARTS.items()}
-            self.spaces[namespace] = Space(VectorIndex(self.dim), **parts)
+            waiting: list[tuple[int, Vectors]] | None = [] if self._replaying else None
+            self.spaces[namespace] = Space(VectorIndex(self.dim), waiting=waiting, **parts)
         return self.spaces[namespace]
 
     def restore(
@@ -224,6 +255,7 @@ class View:
     def _close(self, record: Record, content: Content) -> None:
         if entry := self._named(content):
             entry.closed = content["valid_to"]
+            entry.traces.append(record.seq)
             for part in self.spaces[content["namespace"]].parts:
                 if hasattr(part, "close"):
                     part.close(entry, content)
@@ -242,11 +274,14 @@ class View:
         self._drop_empty(content["namespace"])
 
     def _forget(self, record: Record, content: Content) -> None:
-        if space := self.spaces.get(content["namespace"]):
+        namespace = content["namespace"]
+        if content.get("whole"):
+            self.spaces.pop(namespace, None)
+        elif space := self.spaces.get(namespace):
             space.remove([space.entries[id] for id in content["ids"] if id in space.entries])
             for conversation in content.get("conversations", ()):
                 space.turns.forget(conversation)
-            self._drop_empty(content["namespace"])
+            self._drop_empty(namespace)
 
     def _drop_empty(self, namespace: str) -> None:
         if not len(self.spaces[namespace]):

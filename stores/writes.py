@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from common.config import StoreConfig
-from common.errors import InvalidInput, NotReady
+from common.errors import InvalidInput
 from stores import changes, plan, revise
 from stores.batch import Batcher, Key, Pending, Planned, Ticket, id_key, space_key
 from stores.filters import compile_filter
@@ -35,7 +35,6 @@ class Writes:
     _log: Log
     _writes: Batcher
     _snapshots: Snapshots
-    _failure: str | None
 
     def put(self, items: Items, *, op_id: str, now: float, elsewhere: Sequence[float] | None = None) -> Page:
         """Write memories with their embeddings (float32 `[dim]`, unit norm): all of them or none.
@@ -288,8 +287,6 @@ class Writes:
         other content; for `keys` and `shared` see `batch.py`. Returns the result once it is on disk and
         readers see it; a second call with the same `op_id` returns the first one's.
         """
-        if self._failure:
-            raise NotReady(self._failure, code="shard_failed")
         ticket = Ticket(
             op_id,
             request,

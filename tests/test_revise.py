@@ -155,6 +155,16 @@ def test_of_races_from_one_generation_the_second_is_refused(shard):
             shard.race("acme", "home", bad, generation=0, op_id="r3", now=NOW, weigh=by_reward)
 
 
+@pytest.mark.parametrize("weights", [[float("nan")], [float("inf")], [1.0, 2.0], []])
+def test_weights_that_decide_nothing_are_refused(shard, weights):
+    candidates = [Candidate(memory=memory("c0"), vector=unit(0))]
+    with pytest.raises(InvalidInput, match="weigh"):
+        shard.race(
+            "acme", "home", candidates, generation=0, op_id="r", now=NOW, weigh=lambda runners, now: weights
+        )
+    assert shard.counts()["seq"] == 0
+
+
 # Near-identical memories
 
 words = st.lists(st.sampled_from(["Ada", "left", "of", "is", "not", "3", "4", "Bo", "?"]), max_size=8)

@@ -208,6 +208,11 @@ def test_a_damaged_one_is_passed_over_with_its_reason(
     assert said(reopened._view) == said(replayed(reopened))
     used = reopened.counts()["snapshot"]["seq"]
     assert used == (3 if older and what != "ahead of the log" else 0)
+    reopened.put([(memory("m10"), unit(10))], op_id="put-10", now=NOW)
+    new = reopened.snapshot()
+    assert new is not None
+    left = [path for path in reopened._snapshots.folders() if path != new]
+    assert left == ([folder.with_name(f"{3:020d}")] if used else [])
     reopened.close()
 
 
@@ -244,6 +249,27 @@ def test_erasure_takes_the_snapshots_along(tmp_path: Path, monkeypatch: pytest.M
     shutil.rmtree(kept)
 
 
+def test_a_purge_that_was_cut_off_goes_on_at_the_next_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_off(*_: object, **__: object) -> None:
+        raise OSError("cut off")
+
+    shard = fill(tmp_path)
+    folder = shard.snapshot()
+    assert folder is not None
+    monkeypatch.setattr(Snapshots, "purge", cut_off)
+    with pytest.raises(OSError, match="cut off"):
+        shard.forget("acme", ids=["m3"], op_id="forget", now=NOW)
+    shard.close()
+    monkeypatch.undo()
+    assert folder.exists()
+    reopened = open_shard(tmp_path, snapshot_every=0)
+    assert not [*(tmp_path / "snapshots").iterdir()]
+    assert reopened.get("acme", "m3") is None
+    reopened.close()
+
+
 def test_an_erasure_stops_a_snapshot_that_is_being_written(tmp_path: Path) -> None:
     shard = fill(tmp_path)
     erased = threading.Thread(
@@ -259,9 +285,10 @@ def test_an_erasure_stops_a_snapshot_that_is_being_written(tmp_path: Path) -> No
 
     assert shard._snapshots.make(take) is None
     erased.join()
-    assert not bytes_in(tmp_path / "snapshots", b"m3")
-    assert shard.snapshot() is not None
-    assert not bytes_in(tmp_path / "snapshots", b"m3")
+    assert not [*(tmp_path / "snapshots").iterdir()]
+    folder = shard.snapshot()
+    assert folder is not None
+    assert "m3" not in snapshot.load(folder)[1][0].table["id"].to_pylist()
     shard.close()
 
 
@@ -303,11 +330,15 @@ class Ring:
 def test_sealed_snapshots_hold_nothing_in_clear(tmp_path: Path) -> None:
     shard = fill(tmp_path, 3)
     shard.put([(memory("g1", namespace="globex"), unit(50))], op_id="globex", now=NOW)
+    plain = shard._snapshots.make(shard._capture)
+    assert plain is not None
+    vector = unit(1).tobytes()
+    assert bytes_in(plain, vector)
+    shutil.rmtree(plain)
     ring = Ring()
     sealed = Snapshots(tmp_path / "snapshots", every=0, keep=2, sealer=ring)
     sealed.make(shard._capture)
-    vector = unit(1).tobytes()
-    for secret in (b"this is m1", b"m1", b"acme", b"globex", vector):
+    for secret in (b"this is m1", b"acme", b"globex", vector):
         assert not bytes_in(tmp_path / "snapshots", secret)
     view, seq = sealed.open(shard._log, DIM)
     assert (said(view), seq) == (said(shard._view), 4)
@@ -352,11 +383,12 @@ for number in range(start, start + 100_000):
 """
 
 
-def test_killed_at_any_point_leaves_whole_snapshots_only(tmp_path: Path) -> None:
-    chance = random.Random(7)
+@pytest.mark.parametrize("kills", [3, pytest.param(60, marks=pytest.mark.slow)])
+def test_killed_at_any_point_leaves_whole_snapshots_only(tmp_path: Path, kills: int) -> None:
+    chance = random.Random(kills)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     start = 0
-    for _ in range(5):
+    for _ in range(kills):
         process = subprocess.Popen(
             [sys.executable, "-c", WRITER, str(tmp_path), str(start)],
             stdout=subprocess.PIPE,

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from common.errors import Conflict, InvalidInput
 from stores import transfer
+from stores.frozen import vectors_of
 from stores.index import Vectors
 from stores.shard import Shard
 from tests.snapshot_helpers import IDS, NAMESPACES, experiences, made
@@ -63,7 +64,7 @@ def told(shard: Shard, namespace: str) -> list[dict[str, Any]]:
 
 
 def vector_of(shard: Shard, namespace: str, seq: int) -> Vectors:
-    return shard._view.spaces[namespace].index.vectors([seq])[0]
+    return vectors_of(shard._view.spaces[namespace].index, [seq])[0]
 
 
 def take_all(shard: Shard, path: Path, op_id: str = "import", **options: Any) -> int:

@@ -33,14 +33,21 @@ def open_log(path: Path, *, config: StoreConfig, identity: Mapping[str, Any], wa
     """The log in `path`, made where there is none, in the backend that `config` names.
 
     `identity` (say shard number and dimension) is written at the first open and must match later, and so
-    must the chain's options. `wait_s` is how long to wait for a former owner to end. Raises `NotReady`
-    where another process owns it, `Conflict` where it is another's, `StoreCorrupt` where it is no log of
-    ours, `InvalidInput` where the chain's key is missing or the master key is missing or another.
+    must the chain's options. `wait_s` is how long to wait for a former owner to end; in Redis the newer
+    owner goes first. Raises `NotReady` where another process owns it, `Conflict` where it is another's,
+    `StoreCorrupt` where it is no log of ours, `InvalidInput` where the chain's key is missing or the master
+    key is missing or another.
     """
     if config.master_key is None:
         return _open_plain(path, config, identity, wait_s)
-    ring = KeyRing(ring_folder(path, config), read_master(config.master_key))
-    return SealedLog(_open_plain(path, config, {**identity, **sealed.IDENTITY}, wait_s), ring)
+    master, folder = read_master(config.master_key), ring_folder(path, config)
+    KeyRing(folder, master)  # a wrong master key is told before anything is touched
+    log = _open_plain(path, config, {**identity, **sealed.IDENTITY}, wait_s)
+    try:
+        return SealedLog(log, KeyRing(folder, master))  # read once the former owner can change it no more
+    except BaseException:
+        log.close()
+        raise
 
 
 def _open_plain(path: Path, config: StoreConfig, identity: Mapping[str, Any], wait_s: float) -> Backend:

@@ -146,6 +146,7 @@ class JsonlLog(BaseLog):
     def scrub(self) -> bool:
         """Write the file anew without erased content and results that are no longer kept. A crash leaves
         the old file or the new one. False where the disk has no room: it stays due."""
+        self._check_writable()
         if not self._owns_file():
             raise self._fenced()
         meta = {**self._meta, "scrub_due": False}
@@ -160,8 +161,11 @@ class JsonlLog(BaseLog):
         except OSError:
             self._draft.unlink(missing_ok=True)
             return False
-        os.replace(self._draft, self._file)
-        self._open()
+        try:
+            os.replace(self._draft, self._file)
+            self._open()
+        except OSError as error:
+            raise self._stopped(error) from error
         return True
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ was lost on the way can be sent again: if it arrived, the script finds its own r
 """
 
 import json
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,8 @@ class RedisLog(BaseLog):
         super().__init__(path, identity=identity, chain=chain)
         tag = f"{config.redis_prefix}:{{{_name(path, config)}}}"
         self._keys = [f"{tag}:{part}" for part in ("meta", "log", "results", "order")]
-        self._meta_key, self._log_key, self._results_key, _ = self._keys
+        self._meta_key, self._log_key, self._results_key, self._order_key = self._keys
+        self._kept: OrderedDict[str, None] = OrderedDict()  # op_ids with a result: no need to ask for others
         self._closed = False
         self._server = Server(config)
         try:
@@ -79,6 +81,8 @@ class RedisLog(BaseLog):
                 lambda client: client.transaction(self._take_over, self._meta_key, value_from_callable=True)
             )
             self._write(self._meta)  # so that the replicas know of the epoch
+            order = self._ask(lambda client: client.hgetall(self._order_key))
+            self._kept = OrderedDict.fromkeys(order[number].decode() for number in sorted(order, key=int))
             if self.scrub_due:
                 self.scrub()
         except BaseException:
@@ -87,10 +91,11 @@ class RedisLog(BaseLog):
 
     def seen(self, op_id: str, request: str | None) -> Any:
         base.op_key(op_id)
-        raw = self._ask(lambda client: client.hget(self._results_key, op_id))
-        if raw is None:
+        self._check_open()
+        if op_id not in self._kept:
             return None
-        kept = records.unseal(raw, f"the result of operation {op_id!r}")
+        raw = self._ask(lambda client: client.hget(self._results_key, op_id))
+        kept = records.unseal(raw or b"", f"the result of operation {op_id!r}")
         return base.unpack_result(kept, op_id, request)
 
     def commit(self, operations: Sequence[Operation]) -> None:
@@ -100,6 +105,9 @@ class RedisLog(BaseLog):
         for number, operation in enumerate(operations, start=self._meta["commits"] + 1):
             results += [number, operation.op_id, records.seal(base.pack_result(operation))]
         self._write(self._after(operations), rows, results)
+        self._kept.update(dict.fromkeys(operation.op_id for operation in operations))
+        while len(self._kept) > base.RESULTS_KEPT:
+            self._kept.popitem(last=False)
 
     def records(self, after: int = 0) -> Iterator[Record]:
         last, last_anchor, anchor = self.seq, self.anchor, None
@@ -119,6 +127,7 @@ class RedisLog(BaseLog):
     def scrub(self) -> bool:
         """Have the server, and its replicas, write their files anew. False where one could not: it stays
         due, and the next erasure or open tries again."""
+        self._check_writable()
         changed: dict[int, bytes] = {}
         for record in self.records() if self.rewrite else ():
             if (alive := self._rewritten(record)) is not record:
@@ -126,7 +135,8 @@ class RedisLog(BaseLog):
             if len(changed) == _CHUNK:
                 self._write(self._meta, changed)
                 changed = {}
-        self._write(self._meta, changed)
+        if changed:
+            self._write(self._meta, changed)
         if not self._server.rewrite_files():
             return False
         self._write({**self._meta, "scrub_due": False})
@@ -158,7 +168,7 @@ class RedisLog(BaseLog):
         try:
             answer = self._ask(lambda client: self._server.confirmed(client, *command))
         except (RedisError, NotReady) as error:
-            if "OOM command not allowed" not in str(error):
+            if "not allowed when used memory" not in str(error):  # as all versions have it
                 raise self._stopped(error) from error
             raise NotReady(  # found before anything is written: the log goes on
                 f"log {self.path}: {self._server.name} is full; raise its maxmemory", code="store_full"
@@ -186,9 +196,12 @@ class RedisLog(BaseLog):
         return self._ask(lambda client: client.hmget(self._log_key, [*numbers]))
 
     def _ask(self, ask: Callable[[Any], Any]) -> Any:
+        self._check_open()
+        return self._server.call(ask)
+
+    def _check_open(self) -> None:
         if self._closed:
             raise NotReady(f"log {self.path} is closed", code="log_closed")
-        return self._server.call(ask)
 
 
 def _name(path: Path, config: StoreConfig) -> str:

@@ -36,7 +36,6 @@ class SealedLog:
         self.inner = inner
         self._ring = ring
         self._staged: dict[int, Record] = {}  # sealed, by seq, until they are committed
-        inner.rewrite = self._renewed
 
     @property
     def path(self) -> Path:
@@ -113,10 +112,14 @@ class SealedLog:
     def rotate_key(self, namespace: str) -> bool:
         """Records keep their content bytes: their piece keys are wrapped by the fresh data key."""
         self.ring.rotate(namespace)
-        if not self.inner.scrub():
-            return False
-        self.ring.drop_old(namespace)
-        return True
+        self.inner.rewrite = self._renewed
+        try:
+            rewritten = self.inner.scrub()
+        finally:
+            self.inner.rewrite = None
+        if rewritten:
+            self.ring.drop_old(namespace)
+        return rewritten
 
     def _seal(self, seq: int, op: Op, body: Any, vector: bytes) -> bytes:
         plain = spell(body)

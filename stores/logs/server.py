@@ -85,7 +85,10 @@ class Server:
                 pipe.waitaof(1, self._replicas, patience_ms)
             else:
                 pipe.wait(self._replicas, patience_ms)
-            answer, counts = pipe.execute()
+            answer, counts = pipe.execute(raise_on_error=False)  # its own error would quote the command
+        for failed in (answer, counts):
+            if isinstance(failed, RedisError):
+                raise failed
         local, replicas = counts if self._has_waitaof else (1, counts)
         if not local or replicas < self._replicas:
             raise TooFewReplicas(f"{replicas} of {self._replicas} replicas confirmed the write")
@@ -165,10 +168,8 @@ def _asked(connection: Any, *command: str) -> str:
     """A connection's answer to INFO or CONFIG GET, as text; the value alone of a setting."""
     connection.send_command(*command, check_health=False)
     answer = connection.read_response()
-    if isinstance(answer, dict):
-        answer = next(iter(answer.values()))
-    elif isinstance(answer, list):
-        answer = answer[1]
+    if isinstance(answer, dict | list):  # by the version of the protocol; empty where a host hides it
+        answer = [*(answer.values() if isinstance(answer, dict) else answer), b"(hidden)"][-2:][0]
     return str(answer, "utf-8")
 
 

@@ -5,8 +5,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from crash.writer import NOW, memory_of, secret_of, text_of
 from stores.shard import Shard
-from tests.crash.writer import NOW, memory_of, secret_of, text_of
 
 
 @dataclass(slots=True)

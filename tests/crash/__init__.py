@@ -1,0 +1,1 @@
+"""Writers that are killed, what they were told, and power failures."""
