@@ -16,6 +16,7 @@ from typing import Any
 from stores import plan
 from stores.batch import Planned
 from stores.entry import Entry, carried
+from stores.frozen import vectors_of
 from stores.locks import ReadWriteLock
 from stores.logs.base import RESULTS_KEPT, Draft, Operation
 from stores.record import Op, Record
@@ -79,7 +80,7 @@ def rows_of(view: View, keys: Iterable[Key], shard: int) -> tuple[list[Json], li
     here = sorted(((entry.seq, key[0], entry) for key, entry in found.items() if entry), key=itemgetter(0))
     rows = []
     for seq, namespace, entry in here:
-        row = carried(entry, view.spaces[namespace].index.vectors([seq])[0], shard)
+        row = carried(entry, vectors_of(view.spaces[namespace].index, [seq])[0], shard)
         row["statistics"]["written"] = entry.written
         rows.append(row)
     return rows, [key for key, entry in found.items() if entry is None]
