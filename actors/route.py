@@ -84,6 +84,7 @@ class Route:
     def __init__(self, router: Router, layout: Layout, deadline: float, deadline_s: float) -> None:
         self._router, self._layout, self._deadline, self._deadline_s = router, layout, deadline, deadline_s
         self.placement: Placement = layout.placement
+        self.generation = layout.generation
 
     @property
     def folder(self) -> Path:

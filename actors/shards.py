@@ -139,11 +139,11 @@ class ShardedStore(GraphCalls):
     ) -> Json:
         """Erase on every shard of the namespace; the receipts as one. See `Shard.forget`."""
         options = {"ids": ids, "where": where, "everything": everything, "op_id": op_id, "now": now}
-        return merged(await self._of(namespace, "forget", namespace, **options))
+        return await self._erased(namespace, "forget", **options)
 
     async def forget_turns(self, namespace: str, **options: Any) -> Json:
         """Erase turns on every shard of the namespace; see `Shard.forget_turns` for the options."""
-        return merged(await self._of(namespace, "forget_turns", namespace, **options))
+        return await self._erased(namespace, "forget_turns", **options)
 
     async def rotate_key(self, namespace: str) -> bool:
         """Whether any shard had something to rotate; see `Shard.rotate_key`."""
@@ -214,6 +214,20 @@ class ShardedStore(GraphCalls):
         replies = await self._router.run(send)
         known = {id for reply in replies for id in reply[_KNOWN[method]]}
         return replies, [id for id, _ in keyed if id not in known]
+
+    async def _erased(self, namespace: str, method: str, **options: Any) -> Json:
+        """One receipt. Where a reshard comes between, what some shards erased before it counts as well."""
+        receipts: dict[tuple[int, int], Json] = {}
+
+        async def erase(route: Route) -> None:
+            async def one(number: int) -> None:
+                answer = await route.call(number, method, namespace, **options)
+                receipts[route.generation, number] = answer
+
+            await together(one(number) for number in route.placement.asked([namespace]))
+
+        await self._router.run(erase)
+        return merged([*receipts.values()])
 
     async def _of(self, namespace: str, method: str, *args: Any, **options: Any) -> Replies:
         """The same of each of the namespace's shards."""

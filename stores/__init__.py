@@ -33,4 +33,5 @@
 - `crypto.py`: encryption at rest, a key a namespace; `master.py`: those keys at rest, and the master key
 - `probe.py`: after an erasure, is the content anywhere?
 - `migrate.py`: stores of the previous format
+- `moving.py`: from the shards of one layout to those of the next
 """

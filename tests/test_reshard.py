@@ -207,7 +207,7 @@ def test_a_reshard_that_is_killed_leaves_one_layout_whole(started, sign):
 def test_reshards_killed_at_random_points(started):
     config = started(2, reshard_lease_s=4)
     with Writers(config) as writers:
-        for _ in range(12):
+        for _ in range(int(os.environ.get("RESHARD_KILLS", "12"))):
             to = layout_record(config).read().shards % 4 + 1
             sign = random.choice(["starting", "copied", "holding", "switching", "serve"])
             kill_reshard(config, to, sign, random.uniform(0.0, 0.5))
