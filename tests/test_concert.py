@@ -63,10 +63,8 @@ def test_the_bias_vector_is_a_weighted_mean(w):
     found = bias_vector(w, values)
     assert found.dtype == np.float32 and found.shape == (8,)
     assert (
-        np.all(found <= values.max(axis=0) + 1e-6)
-        and np.all(found >= values.min(axis=0) - 1e-6)
-        or not w.sum()
-    )
+        np.all(found <= values.max(axis=0) + 1e-6) and np.all(found >= values.min(axis=0) - 1e-6)
+    ) or not w.sum()
     expected = np.average(values, axis=0, weights=w) if w.sum() > 0 else np.zeros(8)
     assert found == pytest.approx(expected, abs=1e-5)
 
