@@ -10,7 +10,7 @@ import numpy as np
 from common.config import StoreConfig
 from common.errors import InvalidInput
 from stores import gate
-from stores.index import Vectors
+from stores.index import IndexPlan, Vectors
 from stores.memory import Memory, canonical, content_digest, from_json, same_content
 from stores.record import Record
 from stores.view import View
@@ -39,6 +39,10 @@ def check_vectors(vectors: Any, dim: int) -> Vectors:
     if not np.allclose(np.linalg.norm(array, axis=1), 1.0, atol=1e-3):  # false for NaN as well
         raise InvalidInput("vector: must have norm 1; normalise it after the embedder", param="vector")
     return array
+
+
+def index_plan(config: StoreConfig) -> IndexPlan:
+    return IndexPlan(kind=config.index, flat_max=config.index_flat_max, recall=config.index_recall)
 
 
 def conflicts(view: View, memories: Sequence[Memory]) -> list[str | None]:

@@ -8,6 +8,7 @@ takes only for the last step, so they see an operation whole or not at all.
 import math
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pyarrow as pa
 
 from common.config import StoreConfig
 from common.errors import Conflict, InvalidInput
-from stores import plan
+from stores import plan, rank, search
 from stores.filters import compile_filter
 from stores.index import Vectors
 from stores.locks import ReadWriteLock
@@ -46,7 +47,7 @@ class Shard:
         self.config = config
         self._writing = threading.Lock()
         self._viewing = ReadWriteLock()
-        self._view = View(dim)
+        self._view = View(dim, plan.index_plan(config))
         self._log = LmdbLog(
             path,
             map_size_bytes=config.map_size_bytes,
@@ -59,6 +60,7 @@ class Shard:
         except BaseException:
             self._log.close()
             raise
+        self._view.start()
         self._state = self._log.state()
 
     # Writes
@@ -241,32 +243,44 @@ class Shard:
         vector: Vectors,
         k: int,
         *,
+        query: str | None = None,
+        retrieval: str = "full",
         kinds: Iterable[str] | None = None,
         where: Mapping[str, Any] | None = None,
+        now: float | None = None,
+        offset: int = 0,
     ) -> Page:
-        """The `k` memories of highest cosine among those that kinds and filter admit, best first:
-        `{memory, score, scores: {dense, lexical, concert}}`."""
-        query = plan.check_vectors([vector], self.dim)
-        keep = None if where is None else compile_filter(where)
-        allowed = None if kinds is None else [*kinds]
-        with self._viewing.read():
-            space = self._view.spaces.get(namespace)
-            if space is None:
-                return []
-            cosines, rows = space.index.search(query, k, space.rows(allowed, keep))
-            found = [
-                (float(cosine), space.by_row[int(row)])
-                for cosine, row in zip(cosines[0], rows[0], strict=True)
-            ]
-            found.sort(key=lambda pair: (-pair[0], pair[1].memory["id"]))
-            return [
-                {
-                    "memory": describe(entry, self.number),
-                    "score": cosine,
-                    "scores": {"dense": cosine, "lexical": None, "concert": None},
-                }
-                for cosine, entry in found
-            ]
+        """The `k` best memories behind the first `offset`, of those that kinds and filter admit, best
+        first: `{memory, score, scores: {dense, lexical, concert}}`. `flat`: by cosine; `full`: see
+        `rank.py`. `now` counts in recency."""
+        found = self.candidates(
+            namespace, vector, offset + k, query=query, retrieval=retrieval, kinds=kinds, where=where
+        )
+        results, _ = rank.ranked(retrieval, query, found["hits"], k, now=now, offset=offset)
+        return deepcopy(results)
+
+    def candidates(
+        self,
+        namespace: str,
+        vector: Vectors,
+        k: int,
+        *,
+        query: str | None = None,
+        retrieval: str = "full",
+        kinds: Iterable[str] | None = None,
+        where: Mapping[str, Any] | None = None,
+    ) -> Json:
+        """What this shard has to say to a search for `k` over all shards: see `search.find`."""
+        flat = rank.check_retrieval(retrieval) == "flat"
+        wanted = search.ask(
+            namespace,
+            plan.check_vectors([vector], self.dim),
+            k if flat else rank.depth_of(k),
+            query=None if flat else query,
+            kinds=kinds,
+            where=where,
+        )
+        return search.find(self._viewing, self._view, wanted, self.number)
 
     def statistics(self, namespace: str) -> pa.Table:
         """One row a memory: id, kind, salience, usage, novelty, generation."""

@@ -17,9 +17,9 @@ import numpy as np
 import pyarrow as pa
 
 from common.errors import InvalidInput
-from stores.filters import Predicate
 from stores.gate import clip
-from stores.index import VectorIndex, Vectors
+from stores.index import IndexPlan, VectorIndex, Vectors
+from stores.lexical import LexicalIndex, text_of
 from stores.record import Op, Record
 
 STATISTICS_SCHEMA = pa.schema(
@@ -65,6 +65,7 @@ class Space:
     """One namespace. It has an index of its own, so that a search cannot leave it."""
 
     index: VectorIndex
+    lexical: LexicalIndex = field(default_factory=LexicalIndex)
     entries: dict[str, Entry] = field(default_factory=dict)
     by_row: dict[int, Entry] = field(default_factory=dict)
     order: list[tuple[float, str]] = field(default_factory=list)
@@ -74,23 +75,22 @@ class Space:
         start = 0 if cursor is None else bisect_right(self.order, read_cursor(cursor))
         return (self.entries[self.order[place][1]] for place in range(start, len(self.order)))
 
-    def rows(self, kinds: Sequence[str] | None, keep: Predicate | None) -> list[int] | None:
-        """Rows of the entries that may be found; None where all may."""
-        if kinds is None and keep is None:
-            return None
-        return [
-            row
-            for row, entry in self.by_row.items()
-            if (kinds is None or entry.memory["kind"] in kinds) and (keep is None or keep(entry.memory))
-        ]
-
 
 class View:
     """All namespaces of one shard."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, plan: IndexPlan | None = None) -> None:
         self.dim = dim
+        self.plan = plan
+        self.live = False
         self.spaces: dict[str, Space] = {}
+
+    def start(self) -> None:
+        """The log has been replayed: from now on indexes grow in the background as they need."""
+        self.live = True
+        for space in self.spaces.values():
+            space.index.live = True
+            space.index.grow()
 
     def find(self, namespace: str, id: str) -> Entry | None:
         space = self.spaces.get(namespace)
@@ -112,7 +112,7 @@ class View:
     def _put(self, record: Record, content: dict[str, Any]) -> None:
         memory = content["memory"]
         if memory["namespace"] not in self.spaces:
-            self.spaces[memory["namespace"]] = Space(VectorIndex(self.dim))
+            self.spaces[memory["namespace"]] = Space(VectorIndex(self.dim, self.plan, live=self.live))
         space = self.spaces[memory["namespace"]]
         entry = Entry(
             memory=memory,
@@ -124,6 +124,7 @@ class View:
         space.entries[memory["id"]] = space.by_row[record.seq] = entry
         insort(space.order, entry.place)
         space.index.add([record.seq], np.frombuffer(record.vector, "<f4").reshape(1, -1))
+        space.lexical.add([record.seq], [text_of(memory)])
 
     def _touch(self, record: Record, content: dict[str, Any]) -> None:
         for id in content["ids"]:
@@ -146,6 +147,7 @@ class View:
             del space.by_row[entry.seq]
             del space.order[bisect_left(space.order, entry.place)]
         space.index.remove([entry.seq for entry in gone])
+        space.lexical.remove([entry.seq for entry in gone])
         if not space.entries:
             del self.spaces[content["namespace"]]
 
@@ -173,10 +175,11 @@ class View:
         return pa.Table.from_pylist(rows, schema=STATISTICS_SCHEMA)
 
 
-def describe(entry: Entry, shard: int) -> dict[str, Any]:
-    """A memory with what the shard knows of it; the caller may change the answer."""
+def describe(entry: Entry, shard: int, *, shared: bool = False) -> dict[str, Any]:
+    """A memory with what the shard knows of it; the caller may change the answer, unless its content is
+    `shared` with the view."""
     return {
-        **deepcopy(entry.memory),
+        **(entry.memory if shared else deepcopy(entry.memory)),
         "statistics": {
             "usage": entry.usage,
             "salience": entry.salience,

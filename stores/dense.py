@@ -1,0 +1,254 @@
+"""The Faiss structures behind `VectorIndex`: flat, spherical k-means tree, neighbour graph.
+
+One interface: `add(rows, vectors)`, `remove(rows)`, `search(vectors, k)`, `exact(vectors, k, among)` and
+`vectors(rows)`, over unit vectors by row number and by inner product. Searches may run side by side;
+a change needs the structure alone. `k` is at most the number of rows, so every place is filled.
+
+| structure | search of n rows | memory a row beside the vector | removing |
+|---|---|---|---|
+| `Flat` | all of them, exact | 24 bytes | O(n) copy |
+| `Tree` | some of 4 sqrt(n) lists | 40 bytes | O(1) |
+| `Graph` | some of the neighbours | 300 bytes | tombstone, until the next rebuild |
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+Vectors = NDArray[np.float32]
+Rows = NDArray[np.int64]
+Found = tuple[Vectors, Rows]
+
+GATHER = 4096  # so many chosen rows are gathered and multiplied; more are picked out of a full scan
+CALIBRATION = 64  # queries that a recall is measured with
+RECALL_K = 10
+
+
+class Structure(Protocol):
+    kind: str
+
+    def add(self, rows: Rows, vectors: Vectors) -> None: ...
+
+    def remove(self, rows: Rows) -> None: ...
+
+    def search(self, vectors: Vectors, k: int) -> Found: ...
+
+    def exact(self, vectors: Vectors, k: int, among: Rows) -> Found: ...
+
+    def vectors(self, rows: Rows) -> Vectors: ...
+
+
+class Flat:
+    """Every row, every time: exact. The choice for small namespaces."""
+
+    kind = "flat"
+
+    def __init__(self, dim: int) -> None:
+        self._index = faiss.IndexIDMap2(faiss.IndexFlatIP(dim))
+
+    def add(self, rows: Rows, vectors: Vectors) -> None:
+        self._index.add_with_ids(vectors, rows)
+
+    def remove(self, rows: Rows) -> None:
+        self._index.remove_ids(faiss.IDSelectorBatch(rows))
+
+    def search(self, vectors: Vectors, k: int) -> Found:
+        return self._index.search(vectors, k)
+
+    def exact(self, vectors: Vectors, k: int, among: Rows) -> Found:
+        if len(among) <= GATHER:
+            return best_of(vectors, self.vectors(among), among, k)
+        chosen = faiss.SearchParameters(sel=faiss.IDSelectorBatch(among))  # type: ignore[call-arg]
+        return self._index.search(vectors, k, params=chosen)
+
+    def vectors(self, rows: Rows) -> Vectors:
+        return self._index.reconstruct_batch(rows)
+
+
+class Tree:
+    """Spherical k-means: rows lie in lists around unit centroids, and a search reads the nearest lists.
+
+    How many lists is measured: see `calibrate`.
+    """
+
+    kind = "ivf"
+
+    def __init__(self, sample: Vectors, size: int) -> None:
+        """Train on `sample` `[m, dim]` for about `size` rows. 4 sqrt(n) lists balance the two scans of a
+        search, of centroids and of rows."""
+        dim = sample.shape[1]
+        lists = max(1, min(lists_for(size), len(sample)))
+        self._index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, lists, faiss.METRIC_INNER_PRODUCT)
+        self._index.cp.spherical = True
+        self._index.cp.min_points_per_centroid = 1
+        self._index.cp.niter = 10
+        self._index.train(sample)
+        # O(1) removal, and vectors by row
+        self._index.set_direct_map_type(faiss.DirectMap.Hashtable)
+        self.probes = lists
+
+    @property
+    def lists(self) -> int:
+        return int(self._index.nlist)
+
+    def add(self, rows: Rows, vectors: Vectors) -> None:
+        self._index.add_with_ids(vectors, rows)
+
+    def remove(self, rows: Rows) -> None:
+        self._index.remove_ids(faiss.IDSelectorArray(rows))
+
+    def search(self, vectors: Vectors, k: int) -> Found:
+        probes = min(self.lists, self.probes * max(1, k // 64))
+        while True:
+            chosen = faiss.SearchParametersIVF(nprobe=probes)  # type: ignore[call-arg]
+            cosines, rows = self._index.search(vectors, k, params=chosen)
+            if probes >= self.lists or (rows >= 0).all():
+                return cosines, rows
+            probes = min(self.lists, 4 * probes)
+
+    def exact(self, vectors: Vectors, k: int, among: Rows) -> Found:
+        if len(among) <= GATHER:
+            return best_of(vectors, self.vectors(among), among, k)
+        chosen = faiss.SearchParametersIVF(sel=faiss.IDSelectorBatch(among), nprobe=self.lists)  # type: ignore[call-arg]
+        return self._index.search(vectors, k, params=chosen)
+
+    def vectors(self, rows: Rows) -> Vectors:
+        return self._index.reconstruct_batch(rows)
+
+    def calibrate(self, queries: Vectors, recall: float) -> None:
+        """Read the fewest lists, in doublings, that find `recall` of what all lists hold."""
+
+        def tried(probes: int) -> Rows:
+            chosen = faiss.SearchParametersIVF(nprobe=probes)  # type: ignore[call-arg]
+            return self._index.search(queries, RECALL_K, params=chosen)[1]
+
+        self.probes = _least(tried, tried(self.lists), recall, start=4, limit=self.lists)
+
+
+class Graph:
+    """HNSW: fewest vectors read by a search, and the most memory and time to build.
+
+    Faiss cannot remove from it, so a removed row becomes a tombstone: searches lead through it and never
+    answer it. Its vector is overwritten at once by that of its nearest living neighbour: nothing of the
+    removed content stays, and the graph keeps its paths. `tombstones` says when to build it again.
+    """
+
+    kind = "hnsw"
+    LINKS = 32
+
+    def __init__(self, dim: int) -> None:
+        self._index = faiss.IndexHNSWFlat(dim, self.LINKS, faiss.METRIC_INNER_PRODUCT)
+        self._index.hnsw.efConstruction = 80
+        self._rows = np.empty(0, np.int64)  # by place in the graph
+        self._places: dict[int, int] = {}
+        self._alive = np.empty(0, np.uint8)  # a bit a place
+        self.effort = 64
+
+    @property
+    def tombstones(self) -> int:
+        return int(self._index.ntotal) - len(self._places)
+
+    def add(self, rows: Rows, vectors: Vectors) -> None:
+        start = int(self._index.ntotal)
+        self._index.add(vectors)
+        if len(self._rows) < start + len(rows):
+            room = max(1024, 2 * (start + len(rows)))
+            self._rows = np.resize(self._rows, room)
+            self._alive = np.concatenate([self._alive, np.zeros(room // 8 + 1 - len(self._alive), np.uint8)])
+        self._rows[start : start + len(rows)] = rows
+        for place, row in enumerate(rows.tolist(), start):
+            self._places[row] = place
+            self._alive[place >> 3] |= 1 << (place & 7)
+
+    def remove(self, rows: Rows) -> None:
+        places = [place for row in rows.tolist() if (place := self._places.pop(row, None)) is not None]
+        for place in places:
+            self._alive[place >> 3] &= 0xFF ^ (1 << (place & 7))
+        stored = self._stored()
+        if not self._places:
+            stored[places] = 0.0
+        elif places:
+            _, nearest = self._search(stored[places], 1, 16)
+            stored[places] = stored[np.maximum(nearest[:, 0], 0)]
+            lost = [place for place, near in zip(places, nearest[:, 0], strict=True) if near < 0]
+            stored[lost] = 0.0
+
+    def search(self, vectors: Vectors, k: int) -> Found:
+        effort = max(self.effort, 2 * k)
+        cosines, places = self._search(vectors, k, effort)
+        if (places < 0).any():  # a search may strand among tombstones: then all that live are scanned
+            chosen = faiss.SearchParameters(sel=self._living())  # type: ignore[call-arg]
+            cosines, places = self._index.storage.search(vectors, k, params=chosen)
+        return cosines, self._rows[places]
+
+    def exact(self, vectors: Vectors, k: int, among: Rows) -> Found:
+        if len(among) <= GATHER:
+            return best_of(vectors, self.vectors(among), among, k)
+        places = np.array([self._places[row] for row in among.tolist()], np.int64)
+        chosen = faiss.SearchParameters(sel=faiss.IDSelectorBatch(places))  # type: ignore[call-arg]
+        cosines, found = self._index.storage.search(vectors, k, params=chosen)
+        return cosines, self._rows[found]
+
+    def vectors(self, rows: Rows) -> Vectors:
+        return self._stored()[[self._places[row] for row in rows.tolist()]]
+
+    def calibrate(self, queries: Vectors, recall: float) -> None:
+        """Follow the fewest neighbours, in doublings, that find `recall` of what a scan finds."""
+        chosen = faiss.SearchParameters(sel=self._living())  # type: ignore[call-arg]
+        truth = self._index.storage.search(queries, RECALL_K, params=chosen)[1]
+        limit = min(4096, int(self._index.ntotal))
+        tried: Callable[[int], Rows] = lambda effort: self._search(queries, RECALL_K, effort)[1]  # noqa: E731
+        self.effort = _least(tried, truth, recall, start=16, limit=limit)
+
+    def _search(self, vectors: Vectors, k: int, effort: int) -> Found:
+        chosen = faiss.SearchParametersHNSW(sel=self._living(), efSearch=effort)  # type: ignore[call-arg]
+        return self._index.search(vectors, k, params=chosen)
+
+    def _living(self) -> Any:
+        return faiss.IDSelectorBitmap(self._alive)
+
+    def _stored(self) -> Vectors:
+        """The graph's own vectors `[places, dim]`, not a copy."""
+        storage = faiss.downcast_index(self._index.storage)
+        flat = faiss.rev_swig_ptr(storage.get_xb(), storage.ntotal * storage.d)
+        return flat.reshape(storage.ntotal, storage.d)
+
+
+def lists_for(size: int) -> int:
+    return max(1, round(4 * math.sqrt(size)))
+
+
+def best_of(queries: Vectors, vectors: Vectors, rows: Rows, k: int) -> Found:
+    """The best `k` of a few rows, by one product."""
+    cosines = queries @ vectors.T
+    order = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(cosines, order, axis=1), rows[order]
+
+
+def asking(vectors: Vectors, seed: int = 1337) -> Vectors:
+    """Queries as far from stored vectors `[n, dim]` as questions are from what answers them: cosine 0.7."""
+    noise = np.random.default_rng(seed).normal(size=vectors.shape).astype(np.float32)
+    noise /= np.linalg.norm(noise, axis=1, keepdims=True)
+    mixed = vectors + noise
+    return mixed / np.linalg.norm(mixed, axis=1, keepdims=True)
+
+
+def recall_of(found: Rows, truth: Rows) -> float:
+    """Share of `truth` `[n, k]` that `found` `[n, k]` holds."""
+    hits = [len(np.intersect1d(a, b)) for a, b in zip(found, truth, strict=True)]
+    return sum(hits) / max(1, truth.size)
+
+
+def _least(tried: Callable[[int], Rows], truth: Rows, recall: float, *, start: int, limit: int) -> int:
+    effort = min(start, limit)
+    while effort < limit and recall_of(tried(effort), truth) < recall:
+        effort = min(limit, 2 * effort)
+    return effort
+
+
+def as_rows(rows: Sequence[int]) -> Rows:
+    return np.asarray(rows, np.int64)
