@@ -15,10 +15,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-import faiss
+import faiss as _faiss
 import numpy as np
 from numpy.typing import NDArray
 
+faiss: Any = _faiss  # its stubs lack half of what is used here
 Vectors = NDArray[np.float32]
 Rows = NDArray[np.int64]
 Found = tuple[Vectors, Rows]
@@ -62,7 +63,7 @@ class Flat:
     def exact(self, vectors: Vectors, k: int, among: Rows) -> Found:
         if len(among) <= GATHER:
             return best_of(vectors, self.vectors(among), among, k)
-        chosen = faiss.SearchParameters(sel=faiss.IDSelectorBatch(among))  # type: ignore[call-arg]
+        chosen = faiss.SearchParameters(sel=faiss.IDSelectorBatch(among))
         return self._index.search(vectors, k, params=chosen)
 
     def vectors(self, rows: Rows) -> Vectors:
@@ -104,7 +105,7 @@ class Tree:
     def search(self, vectors: Vectors, k: int) -> Found:
         probes = min(self.lists, self.probes * max(1, k // 64))
         while True:
-            chosen = faiss.SearchParametersIVF(nprobe=probes)  # type: ignore[call-arg]
+            chosen = faiss.SearchParametersIVF(nprobe=probes)
             cosines, rows = self._index.search(vectors, k, params=chosen)
             if probes >= self.lists or (rows >= 0).all():
                 return cosines, rows
@@ -113,7 +114,7 @@ class Tree:
     def exact(self, vectors: Vectors, k: int, among: Rows) -> Found:
         if len(among) <= GATHER:
             return best_of(vectors, self.vectors(among), among, k)
-        chosen = faiss.SearchParametersIVF(sel=faiss.IDSelectorBatch(among), nprobe=self.lists)  # type: ignore[call-arg]
+        chosen = faiss.SearchParametersIVF(sel=faiss.IDSelectorBatch(among), nprobe=self.lists)
         return self._index.search(vectors, k, params=chosen)
 
     def vectors(self, rows: Rows) -> Vectors:
@@ -123,7 +124,7 @@ class Tree:
         """Read the fewest lists, in doublings, that find `recall` of what all lists hold."""
 
         def tried(probes: int) -> Rows:
-            chosen = faiss.SearchParametersIVF(nprobe=probes)  # type: ignore[call-arg]
+            chosen = faiss.SearchParametersIVF(nprobe=probes)
             return self._index.search(queries, RECALL_K, params=chosen)[1]
 
         self.probes = _least(tried, tried(self.lists), recall, start=4, limit=self.lists)
@@ -181,7 +182,7 @@ class Graph:
         effort = max(self.effort, 2 * k)
         cosines, places = self._search(vectors, k, effort)
         if (places < 0).any():  # a search may strand among tombstones: then all that live are scanned
-            chosen = faiss.SearchParameters(sel=self._living())  # type: ignore[call-arg]
+            chosen = faiss.SearchParameters(sel=self._living())
             cosines, places = self._index.storage.search(vectors, k, params=chosen)
         return cosines, self._rows[places]
 
@@ -189,7 +190,7 @@ class Graph:
         if len(among) <= GATHER:
             return best_of(vectors, self.vectors(among), among, k)
         places = np.array([self._places[row] for row in among.tolist()], np.int64)
-        chosen = faiss.SearchParameters(sel=faiss.IDSelectorBatch(places))  # type: ignore[call-arg]
+        chosen = faiss.SearchParameters(sel=faiss.IDSelectorBatch(places))
         cosines, found = self._index.storage.search(vectors, k, params=chosen)
         return cosines, self._rows[found]
 
@@ -198,14 +199,14 @@ class Graph:
 
     def calibrate(self, queries: Vectors, recall: float) -> None:
         """Follow the fewest neighbours, in doublings, that find `recall` of what a scan finds."""
-        chosen = faiss.SearchParameters(sel=self._living())  # type: ignore[call-arg]
+        chosen = faiss.SearchParameters(sel=self._living())
         truth = self._index.storage.search(queries, RECALL_K, params=chosen)[1]
         limit = min(4096, int(self._index.ntotal))
         tried: Callable[[int], Rows] = lambda effort: self._search(queries, RECALL_K, effort)[1]  # noqa: E731
         self.effort = _least(tried, truth, recall, start=16, limit=limit)
 
     def _search(self, vectors: Vectors, k: int, effort: int) -> Found:
-        chosen = faiss.SearchParametersHNSW(sel=self._living(), efSearch=effort)  # type: ignore[call-arg]
+        chosen = faiss.SearchParametersHNSW(sel=self._living(), efSearch=effort)
         return self._index.search(vectors, k, params=chosen)
 
     def _living(self) -> Any:

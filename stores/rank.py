@@ -95,7 +95,8 @@ def full(
         started = time.perf_counter()
 
     cosines = np.array([hit["scores"]["dense"] for hit in hits], np.float64)
-    fused = fuse([cosines, np.array([hit["scores"]["lexical"] or 0.0 for hit in hits])], depth_of(offset + k))
+    words = np.array([hit["scores"]["lexical"] for hit in hits], np.float64)  # None becomes NaN
+    fused = fuse([cosines, words], depth_of(offset + k))
     kept = np.flatnonzero(fused > 0.0)
     hits, cosines, fused = [hits[i] for i in kept], cosines[kept], fused[kept]
     stage("fuse", fused)
@@ -119,15 +120,15 @@ def full(
 
 def fuse(channels: Sequence[np.ndarray], depth: int) -> np.ndarray:
     """Reciprocal-rank fusion, `[n]` in 0 to 1, of scores `[n]` a channel; only the best `depth` of a
-    channel count, and only scores other than 0: that is a candidate the channel did not find.
+    channel count; NaN stands for a candidate that the channel did not find.
 
     So five shards, which give more candidates than one, give the same ranking.
     """
     total = np.zeros(len(channels[0]) if channels else 0)
-    heard = [scores for scores in channels if (scores != 0.0).any()]
+    heard = [scores for scores in channels if not np.isnan(scores).all()]
     for scores in heard:
-        order = np.argsort(-scores, kind="stable")
-        found = order[scores[order] != 0.0][:depth]
+        order = np.argsort(-scores, kind="stable")  # NaN comes last
+        found = order[: min(depth, int(np.count_nonzero(~np.isnan(scores))))]
         total[found] += 1.0 / (FUSE + 1.0 + np.arange(len(found)))
     return total * (FUSE + 1.0) / max(1, len(heard))
 
