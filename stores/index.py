@@ -53,7 +53,7 @@ class VectorIndex:
         self.failure: str | None = None
         self._rows: set[int] = set()
         self._active: Structure = Flat(dim)
-        self._made_for = 0
+        self._made_for = self._not_before = 0  # rows of the last build; rows before the next after a failure
         self._changing = threading.Lock()  # between writers and the builder; searches never take it
         self._journal: list[tuple[Rows, Vectors | None]] | None = None
         self._builder: threading.Thread | None = None
@@ -110,9 +110,10 @@ class VectorIndex:
 
     def grow(self) -> None:
         """Start building the structure that this size calls for, unless it is here or on its way."""
-        if self.live and self._builder is None and (wanted := self._wanted()):
-            self._builder = threading.Thread(target=self._build, args=(wanted,), daemon=True)
-            self._builder.start()
+        with self._changing:
+            if self.live and self._builder is None and (wanted := self._wanted()):
+                self._builder = threading.Thread(target=self._build, args=(wanted,), daemon=True)
+                self._builder.start()
 
     def settle(self) -> None:
         """Wait until nothing is being built."""
@@ -121,7 +122,7 @@ class VectorIndex:
 
     def _wanted(self) -> str | None:
         size = len(self)
-        if self.plan.kind == "flat" or size <= self.plan.flat_max or size < self._made_for:
+        if self.plan.kind == "flat" or size <= self.plan.flat_max or size < self._not_before:
             return None
         kind = "ivf" if self.plan.kind == "auto" else self.plan.kind
         active = self._active
@@ -140,11 +141,10 @@ class VectorIndex:
                 self.builds += 1
         except (RuntimeError, MemoryError) as error:  # Faiss raises RuntimeError; the old one still answers
             self.failure = f"{kind} of {len(self)} rows: {error}"
-            self._made_for = 2 * len(self)  # try again at twice the size
+            self._not_before = 2 * len(self)
         finally:
             with self._changing:
-                self._journal = None
-            self._builder = None
+                self._journal = self._builder = None
         self.grow()
 
     def _made(self, kind: str, rows: Rows) -> Structure:
