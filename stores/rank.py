@@ -33,12 +33,26 @@ OVERLAP = 3.0
 STRANGE = 0.3
 CONCERT = 0.1
 RERANKED = 50
+PAGED = 100
 TRACED = 10  # candidates a stage of the trace names
 
 
 def depth_of(k: int) -> int:
     """How many candidates each channel of each shard gives for `k` results."""
     return max(4 * k, 32)
+
+
+def reach(k: int, offset: int | None) -> int:
+    """Results that a search ranks. All pages of a paged search rank the same `PAGED`, or they would
+    overlap: more candidates can change the order of the first ones."""
+    if offset is None:
+        return k
+    if offset < 0 or offset + k > PAGED:
+        raise InvalidInput(
+            f"offset = {offset}: pages of a search lie in its first {PAGED} results; narrow it by a filter",
+            param="offset",
+        )
+    return PAGED
 
 
 def check_retrieval(retrieval: str) -> str:
@@ -54,7 +68,7 @@ def ranked(
     k: int,
     *,
     now: float | None,
-    offset: int = 0,
+    offset: int | None = None,
     **options: Any,
 ) -> tuple[list[Json], list[Json]]:
     """`flat` or `full`, by name; recency counts from `now`, or from this moment."""
@@ -63,10 +77,10 @@ def ranked(
     return full(query, hits, k, now=time.time() if now is None else now, offset=offset, **options)
 
 
-def flat(hits: Hits, k: int, offset: int = 0) -> tuple[list[Json], list[Json]]:
+def flat(hits: Hits, k: int, offset: int | None = None) -> tuple[list[Json], list[Json]]:
     """Cosine only, the baseline: results `offset` to `offset + k`, and the trace's stages."""
     ordered = sorted(_once(hits), key=lambda hit: (-hit["scores"]["dense"], hit["memory"]["id"]))
-    page = ordered[max(0, offset) :][: max(0, k)]
+    page = ordered[(offset or 0) :][: max(0, k)]
     return [_result(hit, hit["scores"]["dense"], {}) for hit in page], []
 
 
@@ -76,7 +90,7 @@ def full(
     k: int,
     *,
     now: float,
-    offset: int = 0,
+    offset: int | None = None,
     concert: Concert | None = None,
     rerank: Rerank | None = None,
 ) -> tuple[list[Json], list[Json]]:
@@ -96,7 +110,7 @@ def full(
 
     cosines = np.array([hit["scores"]["dense"] for hit in hits], np.float64)
     words = np.array([hit["scores"]["lexical"] for hit in hits], np.float64)  # None becomes NaN
-    fused = fuse([cosines, words], depth_of(offset + k))
+    fused = fuse([cosines, words], depth_of(reach(k, offset)))
     kept = np.flatnonzero(fused > 0.0)
     hits, cosines, fused = [hits[i] for i in kept], cosines[kept], fused[kept]
     stage("fuse", fused)
@@ -114,7 +128,7 @@ def full(
             extra[i]["rerank"] = score
         order = sorted(first, key=lambda i: -extra[i]["rerank"]) + order[RERANKED:]
         stage("rerank", [extra[i].get("rerank", -np.inf) for i in range(len(hits))])
-    page = order[max(0, offset) :][: max(0, k)]
+    page = order[(offset or 0) :][: max(0, k)]
     return [_result(hits[i], float(final[i]), extra[i]) for i in page], stages
 
 

@@ -248,13 +248,19 @@ class Shard:
         kinds: Iterable[str] | None = None,
         where: Mapping[str, Any] | None = None,
         now: float | None = None,
-        offset: int = 0,
+        offset: int | None = None,
     ) -> Page:
-        """The `k` best memories behind the first `offset`, of those that kinds and filter admit, best
-        first: `{memory, score, scores: {dense, lexical, concert}}`. `flat`: by cosine; `full`: see
-        `rank.py`. `now` counts in recency."""
+        """The `k` best memories of those that kinds and filter admit, best first: `{memory, score,
+        scores: {dense, lexical, concert}}`. `flat`: by cosine; `full`: see `rank.py`. Recency counts from
+        `now`. With `offset`, one page of the search: those behind the first `offset`."""
         found = self.candidates(
-            namespace, vector, offset + k, query=query, retrieval=retrieval, kinds=kinds, where=where
+            namespace,
+            vector,
+            rank.reach(k, offset),
+            query=query,
+            retrieval=retrieval,
+            kinds=kinds,
+            where=where,
         )
         results, _ = rank.ranked(retrieval, query, found["hits"], k, now=now, offset=offset)
         return deepcopy(results)
