@@ -90,8 +90,8 @@ class StoreShard:
         return self._shard().list(*args, **options)
 
     @ray.method(concurrency_group="read")
-    def search(self, *args: Any, **options: Any) -> Any:
-        return self._shard().search(*args, **options)
+    def candidates(self, *args: Any, **options: Any) -> Json:
+        return self._shard().candidates(*args, **options)
 
     @ray.method(concurrency_group="read")
     def statistics(self, namespace: str) -> pa.Table:

@@ -117,7 +117,13 @@ class Api:
     async def search(self, body: SearchBody, asking: Asking) -> dict[str, Any]:
         asking.check(body.namespace)
         results, trace = await self._recall.search(
-            body.namespace, body.query, body.k, kinds=body.kinds, where=body.filter, retrieval=body.retrieval
+            body.namespace,
+            body.query,
+            body.k,
+            kinds=body.kinds,
+            where=body.filter,
+            retrieval=body.retrieval,
+            offset=body.offset,
         )
         return {"results": results, **({"trace": trace} if body.trace else {})}
 

@@ -69,12 +69,14 @@ def ranked(
     *,
     now: float | None,
     offset: int | None = None,
-    **options: Any,
+    concert: Concert | None = None,
+    rerank: Rerank | None = None,
 ) -> tuple[list[Json], list[Json]]:
     """`flat` or `full`, by name; recency counts from `now`, or from this moment."""
     if check_retrieval(retrieval) == "flat":
         return flat(hits, k, offset)
-    return full(query, hits, k, now=time.time() if now is None else now, offset=offset, **options)
+    moment = time.time() if now is None else now
+    return full(query, hits, k, now=moment, offset=offset, concert=concert, rerank=rerank)
 
 
 def flat(hits: Hits, k: int, offset: int | None = None) -> tuple[list[Json], list[Json]]:
@@ -130,6 +132,21 @@ def full(
         stage("rerank", [extra[i].get("rerank", -np.inf) for i in range(len(hits))])
     page = order[(offset or 0) :][: max(0, k)]
     return [_result(hits[i], float(final[i]), extra[i]) for i in page], stages
+
+
+def channel_stages(hits: Hits, ms: Sequence[Json]) -> list[Json]:
+    """The trace of the channels: shards search side by side, so the slowest one's milliseconds count."""
+    stages = []
+    for name in ("dense", "lexical"):
+        found = [
+            {"id": hit["memory"]["id"], "score": hit["scores"][name]}
+            for hit in hits
+            if hit["scores"][name] is not None
+        ]
+        found.sort(key=lambda one: (-one["score"], one["id"]))
+        slowest = max((took[name] for took in ms), default=0.0)
+        stages.append({"stage": name, "ms": slowest, "candidates": len(found), "best": found[:TRACED]})
+    return stages
 
 
 def fuse(channels: Sequence[np.ndarray], depth: int) -> np.ndarray:
