@@ -86,7 +86,7 @@ class Tree:
         self._index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, lists, faiss.METRIC_INNER_PRODUCT)
         self._index.cp.spherical = True
         self._index.cp.min_points_per_centroid = 1
-        self._index.cp.niter = 10
+        self._index.cp.niter = 8
         self._index.train(sample)
         # O(1) removal, and vectors by row
         self._index.set_direct_map_type(faiss.DirectMap.Hashtable)

@@ -22,7 +22,7 @@ from stores.dense import CALIBRATION, Flat, Graph, Rows, Structure, Tree, Vector
 
 COPY = 2048  # rows copied while writers wait
 LAST = 64  # changes applied while writers wait
-SAMPLE_A_LIST = 40  # training vectors a centroid
+SAMPLE_A_LIST = 32  # training vectors a centroid
 GROWN = 4  # a tree is made again when it holds so many times the rows it was made for
 WORN = 0.25  # a graph is made again when this share are tombstones
 
