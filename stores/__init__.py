@@ -7,7 +7,12 @@
 - `log.py`: the append-only log in LMDB; acknowledged means fsynced
 - `gate.py`: what is stored, and why not
 - `plan.py`: what a put would do, decided before anything is written
-- `index.py`: exact cosine search in Faiss
+- `index.py`: cosine search over a namespace, by the structure that its size calls for; grows in the background
+- `dense.py`, `gpu.py`: those structures in Faiss: flat, k-means tree, neighbour graph; the tree on a GPU
+- `lexical.py`: BM25 over a namespace's texts
+- `search.py`: the candidates of one shard, dense and lexical, through kinds and filter
+- `rank.py`: fusion, overlap gate, concert weight, rerank, pages: once over the candidates of all shards
+- `concert.py`: recency, novelty, concert weight, bias vector
 - `view.py`: what the log says now, in memory; rebuilt from it on open
 - `locks.py`: many readers or one writer
 - `shard.py`: one log with its view

@@ -18,13 +18,13 @@ from typing import Literal
 
 import numpy as np
 
+from stores import gpu
 from stores.dense import CALIBRATION, Flat, Graph, Rows, Structure, Tree, Vectors, as_rows, asking, lists_for
 
 COPY = 2048  # rows copied while writers wait
 LAST = 64  # changes applied while writers wait
 SAMPLE_A_LIST = 32  # training vectors a centroid
 GROWN = 4  # a tree is made again when it holds so many times the rows it was made for
-WORN = 0.25  # a graph is made again when this share are tombstones
 
 Kind = Literal["auto", "flat", "ivf", "hnsw"]
 _one_build_at_a_time = threading.Semaphore(1)  # in the process: builds compete with searches for cores
@@ -63,7 +63,7 @@ class VectorIndex:
 
     @property
     def kind(self) -> str:
-        """The structure that answers now."""
+        """The structure that answers now: flat, ivf, ivf-gpu or hnsw."""
         return self._active.kind
 
     def add(self, rows: Sequence[int], vectors: Vectors) -> None:
@@ -126,9 +126,9 @@ class VectorIndex:
             return None
         kind = "ivf" if self.plan.kind == "auto" else self.plan.kind
         active = self._active
-        if isinstance(active, Graph):
-            return kind if active.tombstones > WORN * size else None
-        return kind if active.kind != kind or size > GROWN * self._made_for else None
+        is_there = isinstance(active, Graph if kind == "hnsw" else Tree)
+        outgrown = kind == "ivf" and size > GROWN * self._made_for
+        return kind if not is_there or active.worn or outgrown else None
 
     def _build(self, kind: str) -> None:
         try:
@@ -153,7 +153,7 @@ class VectorIndex:
         if kind == "ivf":
             wanted = SAMPLE_A_LIST * lists_for(len(rows))
             sample = [self._copy(chunk)[1] for chunk in _chunks(rows[:wanted])]
-            made = Tree(np.concatenate(sample), len(rows))
+            made = (gpu.GpuTree if gpu.available() else Tree)(np.concatenate(sample), len(rows))
         else:
             made = Graph(self.dim)
         for chunk in _chunks(rows):

@@ -2,12 +2,14 @@
 
 import threading
 
+import faiss
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from stores import gpu
 from stores import index as module
 from stores.dense import Graph, Tree, asking, recall_of
 from stores.index import IndexPlan, VectorIndex
@@ -219,3 +221,39 @@ def test_a_row_is_added_once():
     index.add([1], clustered(1))
     with pytest.raises(AssertionError):
         index.add([1], clustered(1))
+
+
+def test_rows_removed_since_the_gpu_copy_are_dropped_from_its_answers():
+    """With a copy in host memory in the GPU's place: what is tested is how its answers are used."""
+    vectors = clustered(1000)
+    tree = gpu.GpuTree(vectors, 1000)
+    tree.add(np.arange(900), vectors[:900])
+    tree._copy = faiss.clone_index(tree._index)
+    tree._copy.nprobe = tree.lists
+    tree.add(np.arange(900, 1000), vectors[900:])
+    tree.remove(np.arange(0, 1000, 20))
+    kept = np.array([row for row in range(1000) if row % 20])
+    for query in vectors[:40]:
+        cosines, rows = tree.search(query[None], 10)
+        assert cosines[0] == pytest.approx(np.sort(vectors[kept] @ query)[::-1][:10], abs=1e-5)
+        assert not (rows % 20 == 0).any()
+    assert tree.searches == 40 and not tree.worn
+    tree.remove(np.arange(1, 1000, 3))
+    assert tree.worn and not np.isin(tree.search(vectors[:5], 10)[1], np.arange(1, 1000, 3)).any()
+    assert tree.searches == 40
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not gpu.available(), reason="faiss-gpu is not installed, or sees no GPU")
+def test_the_tree_on_a_gpu_answers_as_the_one_in_memory():
+    vectors = clustered(6000)
+    index = VectorIndex(64, IndexPlan(flat_max=1000))
+    index.add([*range(5000)], vectors[:5000])
+    index.settle()
+    index.add([*range(5000, 6000)], vectors[5000:])
+    index.remove([*range(0, 100)])
+    queries = asking(vectors[::60], seed=5)
+    kept = np.arange(100, 6000)
+    truth = kept[np.argsort(-(queries @ vectors[100:].T), axis=1)[:, :10]]
+    assert index.kind == "ivf-gpu" and recall_of(index.search(queries, 10)[1], truth) >= 0.95
+    assert index._active.searches == 1
