@@ -10,7 +10,7 @@ Statistics still count the words of removed texts until tantivy merges them away
 
 import threading
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import tantivy
 
@@ -68,6 +68,13 @@ def text_of(memory: Mapping[str, Any]) -> str:
     return " ".join([text, *(word for word in words if word.casefold() not in text.casefold())])
 
 
+class Stored(Protocol):
+    """A memory as the view holds it; `seq` is its row."""
+
+    seq: int
+    memory: dict[str, Any]
+
+
 class LexicalIndex:
     """Texts by row number. Many threads may search; adding and removing need the index alone."""
 
@@ -83,14 +90,21 @@ class LexicalIndex:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def add(self, rows: Sequence[int], texts: Sequence[str]) -> None:
+    def add(self, entry: Stored, vector: Any = None) -> None:
+        """Take in a memory; its vector says nothing here."""
+        self.put([entry.seq], [text_of(entry.memory)])
+
+    def remove(self, entry: Stored) -> None:
+        self.drop([entry.seq])
+
+    def put(self, rows: Sequence[int], texts: Sequence[str]) -> None:
         fresh = set(rows)
         assert len(fresh) == len(rows) and not fresh & self._rows, "a row is added once"
         self._rows |= fresh
         self._added.update(zip(rows, texts, strict=True))
         self._flush_if_many()
 
-    def remove(self, rows: Sequence[int]) -> int:
+    def drop(self, rows: Sequence[int]) -> int:
         """Forget rows; those not there are passed over. Returns how many went."""
         gone = self._rows.intersection(rows)
         self._rows -= gone

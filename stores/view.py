@@ -19,7 +19,7 @@ import pyarrow as pa
 from common.errors import InvalidInput
 from stores.gate import clip
 from stores.index import IndexPlan, VectorIndex, Vectors
-from stores.lexical import LexicalIndex, text_of
+from stores.lexical import LexicalIndex
 from stores.record import Op, Record
 
 STATISTICS_SCHEMA = pa.schema(
@@ -124,7 +124,7 @@ class View:
         space.entries[memory["id"]] = space.by_row[record.seq] = entry
         insort(space.order, entry.place)
         space.index.add([record.seq], np.frombuffer(record.vector, "<f4").reshape(1, -1))
-        space.lexical.add([record.seq], [text_of(memory)])
+        space.lexical.add(entry)
 
     def _touch(self, record: Record, content: dict[str, Any]) -> None:
         for id in content["ids"]:
@@ -146,8 +146,8 @@ class View:
         for entry in gone:
             del space.by_row[entry.seq]
             del space.order[bisect_left(space.order, entry.place)]
+            space.lexical.remove(entry)
         space.index.remove([entry.seq for entry in gone])
-        space.lexical.remove([entry.seq for entry in gone])
         if not space.entries:
             del self.spaces[content["namespace"]]
 

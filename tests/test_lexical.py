@@ -36,7 +36,7 @@ def bm25(texts: dict[int, str], query: str, k1: float = 1.2, b: float = 0.75) ->
 @given(st.lists(sentences, min_size=1, max_size=12), sentences)
 def test_scores_are_bm25(texts, query):
     index = LexicalIndex()
-    index.add([*range(len(texts))], texts)
+    index.put([*range(len(texts))], texts)
     scores, rows = index.search(query, len(texts))
     expected = bm25(dict(enumerate(texts)), query)
     assert set(rows) == set(expected) and scores == sorted(scores, reverse=True)
@@ -53,14 +53,14 @@ class LexicalAgainstDict(RuleBasedStateMachine):
     def add(self, texts):
         rows = [*range(self.next, self.next + len(texts))]
         self.next += len(texts)
-        self.index.add(rows, texts)
+        self.index.put(rows, texts)
         self.model.update(zip(rows, texts, strict=True))
 
     @precondition(lambda self: self.model)
     @rule(data=st.data())
     def remove(self, data):
         gone = data.draw(st.lists(st.sampled_from(sorted(self.model)), unique=True))
-        assert self.index.remove([*gone, -1]) == len(gone)
+        assert self.index.drop([*gone, -1]) == len(gone)
         for row in gone:
             del self.model[row]
 
@@ -85,7 +85,7 @@ TestLexicalAgainstDict.settings = settings(max_examples=20, stateful_step_count=
 
 def test_among_many_rows_equals_among_few(monkeypatch):
     index = LexicalIndex()
-    index.add([*range(300)], [f"{WORDS[i % 10]} {WORDS[i % 7]} {i}" for i in range(300)])
+    index.put([*range(300)], [f"{WORDS[i % 10]} {WORDS[i % 7]} {i}" for i in range(300)])
     among = [row for row in range(300) if row % 3]
     few = index.search("violin garden", 20, among)
     monkeypatch.setattr(lexical, "MAX_SET", 10)
@@ -97,7 +97,7 @@ def test_among_many_rows_equals_among_few(monkeypatch):
 @given(st.text(max_size=200))
 def test_any_text_is_stored_and_is_a_query(text):
     index = LexicalIndex()
-    index.add([1, 2], [text, "plain harbor"])
+    index.put([1, 2], [text, "plain harbor"])
     asked = set(terms(text))
     sharing = [row for row, stored in ((1, text), (2, "plain harbor")) if asked & set(terms(stored))]
     assert sorted(index.search(text, 5)[1]) == sharing
@@ -109,34 +109,34 @@ def test_any_text_is_stored_and_is_a_query(text):
 )
 def test_query_syntax_is_only_text(query):
     index = LexicalIndex()
-    index.add([1], ["the harbor at night"])
+    index.put([1], ["the harbor at night"])
     assert index.search(query, 3)[1] == ([1] if "harbor" in query else [])
 
 
 def test_words_meet_in_other_forms():
     index = LexicalIndex()
-    index.add([1, 2], ["Ada wrote novels in Malmö", "a coral reef"])
+    index.put([1, 2], ["Ada wrote novels in Malmö", "a coral reef"])
     assert index.search("Which novel?", 3)[1] == [1] and index.search("MALMO", 3)[1] == [1]
     assert index.search("what is the of", 3) == ([], [])
 
 
 def test_a_long_query_is_cut():
     index = LexicalIndex()
-    index.add([1], ["harbor"])
+    index.put([1], ["harbor"])
     assert index.search("harbor " + " ".join(f"w{i}" for i in range(5000)), 3)[1] == [1]
 
 
 def test_writes_beyond_the_buffer_are_all_found():
     index = LexicalIndex()
     for row in range(BUFFER + 10):
-        index.add([row], [f"harbor {row}"])
-    index.remove([0, BUFFER + 5])
+        index.put([row], [f"harbor {row}"])
+    index.drop([0, BUFFER + 5])
     assert len(index.search("harbor", 2 * BUFFER)[1]) == len(index) == BUFFER + 8
 
 
 def test_searches_of_many_threads_flush_once():
     index = LexicalIndex()
-    index.add([*range(50)], [f"harbor {row}" for row in range(50)])
+    index.put([*range(50)], [f"harbor {row}" for row in range(50)])
     with ThreadPoolExecutor(8) as pool:
         found = [*pool.map(lambda _: len(index.search("harbor", 100)[1]), range(40))]
     assert found == [50] * 40
