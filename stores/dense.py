@@ -6,9 +6,9 @@ a change needs the structure alone. `k` is at most the number of rows, so every 
 
 | structure | search of n rows | memory a row beside the vector | removing |
 |---|---|---|---|
-| `Flat` | all of them, exact | 24 bytes | O(n) copy |
-| `Tree` | some of 4 sqrt(n) lists | 40 bytes | O(1) |
-| `Graph` | some of the neighbours | 300 bytes | tombstone, until the next rebuild |
+| `Flat` | all of them, exact | its number | O(n) copy |
+| `Tree` | some of 4 sqrt(n) lists | its number, and where it lies | O(1) |
+| `Graph` | some of the neighbours | its number, 64 neighbours | tombstone, until the next rebuild |
 """
 
 import math

@@ -1,7 +1,7 @@
 """Cosine search over the vectors of one namespace, rebuilt from the log. The structures are in `dense.py`.
 
 `auto` searches up to `index_flat_max` rows exactly and more through the k-means tree: against the
-graph it builds about ten times faster, removes in place and needs no neighbour lists, at a few times its
+graph it builds about five times faster, removes in place and needs no neighbour lists, at a few times its
 search time. A larger structure is built in the background while this one answers:
 
     copy the rows, a chunk at a time -> train, fill, calibrate -> catch up with what changed -> swap
