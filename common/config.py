@@ -52,7 +52,7 @@ class StoreConfig(Section):
         "auto",
         description="vectors of a namespace: auto is exact up to index_flat_max, a spherical k-means tree above",
     )
-    index_flat_max: int = Field(20_000, ge=0, description="memories of a namespace that are searched exactly")
+    index_flat_max: int = Field(10_000, ge=0, description="memories of a namespace that are searched exactly")
     index_recall: float = Field(
         0.98,
         gt=0.0,

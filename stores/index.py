@@ -35,7 +35,7 @@ class IndexPlan:
     """Which structure, from how many rows on, and the recall it is calibrated to on its own vectors."""
 
     kind: Kind = "auto"
-    flat_max: int = 20_000
+    flat_max: int = 10_000
     recall: float = 0.98
 
 
