@@ -4,6 +4,7 @@ A namespace uses some of the shards (`placement.py`), and only those are asked. 
 off, or that a reshard held up, are sent again, which is safe because every write carries an `op_id`.
 """
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 from heapq import merge
@@ -20,6 +21,7 @@ from actors.shard import Json, Page, StoreShard
 from actors.start import start_shards, stop_shards
 from common.config import Config
 from common.errors import Conflict, InvalidInput
+from stores import rank
 from stores.gate import nearest_earlier
 from stores.index import Vectors
 from stores.memory import Memory
@@ -96,20 +98,43 @@ class ShardedStore(GraphCalls):
 
         return await self._router.run(read)
 
-    async def search(
+    async def search(self, namespace: str, vector: Vectors, k: int, **options: Any) -> Page:
+        """The best `k` over all shards; options as `Shard.search`: query, retrieval, kinds, where, now,
+        offset."""
+        results, _ = await self.search_traced(namespace, vector, k, **options)
+        return results
+
+    async def search_traced(
         self,
         namespace: str,
         vector: Vectors,
         k: int,
         *,
+        query: str | None = None,
+        retrieval: str = "full",
         kinds: Iterable[str] | None = None,
         where: Mapping[str, Any] | None = None,
-    ) -> Page:
-        """The best `k` of the namespace's shards; see `Shard.search`."""
-        allowed = None if kinds is None else [*kinds]
-        found = await self._of(namespace, "search", namespace, vector, k, kinds=allowed, where=where)
-        hits = [hit for page in found for hit in page]
-        return sorted(hits, key=lambda hit: (-hit["score"], hit["memory"]["id"]))[: max(0, k)]
+        now: float | None = None,
+        offset: int | None = None,
+        rerank: rank.Rerank | None = None,
+    ) -> tuple[Page, list[Json]]:
+        """`search` with the trace's stages. Shards give candidates; they are ranked once, here."""
+        found = await self._of(
+            namespace,
+            "candidates",
+            namespace,
+            vector,
+            rank.reach(k, offset),
+            query=query,
+            retrieval=retrieval,
+            kinds=None if kinds is None else [*kinds],
+            where=where,
+        )
+        hits = [hit for reply in found for hit in reply["hits"]]
+        results, stages = await asyncio.to_thread(
+            rank.ranked, retrieval, query, hits, k, now=now, offset=offset, rerank=rerank
+        )
+        return results, [*rank.channel_stages(hits, [reply["ms"] for reply in found]), *stages]
 
     async def touch(self, namespace: str, ids: Sequence[str], *, op_id: str, now: float) -> Json:
         """See `Shard.touch`."""

@@ -138,6 +138,17 @@ class StoreConfig(Section):
     salience_rate: float = Field(
         0.3, gt=0.0, le=1.0, description="weight of a new divergence in salience's moving average"
     )
+    index: Literal["auto", "flat", "ivf", "hnsw"] = Field(
+        "auto",
+        description="vectors of a namespace: auto is exact up to index_flat_max, a spherical k-means tree above",
+    )
+    index_flat_max: int = Field(10_000, ge=0, description="memories of a namespace that are searched exactly")
+    index_recall: float = Field(
+        0.98,
+        gt=0.0,
+        le=1.0,
+        description="recall@10 that a tree or graph is calibrated to, on its own vectors",
+    )
 
     @field_validator("redis_url")
     @classmethod

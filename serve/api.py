@@ -112,7 +112,13 @@ class Api:
         if body.complete:
             return await self._complete(body)
         results, trace = await self._recall.search(
-            body.namespace, body.query, body.k, kinds=body.kinds, where=body.filter, retrieval=body.retrieval
+            body.namespace,
+            body.query,
+            body.k,
+            kinds=body.kinds,
+            where=body.filter,
+            retrieval=body.retrieval,
+            offset=body.offset,
         )
         return {"results": results, **({"trace": trace} if body.trace else {})}
 

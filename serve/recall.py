@@ -78,22 +78,24 @@ class Recall:
         kinds: Sequence[str] | None,
         where: dict[str, Any] | None,
         retrieval: str,
+        offset: int | None = None,
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """Results most relevant first, and the milliseconds of each stage. `full` ranks as `flat` does, for now."""
+        """Results most relevant first, and the trace: each stage's milliseconds, candidates and best."""
         self._telemetry.retrieval_requested()
         started = time.perf_counter()
         [vector] = await self._embedder.encode.remote([query])
-        embedded = time.perf_counter()
-        results = await self._store.search(namespace, vector, k, kinds=kinds, where=where)
-        searched = time.perf_counter()
-        trace = {
-            "retrieval": retrieval,
-            "stages": [
-                {"stage": "embed", "ms": 1e3 * (embedded - started)},
-                {"stage": "dense", "ms": 1e3 * (searched - embedded), "candidates": len(results)},
-            ],
-        }
-        return results, trace
+        embed = {"stage": "embed", "ms": 1e3 * (time.perf_counter() - started)}
+        results, stages = await self._store.search_traced(
+            namespace,
+            vector,
+            k,
+            query=query,
+            retrieval=retrieval,
+            kinds=kinds,
+            where=where,
+            offset=offset,
+        )
+        return results, {"retrieval": retrieval, "stages": [embed, *stages]}
 
     async def everything(
         self, namespace: str, kinds: Sequence[str] | None = None, where: dict[str, Any] | None = None

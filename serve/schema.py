@@ -27,6 +27,7 @@ class SearchBody(Body):
     kinds: list[Kind] | None = None
     filter: Filter | None = None
     retrieval: Literal["full", "flat"] = "full"
+    offset: int | None = Field(None, ge=0)
     trace: bool = False
     complete: bool = False
 

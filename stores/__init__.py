@@ -21,7 +21,12 @@
   `layout.py` (positions), `whereabouts.py` (who is in what), `routes.py` (A*, macros), `merging.py`
 - `graphs.py`: fact graph and place map as parts of a namespace, and what a write does to them, with
   `ahead.py` (the graph as it will be); `graph_reads.py`: the shard's questions to them
-- `index.py`: exact cosine search in Faiss
+- `index.py`: cosine search over a namespace, by the structure that its size calls for; grows in the background
+- `dense.py`, `gpu.py`: those structures in Faiss: flat, k-means tree, neighbour graph; the tree on a GPU
+- `lexical.py`: BM25 over a namespace's texts
+- `search.py`: the candidates of one shard, dense and lexical, through kinds and filter
+- `rank.py`: fusion, overlap gate, concert weight, rerank, pages: once over the candidates of all shards
+- `concert.py`: recency, novelty, concert weight, bias vector
 - `view.py`: what the log says now, in memory; rebuilt from it on open
 - `snapshots.py`: which snapshots of a shard are kept, when one is made; `snapshot.py` and `manifest.py`,
   their files; `frozen.py`, trained indexes in them; `rows.py`, memories as Arrow tables

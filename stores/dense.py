@@ -6,9 +6,9 @@ a change needs the structure alone. `k` is at most the number of rows, so every 
 
 | structure | search of n rows | memory a row beside the vector | removing |
 |---|---|---|---|
-| `Flat` | all of them, exact | 24 bytes | O(n) copy |
-| `Tree` | some of 4 sqrt(n) lists | 40 bytes | O(1) |
-| `Graph` | some of the neighbours | 300 bytes | tombstone, until the next rebuild |
+| `Flat` | all of them, exact | its number | O(n) copy |
+| `Tree` | some of 4 sqrt(n) lists | its number, and where it lies | O(1) |
+| `Graph` | some of the neighbours | its number, 64 neighbours | tombstone, until the next rebuild |
 """
 
 import math
@@ -27,10 +27,17 @@ Found = tuple[Vectors, Rows]
 GATHER = 4096  # so many chosen rows are gathered and multiplied; more are picked out of a full scan
 CALIBRATION = 64  # queries that a recall is measured with
 RECALL_K = 10
+WORN = 0.25  # tombstones of a graph, as a share of its rows, before it is built again
 
 
 class Structure(Protocol):
-    kind: str
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def worn(self) -> bool:
+        """So much was removed that it should be built again."""
+        ...
 
     def add(self, rows: Rows, vectors: Vectors) -> None: ...
 
@@ -47,6 +54,7 @@ class Flat:
     """Every row, every time: exact. The choice for small namespaces."""
 
     kind = "flat"
+    worn = False
 
     def __init__(self, dim: int) -> None:
         self._index = faiss.IndexIDMap2(faiss.IndexFlatIP(dim))
@@ -86,11 +94,15 @@ class Tree:
         self._index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, lists, faiss.METRIC_INNER_PRODUCT)
         self._index.cp.spherical = True
         self._index.cp.min_points_per_centroid = 1
-        self._index.cp.niter = 10
+        self._index.cp.niter = 8
         self._index.train(sample)
         # O(1) removal, and vectors by row
         self._index.set_direct_map_type(faiss.DirectMap.Hashtable)
         self.probes = lists
+
+    @property
+    def worn(self) -> bool:
+        return False
 
     @property
     def lists(self) -> int:
@@ -148,6 +160,10 @@ class Graph:
         self._places: dict[int, int] = {}
         self._alive = np.empty(0, np.uint8)  # a bit a place
         self.effort = 64
+
+    @property
+    def worn(self) -> bool:
+        return self.tombstones > WORN * len(self._places)
 
     @property
     def tombstones(self) -> int:

@@ -115,11 +115,12 @@ def vector_of(record: Record) -> Vectors:
     return np.frombuffer(record.vector, "<f4")
 
 
-def describe(entry: Entry, shard: int) -> dict[str, Any]:
-    """A memory with what the shard knows of it; the caller may change the answer."""
+def describe(entry: Entry, shard: int, *, shared: bool = False) -> dict[str, Any]:
+    """A memory with what the shard knows of it; the caller may change the answer, unless its content is
+    `shared` with the view."""
     closed = {} if entry.closed is None else {"valid_to": entry.closed}
     return {
-        **deepcopy(entry.memory),
+        **(entry.memory if shared else deepcopy(entry.memory)),
         **closed,
         "statistics": {
             "usage": entry.usage,

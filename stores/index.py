@@ -1,7 +1,7 @@
 """Cosine search over the vectors of one namespace, rebuilt from the log. The structures are in `dense.py`.
 
 `auto` searches up to `index_flat_max` rows exactly and more through the k-means tree: against the
-graph it builds about ten times faster, removes in place and needs no neighbour lists, at a few times its
+graph it builds about five times faster, removes in place and needs no neighbour lists, at a few times its
 search time. A larger structure is built in the background while this one answers:
 
     copy the rows, a chunk at a time -> train, fill, calibrate -> catch up with what changed -> swap
@@ -18,13 +18,13 @@ from typing import Literal
 
 import numpy as np
 
+from stores import gpu
 from stores.dense import CALIBRATION, Flat, Graph, Rows, Structure, Tree, Vectors, as_rows, asking, lists_for
 
 COPY = 2048  # rows copied while writers wait
 LAST = 64  # changes applied while writers wait
-SAMPLE_A_LIST = 40  # training vectors a centroid
+SAMPLE_A_LIST = 32  # training vectors a centroid
 GROWN = 4  # a tree is made again when it holds so many times the rows it was made for
-WORN = 0.25  # a graph is made again when this share are tombstones
 
 Kind = Literal["auto", "flat", "ivf", "hnsw"]
 _one_build_at_a_time = threading.Semaphore(1)  # in the process: builds compete with searches for cores
@@ -35,7 +35,7 @@ class IndexPlan:
     """Which structure, from how many rows on, and the recall it is calibrated to on its own vectors."""
 
     kind: Kind = "auto"
-    flat_max: int = 20_000
+    flat_max: int = 10_000
     recall: float = 0.98
 
 
@@ -63,7 +63,7 @@ class VectorIndex:
 
     @property
     def kind(self) -> str:
-        """The structure that answers now."""
+        """The structure that answers now: flat, ivf, ivf-gpu or hnsw."""
         return self._active.kind
 
     def add(self, rows: Sequence[int], vectors: Vectors) -> None:
@@ -126,9 +126,9 @@ class VectorIndex:
             return None
         kind = "ivf" if self.plan.kind == "auto" else self.plan.kind
         active = self._active
-        if isinstance(active, Graph):
-            return kind if active.tombstones > WORN * size else None
-        return kind if active.kind != kind or size > GROWN * self._made_for else None
+        is_there = isinstance(active, Graph if kind == "hnsw" else Tree)
+        outgrown = kind == "ivf" and size > GROWN * self._made_for
+        return kind if not is_there or active.worn or outgrown else None
 
     def _build(self, kind: str) -> None:
         try:
@@ -153,7 +153,7 @@ class VectorIndex:
         if kind == "ivf":
             wanted = SAMPLE_A_LIST * lists_for(len(rows))
             sample = [self._copy(chunk)[1] for chunk in _chunks(rows[:wanted])]
-            made = Tree(np.concatenate(sample), len(rows))
+            made = (gpu.GpuTree if gpu.available() else Tree)(np.concatenate(sample), len(rows))
         else:
             made = Graph(self.dim)
         for chunk in _chunks(rows):

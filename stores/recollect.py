@@ -4,7 +4,7 @@ Neither costs a write anything: sparse keys are made of the candidates that the 
 and strength follows from what an entry knows of its uses.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from heapq import nsmallest
 from typing import Any
 
@@ -12,11 +12,11 @@ from common.config import StoreConfig
 from stores import plan
 from stores.entry import Entry, describe
 from stores.episodic import Episodes
-from stores.filters import compile_filter
+from stores.filters import Predicate, compile_filter
 from stores.frozen import vectors_of
 from stores.index import Vectors
 from stores.locks import ReadWriteLock
-from stores.view import View
+from stores.view import Space, View
 
 Json = dict[str, Any]
 Page = list[Json]
@@ -51,7 +51,7 @@ class Recollect:
             space = self._view.spaces.get(namespace)
             if space is None or k <= 0:
                 return []
-            _, rows = space.index.search(cue, max(k, WIDE), space.rows(allowed, keep))
+            _, rows = space.index.search(cue, max(k, WIDE), _admitted(space, allowed, keep))
             places = rows[0].tolist()
             vectors = vectors_of(space.index, places)
             entries = {row: space.by_row[row] for row in places}
@@ -91,3 +91,14 @@ class Recollect:
 
     def _strength(self, entry: Entry, now: float) -> float:
         return entry.vigour_at(now, self.config.strength_half_life_s)
+
+
+def _admitted(space: Space, kinds: Sequence[str] | None, keep: Predicate | None) -> list[int] | None:
+    """Rows of the entries that may be found; None where all may."""
+    if kinds is None and keep is None:
+        return None
+    return [
+        row
+        for row, entry in space.by_row.items()
+        if (kinds is None or entry.memory["kind"] in kinds) and (keep is None or keep(entry.memory))
+    ]

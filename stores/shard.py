@@ -8,6 +8,7 @@ operation whole or not at all.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from common.config import StoreConfig
-from stores import plan, transfer, twins
+from stores import plan, rank, search, transfer, twins
 from stores.batch import Batcher, Pending
 from stores.entry import describe, history
 from stores.filters import compile_filter
@@ -67,6 +68,7 @@ class Shard(Moving, TurnWrites, LineWrites, GraphReads, Recollect):
         except BaseException:
             self._log.close()
             raise
+        self._view.start()
         self._destroy_keys_left_over()
         self._state = self._log.state()
         self._writes = Batcher(self._log, self._show, at_most=config.batch_operations, around=self._around)
@@ -178,32 +180,50 @@ class Shard(Moving, TurnWrites, LineWrites, GraphReads, Recollect):
         vector: Vectors,
         k: int,
         *,
+        query: str | None = None,
+        retrieval: str = "full",
         kinds: Iterable[str] | None = None,
         where: Mapping[str, Any] | None = None,
+        now: float | None = None,
+        offset: int | None = None,
     ) -> Page:
-        """The `k` memories of highest cosine among those that kinds and filter admit, best first:
-        `{memory, score, scores: {dense, lexical, concert}}`."""
-        query = plan.check_vectors([vector], self.dim)
-        keep = None if where is None else compile_filter(where)
-        allowed = None if kinds is None else [*kinds]
-        with self._viewing.read():
-            space = self._view.spaces.get(namespace)
-            if space is None:
-                return []
-            cosines, rows = space.index.search(query, k, space.rows(allowed, keep))
-            found = [
-                (float(cosine), space.by_row[int(row)])
-                for cosine, row in zip(cosines[0], rows[0], strict=True)
-            ]
-            found.sort(key=lambda pair: (-pair[0], pair[1].memory["id"]))
-            return [
-                {
-                    "memory": describe(entry, self.number),
-                    "score": cosine,
-                    "scores": {"dense": cosine, "lexical": None, "concert": None},
-                }
-                for cosine, entry in found
-            ]
+        """The `k` best memories of those that kinds and filter admit, best first: `{memory, score,
+        scores: {dense, lexical, concert}}`. `flat`: by cosine; `full`: see `rank.py`. Recency counts from
+        `now`. With `offset`, one page of the search: those behind the first `offset`."""
+        found = self.candidates(
+            namespace,
+            vector,
+            rank.reach(k, offset),
+            query=query,
+            retrieval=retrieval,
+            kinds=kinds,
+            where=where,
+        )
+        results, _ = rank.ranked(retrieval, query, found["hits"], k, now=now, offset=offset)
+        return deepcopy(results)
+
+    def candidates(
+        self,
+        namespace: str,
+        vector: Vectors,
+        k: int,
+        *,
+        query: str | None = None,
+        retrieval: str = "full",
+        kinds: Iterable[str] | None = None,
+        where: Mapping[str, Any] | None = None,
+    ) -> Json:
+        """What this shard has to say to a search for `k` over all shards: see `search.find`."""
+        flat = rank.check_retrieval(retrieval) == "flat"
+        wanted = search.ask(
+            namespace,
+            plan.check_vectors([vector], self.dim),
+            k if flat else rank.depth_of(k),
+            query=None if flat else query,
+            kinds=kinds,
+            where=where,
+        )
+        return search.find(self._viewing, self._view, wanted, self.number)
 
     def statistics(self, namespace: str) -> pa.Table:
         """One row a memory: id, kind, salience, usage, novelty, generation."""

@@ -19,11 +19,11 @@ import pyarrow as pa
 from common.config import StoreConfig
 from common.errors import InvalidInput
 from stores.entry import Entry, Version, close, entry_of, vector_of
-from stores.filters import Predicate
 from stores.frozen import freeze, structure_vectors, thaw, vectors_of
 from stores.gate import clip
 from stores.graphs import Facts, Places
-from stores.index import VectorIndex, Vectors
+from stores.index import IndexPlan, VectorIndex, Vectors
+from stores.lexical import LexicalIndex
 from stores.lines import Lines
 from stores.record import Record
 from stores.turns import Turns
@@ -51,6 +51,7 @@ STATISTICS_SCHEMA = pa.schema(
 # a length. A class that has `apply`, or is dear to build, has `dump() -> bytes` and `load(bytes)` for
 # snapshots.
 PARTS: dict[str, Callable[[StoreConfig], Any]] = {
+    "lexical": lambda _: LexicalIndex(),
     "facts": Facts,
     "places": Places,
     "lines": lambda _: Lines(),
@@ -63,6 +64,7 @@ class Space:
     """One namespace. It has an index of its own, so that a search cannot leave it."""
 
     index: VectorIndex
+    lexical: LexicalIndex = field(default_factory=LexicalIndex)
     entries: dict[str, Entry] = field(default_factory=dict)
     by_row: dict[int, Entry] = field(default_factory=dict)
     order: list[tuple[float, str]] = field(default_factory=list)
@@ -154,16 +156,6 @@ class Space:
         start = 0 if cursor is None else bisect_right(self.order, read_cursor(cursor))
         return (self.entries[self.order[place][1]] for place in range(start, len(self.order)))
 
-    def rows(self, kinds: Sequence[str] | None, keep: Predicate | None) -> list[int] | None:
-        """Rows of the entries that may be found; None where all may."""
-        if kinds is None and keep is None:
-            return None
-        return [
-            row
-            for row, entry in self.by_row.items()
-            if (kinds is None or entry.memory["kind"] in kinds) and (keep is None or keep(entry.memory))
-        ]
-
 
 class View:
     """All namespaces of one shard."""
@@ -171,8 +163,19 @@ class View:
     def __init__(self, dim: int, config: StoreConfig | None = None) -> None:
         self.dim = dim
         self.config = config or StoreConfig()
+        self.live = False
+        self._plan = IndexPlan(
+            kind=self.config.index, flat_max=self.config.index_flat_max, recall=self.config.index_recall
+        )
         self.spaces: dict[str, Space] = {}
         self._replaying = False
+
+    def start(self) -> None:
+        """The log has been replayed: from now on indexes grow in the background as they need."""
+        self.live = True
+        for space in self.spaces.values():
+            space.index.live = True
+            space.index.grow()
 
     def find(self, namespace: str, id: str) -> Entry | None:
         space = self.spaces.get(namespace)
@@ -199,7 +202,8 @@ class View:
         if namespace not in self.spaces:
             parts = {name: make(self.config) for name, make in PARTS.items()}
             waiting: list[tuple[int, Vectors]] | None = [] if self._replaying else None
-            self.spaces[namespace] = Space(VectorIndex(self.dim), waiting=waiting, **parts)
+            index = VectorIndex(self.dim, self._plan, live=self.live)
+            self.spaces[namespace] = Space(index, waiting=waiting, **parts)
         return self.spaces[namespace]
 
     def restore(

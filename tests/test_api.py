@@ -90,7 +90,9 @@ def test_search_ranks_filters_and_traces(http, taught):
     body = {"namespace": taught, "query": "Who makes bread?", "k": 2, "trace": True}
     answer = http.post("/v1/memories/search", json=body).json()
     assert answer["results"][0]["memory"]["id"] == "bo" and len(answer["results"]) == 2
-    assert [stage["stage"] for stage in answer["trace"]["stages"]] == ["embed", "dense"]
+    stages = answer["trace"]["stages"]
+    assert [stage["stage"] for stage in stages] == "embed dense lexical fuse gate concert".split()
+    assert all(stage["ms"] >= 0.0 for stage in stages) and stages[1]["best"][0]["id"]
     body["filter"] = {"not": {"field": "id", "op": "eq", "value": "bo"}}
     assert http.post("/v1/memories/search", json=body).json()["results"][0]["memory"]["id"] != "bo"
 

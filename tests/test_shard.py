@@ -206,7 +206,7 @@ class ShardAgainstDict(RuleBasedStateMachine):
                 assert [version["content"] for version in reversed(history)] == entry.versions
                 assert found["statistics"]["salience"] == pytest.approx(entry.salience)
                 assert self.shard.get(namespace, found["id"]) == found
-            hits = self.shard.search(namespace, unit(0), 100)
+            hits = self.shard.search(namespace, unit(0), 100, retrieval="flat")
             assert sorted(ids(hits)) == sorted(mine)
             for hit in hits:
                 assert hit["score"] == pytest.approx(unit(0) @ mine[hit["memory"]["id"]].vector, abs=1e-5)
@@ -394,7 +394,7 @@ def test_search_equals_the_naive_search(shard):
     for seed in range(1000, 1010):
         query = unit(seed)
         best = sorted(vectors, key=lambda name: -float(query @ vectors[name]))[:7]
-        found = shard.search("acme", query, 7)
+        found = shard.search("acme", query, 7, retrieval="flat")
         assert ids(found) == best
         assert found[0]["scores"] == {"dense": found[0]["score"], "lexical": None, "concert": None}
 

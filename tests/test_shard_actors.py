@@ -99,7 +99,7 @@ def test_two_shards_answer_as_one(store, space):
 
         query = unit(1000)
         best = sorted(items, key=lambda item: -float(query @ item[1]))[:5]
-        hits = await store.search(space, query, 5)
+        hits = await store.search(space, query, 5, retrieval="flat")
         assert [hit["memory"]["id"] for hit in hits] == [m.id for m, _ in best]
         early = {"field": "time", "op": "lt", "value": 2}
         hits = await store.search(space, query, 5, where=early)
