@@ -29,6 +29,8 @@ Json = dict[str, Any]
 class Facts:
     """Told of every memory; takes in the relational ones."""
 
+    of_entries = True  # their `tellings` and `closings`: a snapshot need not take the graph along
+
     def __init__(self, config: StoreConfig) -> None:
         self.graph = FactGraph(
             functional=config.functional_relations,

@@ -46,10 +46,10 @@ STATISTICS_SCHEMA = pa.schema(
 # What a namespace holds beside its vectors, by attribute of `Space`: each class is made of the store's
 # configuration and is a function of the records in order. `add(entry, vector)` and `remove(entry)` tell it
 # of every memory that comes and goes; `aggregate(entry, content)` and `close(entry, content)`, where it has
-# them, of those records, which the entry keeps as well. `turns` holds no memories: it has
+# them, of those records. `turns` holds no memories: it has
 # `apply(record, content)` for its own records, `seqs`, the numbers of those whose content still matters, and
-# a length. A class that has `apply`, or is dear to build, has `dump() -> bytes` and `load(bytes)` for
-# snapshots.
+# a length. A class that has one of the last three, or is dear to build, has `dump() -> bytes` and
+# `load(bytes)` for snapshots, unless all that it was told is kept in the entries (`of_entries`).
 PARTS: dict[str, Callable[[StoreConfig], Any]] = {
     "lexical": lambda _: LexicalIndex(),
     "facts": Facts,
@@ -64,7 +64,6 @@ class Space:
     """One namespace. It has an index of its own, so that a search cannot leave it."""
 
     index: VectorIndex
-    lexical: LexicalIndex = field(default_factory=LexicalIndex)
     entries: dict[str, Entry] = field(default_factory=dict)
     by_row: dict[int, Entry] = field(default_factory=dict)
     order: list[tuple[float, str]] = field(default_factory=list)
@@ -352,7 +351,8 @@ def _has_state(name: str, part: Any) -> bool:
     them, so it must know how."""
     if hasattr(part, "dump"):
         return True
-    if hasattr(part, "apply"):
+    told = any(hasattr(part, what) for what in ("aggregate", "close", "apply"))
+    if told and not getattr(part, "of_entries", False):
         raise NotImplementedError(f"{name}: give {type(part).__name__} dump() -> bytes and load(bytes)")
     return False
 
