@@ -76,9 +76,13 @@ class Stored(Protocol):
 
 
 class LexicalIndex:
-    """Texts by row number. Many threads may search; adding and removing need the index alone."""
+    """Texts by row number. Many threads may search; adding and removing need the index alone.
 
-    def __init__(self) -> None:
+    While `live` is false all writes are kept aside: opening a log ends with `start`.
+    """
+
+    def __init__(self, *, live: bool = True) -> None:
+        self.live = live
         self._index = tantivy.Index(_SCHEMA)
         self._index.register_tokenizer("words", _ANALYZER)
         self._index.config_reader("manual")  # it reloads where we say, and keeps no thread to watch
@@ -149,8 +153,12 @@ class LexicalIndex:
                 self._write(self._added, self._removed)
                 self._added, self._removed = {}, []
 
+    def start(self) -> None:
+        self.live = True
+        self._flush_if_many()
+
     def _flush_if_many(self) -> None:
-        if len(self._added) + len(self._removed) >= BUFFER:
+        if self.live and len(self._added) + len(self._removed) >= BUFFER:
             self.flush()
 
     def _write(self, added: Mapping[int, str], removed: Sequence[int]) -> None:

@@ -4,19 +4,18 @@ Neither costs a write anything: sparse keys are made of the candidates that the 
 and strength follows from what an entry knows of its uses.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from heapq import nsmallest
 from typing import Any
 
 from common.config import StoreConfig
-from stores import plan
+from stores import plan, search
 from stores.entry import Entry, describe
 from stores.episodic import Episodes
-from stores.filters import Predicate, compile_filter
 from stores.frozen import vectors_of
 from stores.index import Vectors
 from stores.locks import ReadWriteLock
-from stores.view import Space, View
+from stores.view import View
 
 Json = dict[str, Any]
 Page = list[Json]
@@ -45,14 +44,16 @@ class Recollect:
         """The memory that the cue (float32 `[dim]`, unit norm) is completed to, then those nearest to the cue
         as given, `k` in all: `{memory, score, scores: {dense, completed, overlap}}`. See `Episodes.recall`."""
         cue = plan.check_vectors([vector], self.dim)
-        keep = None if where is None else compile_filter(where)
-        allowed = None if kinds is None else [*kinds]
+        if k <= 0:
+            return []
+        wanted = search.ask(namespace, cue, max(k, WIDE), query=None, kinds=kinds, where=where)
+        near = search.find(self._viewing, self._view, wanted, self.number)["hits"]
         with self._viewing.read():
             space = self._view.spaces.get(namespace)
-            if space is None or k <= 0:
+            found = (hit["memory"]["seq"] for hit in near)
+            places = [row for row in found if space and row in space.by_row]  # less what was forgotten since
+            if space is None or not places:
                 return []
-            _, rows = space.index.search(cue, max(k, WIDE), _admitted(space, allowed, keep))
-            places = rows[0].tolist()
             vectors = vectors_of(space.index, places)
             entries = {row: space.by_row[row] for row in places}
         episodes = Episodes(
@@ -91,14 +92,3 @@ class Recollect:
 
     def _strength(self, entry: Entry, now: float) -> float:
         return entry.vigour_at(now, self.config.strength_half_life_s)
-
-
-def _admitted(space: Space, kinds: Sequence[str] | None, keep: Predicate | None) -> list[int] | None:
-    """Rows of the entries that may be found; None where all may."""
-    if kinds is None and keep is None:
-        return None
-    return [
-        row
-        for row, entry in space.by_row.items()
-        if (kinds is None or entry.memory["kind"] in kinds) and (keep is None or keep(entry.memory))
-    ]

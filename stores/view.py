@@ -139,13 +139,15 @@ class Space:
             thaw(self.index, parts, [*self.by_row])
         else:
             self.index.add([entry.seq for entry in entries], vectors())
-        for name, part in self._told():
+        told = self._told()
+        for name, part in told:
             if _has_state(name, part):
                 part.load(parts[name])
-            else:
-                places = {entry.seq: place for place, entry in enumerate(entries)}
-                for row, entry in self.by_row.items():
-                    part.add(entry, vectors()[places[row]])
+        if built := [part for name, part in told if not _has_state(name, part)]:
+            given, places = vectors(), {entry.seq: place for place, entry in enumerate(entries)}
+            for row, entry in self.by_row.items():
+                for part in built:
+                    part.add(entry, given[places[row]])
 
     def _told(self) -> list[tuple[str, Any]]:
         return [(name, part) for name in PARTS if (part := getattr(self, name)) is not None]
@@ -175,6 +177,8 @@ class View:
         for space in self.spaces.values():
             space.index.live = True
             space.index.grow()
+            if space.lexical is not None:
+                space.lexical.start()
 
     def find(self, namespace: str, id: str) -> Entry | None:
         space = self.spaces.get(namespace)
@@ -200,6 +204,8 @@ class View:
     def _space(self, namespace: str) -> Space:
         if namespace not in self.spaces:
             parts = {name: make(self.config) for name, make in PARTS.items()}
+            if "lexical" in parts:
+                parts["lexical"].live = self.live
             waiting: list[tuple[int, Vectors]] | None = [] if self._replaying else None
             index = VectorIndex(self.dim, self._plan, live=self.live)
             self.spaces[namespace] = Space(index, waiting=waiting, **parts)
