@@ -28,6 +28,7 @@ from actors.placement import Placement
 from common.config import Config
 from common.errors import Conflict, NotReady
 from common.files import read_json, write_json
+from stores.logs import ring_folder
 
 RAY_NAMESPACE = "sharpwave"
 _FOLDER = re.compile(r"\d{4}|g\d+")
@@ -130,6 +131,13 @@ class LayoutFile:
 
 def shards_folder(config: Config) -> Path:
     return config.store_dir / "shards"
+
+
+def keys_record(config: Config) -> LayoutFile | None:
+    """The data keys of the shards where they lie apart from them, as folders that are dropped as theirs are."""
+    if config.store.master_key is None or config.store.keys_dir is None:
+        return None
+    return LayoutFile(ring_folder(shards_folder(config), config.store))
 
 
 def layout_record(config: Config) -> LayoutRecord:

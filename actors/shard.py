@@ -13,7 +13,7 @@ import ray
 
 from actors.admission import Admission
 from actors.calls import GROUP_OF, Call
-from actors.layout import Layout, layout_record, publish, shards_folder
+from actors.layout import Layout, keys_record, layout_record, publish, shards_folder
 from actors.tenure import Phase, Tenure
 from common.config import Config
 from common.errors import Conflict, NotReady, SharpwaveError
@@ -206,3 +206,5 @@ class StoreShard:
             if self._opened is not None:
                 self._opened.close()
             self._record.drop(self._folder)
+            if keys := keys_record(self._config):
+                keys.drop(self._folder)

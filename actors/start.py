@@ -14,6 +14,7 @@ from actors.layout import (
     RAY_NAMESPACE,
     Layout,
     check_wanted,
+    keys_record,
     layout_record,
     publish,
     shards_folder,
@@ -92,6 +93,8 @@ def clean(config: Config, layout: Layout) -> None:
         if name not in named:
             kill(name)
     layout_record(config).drop_others(layout)
+    if keys := keys_record(config):
+        keys.drop_others(layout)
 
 
 def handle(name: str) -> Any:

@@ -176,6 +176,10 @@ class RecallConfig(Section):
     )
     first_k: int = Field(8, ge=1, description="tokens of each later block processed again (first_k)")
     block_cache_bytes: int = Field(1 << 30, ge=0, description="host memory for KV blocks; disk holds all")
+    reranker: str | None = Field(
+        None,
+        description="cross-encoder that orders the best anew in retrieval full: an id or a folder; null: none",
+    )
 
 
 class ServeConfig(Section):

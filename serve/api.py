@@ -61,7 +61,13 @@ class Api:
         self._store = ShardedStore(config)
         self._adapters = AdapterStore(config.store_dir / "adapters")
         self._telemetry = Telemetry()
-        self._recall = Recall(self._store, embedder, self._telemetry, config.serve.recall_deadline_s)
+        self._recall = Recall(
+            self._store,
+            embedder,
+            self._telemetry,
+            config.serve.recall_deadline_s,
+            reranks=config.recall.reranker is not None,
+        )
         self._parts = Parts(
             config=config, store=self._store, engine=engine, embedder=embedder, adapters=self._adapters
         )

@@ -15,6 +15,7 @@ from common.errors import NotReady
 from serve.http import unwrap
 from serve.schema import ChatBody, MemoryField
 from serve.telemetry import Telemetry
+from stores.rank import Rerank
 
 FULL_PAGE = 1000
 
@@ -35,13 +36,21 @@ class Recalled:
 
 class Recall:
     def __init__(
-        self, store: ShardedStore, embedder: DeploymentHandle, telemetry: Telemetry, deadline_s: float
+        self,
+        store: ShardedStore,
+        embedder: DeploymentHandle,
+        telemetry: Telemetry,
+        deadline_s: float,
+        *,
+        reranks: bool = False,
     ) -> None:
-        """`deadline_s`: how long a chat waits for memories before it is answered without."""
+        """`deadline_s`: how long a chat waits for memories before it is answered without; `reranks`: has the
+        embedder a cross-encoder."""
         self._store = store
         self._embedder = embedder
         self._telemetry = telemetry
         self._deadline_s = deadline_s
+        self._reranks = reranks
 
     async def for_chat(self, body: ChatBody, mode: str, default_k: int) -> Recalled:
         """Memories for a chat request. A store that does not answer degrades to none, and the answer says so."""
@@ -94,8 +103,23 @@ class Recall:
             kinds=kinds,
             where=where,
             offset=offset,
+            rerank=self._rerank(),
         )
         return results, {"retrieval": retrieval, "stages": [embed, *stages]}
+
+    def _rerank(self) -> Rerank | None:
+        """Asks the cross-encoder from the thread that ranks; None where there is none."""
+        if not self._reranks:
+            return None
+        loop = asyncio.get_running_loop()
+
+        async def ask(texts: Sequence[str], query: str) -> list[float]:
+            return await self._embedder.rerank.remote([*texts], query)
+
+        def rerank(texts: Sequence[str], query: str) -> list[float]:
+            return asyncio.run_coroutine_threadsafe(ask(texts, query), loop).result(self._deadline_s)
+
+        return rerank
 
     async def everything(
         self, namespace: str, kinds: Sequence[str] | None = None, where: dict[str, Any] | None = None

@@ -20,6 +20,7 @@ from models.blocks import BlockStore
 from models.embed import Embedder
 from models.engine import Engine, Recalled, Turn
 from models.load import load_model
+from models.rerank import Reranker
 from models.sampling import Sampling
 from models.weights import Weights
 from stores.logs import block_ring
@@ -147,10 +148,11 @@ class EngineReplica:
     max_ongoing_requests=64, max_constructor_retry_count=1, ray_actor_options={"num_cpus": 0.25}
 )
 class EmbedderReplica:
-    """A thin shell around `models.embed.Embedder`, for memories and queries alike."""
+    """A thin shell around `models.embed.Embedder`, for memories and queries alike, and around the reranker."""
 
     def __init__(self, config: Config) -> None:
         self._embedder = Embedder(config.embed.model, threads=config.model.threads)
+        self._reranker = Reranker(config.recall.reranker) if config.recall.reranker else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="embedder")
 
     async def dim(self) -> int:
@@ -159,3 +161,10 @@ class EmbedderReplica:
     async def encode(self, texts: list[str]) -> np.ndarray:
         """float32 `[len(texts), dim]` unit vectors."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._embedder.encode, texts)
+
+    async def rerank(self, texts: list[str], query: str) -> list[float]:
+        """See `Reranker.scores`; only with `recall.reranker`."""
+        assert self._reranker is not None, "recall.reranker is not set"
+        return await asyncio.get_running_loop().run_in_executor(
+            self._thread, self._reranker.scores, texts, query
+        )

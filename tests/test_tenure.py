@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.layout import BY_ID_ALONE, Layout, LayoutFile, from_json
+from actors.layout import BY_ID_ALONE, Layout, LayoutFile, from_json, keys_record
 from actors.tenure import Phase, Tenure
+from common.config import load
 from common.errors import Conflict, NotReady
 from common.files import write_json
 
@@ -157,3 +158,19 @@ def test_only_one_may_build(record):
         pass
     with record.exclusive():
         pass
+
+
+def test_keys_that_lie_apart_go_with_their_generation(tmp_path):
+    apart = {"master_key": "env:NOT_READ_HERE", "keys_dir": str(tmp_path / "keys")}
+    config = load(
+        overrides={f"store.{name}": value for name, value in (apart | {"dir": str(tmp_path / "s")}).items()}
+    )
+    for folder in ("0000", "0001", "g2/0000"):
+        (tmp_path / "keys" / "shards" / folder).mkdir(parents=True)
+    keys = keys_record(config)
+    assert keys is not None
+    keys.drop("0001")
+    assert sorted(path.name for path in (tmp_path / "keys" / "shards").iterdir()) == ["0000", "g2"]
+    keys.drop_others(Layout(shards=1, spread=1, generation=2))
+    assert [path.name for path in (tmp_path / "keys" / "shards").iterdir()] == ["g2"]
+    assert keys_record(load(overrides={"store.dir": str(tmp_path / "s")})) is None
