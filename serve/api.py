@@ -124,14 +124,18 @@ class Api:
 
     async def _complete(self, body: SearchBody) -> dict[str, Any]:
         """Recall from a partial cue: the memory it is completed to, then those nearest to it."""
+        started, first = time.perf_counter(), body.offset or 0
         vector = await self._parts.embed_one(body.query)
-        results = await self._store.complete(
-            body.namespace, vector, body.k, kinds=body.kinds, where=body.filter
+        embedded = time.perf_counter()
+        found = await self._store.complete(
+            body.namespace, vector, first + body.k, kinds=body.kinds, where=body.filter
         )
-        return {
-            "results": results,
-            **({"trace": {"retrieval": "complete", "stages": []}} if body.trace else {}),
-        }
+        stages = [
+            {"stage": "embed", "ms": 1e3 * (embedded - started)},
+            {"stage": "complete", "ms": 1e3 * (time.perf_counter() - embedded), "candidates": len(found)},
+        ]
+        trace = {"trace": {"retrieval": "complete", "stages": stages}} if body.trace else {}
+        return {"results": found[first:], **trace}
 
     @app.post("/v1/memories/forget")
     async def forget(self, body: ForgetBody, asking: Asking) -> dict[str, Any]:

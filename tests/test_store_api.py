@@ -88,6 +88,17 @@ def test_a_partial_cue_is_completed(http):
     results = ok(post(http, "/v1/memories/search", **body))["results"]
     assert results[0]["memory"]["id"] == "1" and len(results) == 2
     assert results[0]["scores"]["completed"] > results[0]["scores"]["dense"]
+    behind = ok(post(http, "/v1/memories/search", **body, offset=1, trace=True))
+    assert behind["results"][0] == results[1]
+    assert [stage["stage"] for stage in behind["trace"]["stages"]] == ["embed", "complete"]
+
+
+def test_search_goes_page_by_page(http):
+    write(http, "pages", *({"id": f"n{i}", "text": f"Note number {i} of Ada."} for i in range(7)))
+    body = {"namespace": "pages", "query": "Ada's notes", "k": 3}
+    pages = [ok(post(http, "/v1/memories/search", **body, offset=o))["results"] for o in (0, 3, 6, 9)]
+    ids = [hit["memory"]["id"] for page in pages for hit in page]
+    assert [len(page) for page in pages] == [3, 3, 1, 0] and len({*ids}) == 7
 
 
 TEXTS = [
@@ -127,6 +138,8 @@ def test_facts_aggregate_contradict_and_are_routed(http):
     assert then["object"] == "Lisbon" and [told["id"] for told in then["provenance"]] == ["f1", "t2"]
     query = {"namespace": "schema", "subject": "Ada", "relation": "lives_in", "history": True}
     assert len(ok(post(http, "/v1/facts/query", **query))["facts"]) == 2
+    first = ok(post(http, "/v1/facts/query", **query, limit=1))
+    assert len(first["facts"]) == 1 and first["more"]
     ok(http.delete("/v1/memories/f9", params={"namespace": "schema"}))
     [left] = ok(post(http, "/v1/facts/query", namespace="schema", subject="Ada"))["facts"]
     assert left["object"] == "Lisbon" and left["valid_to"] is None
@@ -336,6 +349,7 @@ BAD = [
     ("/v1/facts/query", {"source": "Ada"}, 400, "target"),
     ("/v1/facts/query", {"at": "yesterday"}, 400, "at"),
     ("/v1/facts/query", {"at": 1, "history": True}, 400, "at"),
+    ("/v1/facts/query", {"limit": 0}, 400, "limit"),
     ("/v1/facts/query", {"subjekt": "Ada"}, 400, "subjekt"),
     ("/v1/facts/query", {"subject": "x" * 600}, 400, "subject"),
     ("/v1/places/query", {"op": "teleport"}, 400, "op"),
