@@ -85,11 +85,15 @@ class Api:
             now=time.time(),
             partial=body.partial,
         )
-        stored = [(m.id, m.text) for m, r in zip(memories, results, strict=True) if r["stored"]]
-        await self._parts.encode_soon(body.namespace, stored)
+        stored = sum(result["stored"] for result in results)
+        # Not of one that the store knows under another id: nobody would ask for its blocks, or erase them.
+        own = [
+            (m.id, m.text) for m, r in zip(memories, results, strict=True) if r["stored"] and r["id"] == m.id
+        ]
+        await self._parts.encode_soon(body.namespace, own)
         for i in sorted(refused):
             results.insert(i, refused[i])
-        return {"memories": results, "written": len(results), "stored": len(stored)}
+        return {"memories": results, "written": len(results), "stored": stored}
 
     @app.get("/v1/memories")
     async def list_memories(

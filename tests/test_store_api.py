@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -337,6 +338,19 @@ def test_what_was_forgotten_is_nowhere(http):
     assert not ok(post(http, "/v1/probe", texts=[secret]))["clean"]
     ok(http.delete("/v1/memories/m", params={"namespace": "probe"}))
     after = ok(post(http, "/v1/probe", texts=[secret], vectors=True))
+    assert after["clean"], [place for place in after["places"] if place["found"] or place["unchecked"]]
+
+
+def test_what_a_fact_was_told_with_goes_with_it(http):
+    fact = {"id": "kept", "subject": "Ada", "relation": "owns", "object": "a heliograph"}
+    telling = {**fact, "id": "again", "text": "It was Zebulon who said that Ada owns a heliograph."}
+    assert [row["id"] for row in tell(http, "tellings", fact, telling)] == ["kept", "kept"]
+    deadline = time.monotonic() + 120
+    while http.get("/ready").json()["engine"]["pending_blocks"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    ok(http.delete("/v1/memories/kept", params={"namespace": "tellings"}))
+    after = ok(post(http, "/v1/probe", texts=["Zebulon"]))
     assert after["clean"], [place for place in after["places"] if place["found"] or place["unchecked"]]
 
 
