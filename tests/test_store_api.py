@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 
 from serve import chain_routes, memory_routes, store_routes, transfer_routes
 from serve.access import Access
-from serve.http import install_error_handlers
+from serve.http import BodyLimit, install_error_handlers
 
 FACTS = [
     {"id": "f1", "subject": "Ada", "relation": "lives_in", "object": "Lisbon", "valid_from": "2020-01-01"},
@@ -431,6 +431,18 @@ def test_unknown_things_are_404(http):
     assert http.get("/v1/memories/nope/history").status_code == 404
     missing = http.get("/v1/lines", params={"key": "nope"})
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "line_not_found")
+
+
+def test_a_file_over_the_limit_is_refused_as_it_arrives():
+    app = FastAPI()
+    app.add_middleware(BodyLimit)
+    install_error_handlers(app)
+    app.include_router(transfer_routes.router)
+    app.state.access, app.state.parts, app.state.max_import_bytes = Access({}), None, 1000
+    pieces = (b"x" * 400 for _ in range(3))
+    with TestClient(app) as client:
+        answer = client.post("/v1/memories/import", content=pieces)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (413, "body")
 
 
 # Keys
