@@ -1,6 +1,7 @@
 """The commands on facts, places, memory lines and the short-term memory of conversations."""
 
 from typing import Annotated, Any, Literal
+from urllib.parse import quote
 
 import typer
 
@@ -103,7 +104,7 @@ def turns(
     sharpwave turns peek c1 --number 10
     sharpwave turns rewind c1 --number 3
     """
-    path, body = f"/v1/conversations/{conversation}", {"namespace": namespace}
+    path, body = f"/v1/conversations/{quote(conversation, safe='')}", {"namespace": namespace}
     if (text is not None) != (action == "push"):
         raise InvalidInput("push, and only push, needs the text of a turn", param="text")
     if action == "push":

@@ -91,11 +91,15 @@ class Api:
             now=time.time(),
             partial=body.partial,
         )
-        stored = [(m.id, m.text) for m, r in zip(memories, results, strict=True) if r["stored"]]
-        await self._parts.encode_soon(body.namespace, stored)
+        stored = sum(result["stored"] for result in results)
+        # Not of one that the store knows under another id: nobody would ask for its blocks, or erase them.
+        own = [
+            (m.id, m.text) for m, r in zip(memories, results, strict=True) if r["stored"] and r["id"] == m.id
+        ]
+        await self._parts.encode_soon(body.namespace, own)
         for i in sorted(refused):
             results.insert(i, refused[i])
-        return {"memories": results, "written": len(results), "stored": len(stored)}
+        return {"memories": results, "written": len(results), "stored": stored}
 
     @app.get("/v1/memories")
     async def list_memories(
@@ -130,14 +134,18 @@ class Api:
 
     async def _complete(self, body: SearchBody) -> dict[str, Any]:
         """Recall from a partial cue: the memory it is completed to, then those nearest to it."""
+        started, first = time.perf_counter(), body.offset or 0
         vector = await self._parts.embed_one(body.query)
-        results = await self._store.complete(
-            body.namespace, vector, body.k, kinds=body.kinds, where=body.filter
+        embedded = time.perf_counter()
+        found = await self._store.complete(
+            body.namespace, vector, first + body.k, kinds=body.kinds, where=body.filter
         )
-        return {
-            "results": results,
-            **({"trace": {"retrieval": "complete", "stages": []}} if body.trace else {}),
-        }
+        stages = [
+            {"stage": "embed", "ms": 1e3 * (embedded - started)},
+            {"stage": "complete", "ms": 1e3 * (time.perf_counter() - embedded), "candidates": len(found)},
+        ]
+        trace = {"trace": {"retrieval": "complete", "stages": stages}} if body.trace else {}
+        return {"results": found[first:], **trace}
 
     @app.post("/v1/memories/forget")
     async def forget(self, body: ForgetBody, asking: Asking) -> dict[str, Any]:

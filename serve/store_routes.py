@@ -56,7 +56,8 @@ async def facts(body: FactsBody, asking: Asking, parts: Here) -> dict[str, Any]:
         path = await store.fact_path(space, body.source, body.target, at=at)
         return {"facts": path or [], "found": path is not None}
     pattern = {name: getattr(body, name) for name in PATTERN}
-    return {"facts": await store.query_facts(space, **pattern, at=at)}
+    found = await store.query_facts(space, **pattern, at=at)
+    return {"facts": found[: body.limit], "more": len(found) > body.limit}
 
 
 def _check_question(body: FactsBody) -> None:

@@ -57,6 +57,7 @@ class FactsBody(Body):
     subject: Name | None = None
     relation: Name | None = None
     object: Name | None = None
+    limit: int = Field(1000, ge=1, le=100_000)
     at: Time | None = None
     history: bool = False
     query: str | None = Field(None, min_length=1)

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -10,7 +11,7 @@ from fastapi.testclient import TestClient
 
 from serve import chain_routes, memory_routes, store_routes, transfer_routes
 from serve.access import Access
-from serve.http import install_error_handlers
+from serve.http import BodyLimit, install_error_handlers
 
 FACTS = [
     {"id": "f1", "subject": "Ada", "relation": "lives_in", "object": "Lisbon", "valid_from": "2020-01-01"},
@@ -88,6 +89,17 @@ def test_a_partial_cue_is_completed(http):
     results = ok(post(http, "/v1/memories/search", **body))["results"]
     assert results[0]["memory"]["id"] == "1" and len(results) == 2
     assert results[0]["scores"]["completed"] > results[0]["scores"]["dense"]
+    behind = ok(post(http, "/v1/memories/search", **body, offset=1, trace=True))
+    assert behind["results"][0] == results[1]
+    assert [stage["stage"] for stage in behind["trace"]["stages"]] == ["embed", "complete"]
+
+
+def test_search_goes_page_by_page(http):
+    write(http, "pages", *({"id": f"n{i}", "text": f"Note number {i} of Ada."} for i in range(7)))
+    body = {"namespace": "pages", "query": "Ada's notes", "k": 3}
+    pages = [ok(post(http, "/v1/memories/search", **body, offset=o))["results"] for o in (0, 3, 6, 9)]
+    ids = [hit["memory"]["id"] for page in pages for hit in page]
+    assert [len(page) for page in pages] == [3, 3, 1, 0] and len({*ids}) == 7
 
 
 TEXTS = [
@@ -127,6 +139,8 @@ def test_facts_aggregate_contradict_and_are_routed(http):
     assert then["object"] == "Lisbon" and [told["id"] for told in then["provenance"]] == ["f1", "t2"]
     query = {"namespace": "schema", "subject": "Ada", "relation": "lives_in", "history": True}
     assert len(ok(post(http, "/v1/facts/query", **query))["facts"]) == 2
+    first = ok(post(http, "/v1/facts/query", **query, limit=1))
+    assert len(first["facts"]) == 1 and first["more"]
     ok(http.delete("/v1/memories/f9", params={"namespace": "schema"}))
     [left] = ok(post(http, "/v1/facts/query", namespace="schema", subject="Ada"))["facts"]
     assert left["object"] == "Lisbon" and left["valid_to"] is None
@@ -327,6 +341,19 @@ def test_what_was_forgotten_is_nowhere(http):
     assert after["clean"], [place for place in after["places"] if place["found"] or place["unchecked"]]
 
 
+def test_what_a_fact_was_told_with_goes_with_it(http):
+    fact = {"id": "kept", "subject": "Ada", "relation": "owns", "object": "a heliograph"}
+    telling = {**fact, "id": "again", "text": "It was Zebulon who said that Ada owns a heliograph."}
+    assert [row["id"] for row in tell(http, "tellings", fact, telling)] == ["kept", "kept"]
+    deadline = time.monotonic() + 120
+    while http.get("/ready").json()["engine"]["pending_blocks"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    ok(http.delete("/v1/memories/kept", params={"namespace": "tellings"}))
+    after = ok(post(http, "/v1/probe", texts=["Zebulon"]))
+    assert after["clean"], [place for place in after["places"] if place["found"] or place["unchecked"]]
+
+
 # Bad input
 
 RACE = {"key": "k", "generation": 0}
@@ -336,6 +363,7 @@ BAD = [
     ("/v1/facts/query", {"source": "Ada"}, 400, "target"),
     ("/v1/facts/query", {"at": "yesterday"}, 400, "at"),
     ("/v1/facts/query", {"at": 1, "history": True}, 400, "at"),
+    ("/v1/facts/query", {"limit": 0}, 400, "limit"),
     ("/v1/facts/query", {"subjekt": "Ada"}, 400, "subjekt"),
     ("/v1/facts/query", {"subject": "x" * 600}, 400, "subject"),
     ("/v1/places/query", {"op": "teleport"}, 400, "op"),
@@ -403,6 +431,18 @@ def test_unknown_things_are_404(http):
     assert http.get("/v1/memories/nope/history").status_code == 404
     missing = http.get("/v1/lines", params={"key": "nope"})
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "line_not_found")
+
+
+def test_a_file_over_the_limit_is_refused_as_it_arrives():
+    app = FastAPI()
+    app.add_middleware(BodyLimit)
+    install_error_handlers(app)
+    app.include_router(transfer_routes.router)
+    app.state.access, app.state.parts, app.state.max_import_bytes = Access({}), None, 1000
+    pieces = (b"x" * 400 for _ in range(3))
+    with TestClient(app) as client:
+        answer = client.post("/v1/memories/import", content=pieces)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (413, "body")
 
 
 # Keys

@@ -149,12 +149,13 @@ def test_facts_and_places_are_asked(run, ask, remember, instance):
 
 def test_turns_and_lines(run, ask, instance):
     space = "cli-lines"
+    name = "team/what? #1"
     for text in ("Hello.", "I moved."):
-        ask("turns", "push", "c1", text, namespace=space)
-    assert len(ask("turns", "peek", "c1", "--number", 9, namespace=space)["turns"]) == 2
-    assert ask("turns", "pop", "c1", namespace=space)["turn"]["text"] == "I moved."
-    assert ask("turns", "rewind", "c1", namespace=space)["removed"] == 1
-    assert ask("turns", "forget", "c1", namespace=space)["scrubbed"]
+        ask("turns", "push", name, text, namespace=space)
+    assert len(ask("turns", "peek", name, "--number", 9, namespace=space)["turns"]) == 2
+    assert ask("turns", "pop", name, namespace=space)["turn"]["text"] == "I moved."
+    assert ask("turns", "rewind", name, namespace=space)["removed"] == 1
+    assert ask("turns", "forget", name, namespace=space)["scrubbed"]
     first = ask("lines", "race", "drink", "Ada drinks tea.", "Ada drinks water.", namespace=space)
     assert first["status"] == "new"
     ask("lines", "race", "drink", "Ada drinks tea.", "--generation", 0, namespace=space, code=cli.CONFLICT)
