@@ -111,6 +111,8 @@ def test_what_is_forgotten_closes_nothing_any_more(opened):
     assert shard.query_facts("a", subject="Ada")[0]["valid_to"] is None
     shard = opened()
     assert "valid_to" not in shard.get("a", "f1")
+    shard.forget("a", ids=["f1"], op_id="3", now=1001.0)
+    assert shard.verify() is None and shard.query_facts("a") == []
 
 
 def test_a_new_version_of_a_fact_takes_the_place_of_the_old_one(opened):

@@ -159,7 +159,7 @@ class LmdbLog(BaseLog):
         with _environment(folder, self._map_size) as fresh:
             databases = [(old, fresh.open_db(name)) for name, old in self._databases.items()]
             with self._env.begin() as source, fresh.begin(write=True) as target:
-                if self._meta:  # not while a log of the previous format is being opened
+                if "epoch" in self._meta:  # not before our epoch began: a migration, under the folder's lock
                     self._check_owner(source)  # else we would put our file in the place of the new owner's
                 for old, new in databases:
                     rows: Iterator[tuple[bytes, bytes]] = iter(source.cursor(old))
