@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 from common.errors import InvalidInput
-from stores.entry import STATISTICS
 from stores.memory import check_name, parse_memory, to_json
 
 Json = dict[str, Any]
@@ -68,10 +67,9 @@ def _origin(value: Any, name: str) -> Json:
 
 def _statistics(value: Any, remake: Remake) -> Json:
     given = _object(value, "statistics")
-    if unknown := [str(name)[:64] for name in given if name not in STATISTICS]:
-        raise InvalidInput(
-            f"statistics.{unknown[0]}: unknown; valid: {', '.join(STATISTICS)}", param="statistics"
-        )
+    valid = (*_CHECKS, "tellings")
+    if unknown := [str(name)[:64] for name in given if name not in valid]:
+        raise InvalidInput(f"statistics.{unknown[0]}: unknown; valid: {', '.join(valid)}", param="statistics")
 
     def telling(content: Any) -> Json:
         told = remake(content)
@@ -143,4 +141,5 @@ _CHECKS: dict[str, Callable[[Any, str], Any]] = {
     "vigour": _share,
     "closed": _moment,
     "closings": _numbers,
+    "written": _number,
 }

@@ -75,7 +75,9 @@ def forget(view: View, namespace: str, ids: Sequence[str] | None, keep: Predicat
         "lexical_docs": len(gone) if space and space.lexical is not None else 0,
         "turns": turned.result["turns"],
     }
-    content = {"namespace": namespace, "ids": forgotten, **({"whole": True} if whole else {})}
+    content: Json = {"namespace": namespace, "ids": forgotten}
+    if whole:  # a reshard learns from the names what to take away elsewhere
+        content |= {"whole": True, "conversations": turns.conversations}
     drafts: list[Draft] = [(Op.FORGET, content, b"")] if gone or (whole and turned.erase) else []
     if not whole:
         drafts += turned.drafts

@@ -241,7 +241,7 @@ def test_an_import_speaks_of_its_own_namespace_only(shard: Shard, tmp_path: Path
     planted = {**rows[0], "statistics": {**rows[0]["statistics"], "memory": elsewhere}}
     path = tmp_path / "planted.jsonl"
     transfer.save(path, [planted], now=NOW)
-    with pytest.raises(InvalidInput, match="statistics.memory"):
+    with pytest.raises(InvalidInput, match=r"statistics\.memory"):
         take_all(shard, path, into="mine")
     told = {**rows[0], "older": [{**_version(rows[0]), "memory": elsewhere}]}
     transfer.save(path, [told], now=NOW)
