@@ -16,6 +16,7 @@ from stores.put import Put
 from stores.put import keys as put_keys
 from stores.put import sight as put_sight
 from stores.revise import Candidate, Weigh
+from stores.snapshot import Capture
 from stores.snapshots import Snapshots
 from stores.turns import Turns
 from stores.view import View
@@ -35,6 +36,7 @@ class Writes:
     _log: Log
     _writes: Batcher
     _snapshots: Snapshots
+    _capture: Callable[[], Capture]
 
     def put(self, items: Items, *, op_id: str, now: float, elsewhere: Sequence[float] | None = None) -> Page:
         """Write memories with their embeddings (float32 `[dim]`, unit norm): all of them or none.
@@ -264,10 +266,8 @@ class Writes:
 
     def rotate_key(self, namespace: str) -> bool:
         """Wrap everything of an encrypted namespace by a fresh data key and destroy the old one; see `Log`."""
-        with self._writes.lock:
-            rotated = self._log.rotate_key(namespace)
-            self._snapshots.purge()  # they are sealed under the old one
-            return rotated
+        with self._writes.lock, self._snapshots.purging(self._capture):  # they are sealed under the old one
+            return self._log.rotate_key(namespace)
 
     def write(
         self,
