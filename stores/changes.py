@@ -1,7 +1,7 @@
 """What the smaller writes do to the memories that are there: touch, score, forget, take."""
 
 import math
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from common.errors import Conflict, InvalidInput
@@ -48,16 +48,25 @@ def score(view: View, namespace: str, scores: Sequence[tuple[str, float]], rate:
     )
 
 
+def chosen(entries: Mapping[str, Entry], ids: Sequence[str] | None, keep: Predicate | None) -> list[Entry]:
+    """Those of `ids` (None: of all) that `keep` (None: anything) chooses."""
+    names = entries if ids is None else dict.fromkeys(ids)
+    return [e for id in names if (e := entries.get(id)) and (keep is None or keep(e.memory))]
+
+
+def said(entries: Iterable[Entry]) -> set[str]:
+    """Every text of these memories, of earlier versions and further tellings as well."""
+    memories = (m for entry in entries for m in (*(v.memory for v in entry.versions), *entry.tellings))
+    return {memory["text"].strip() for memory in memories}
+
+
 def forget(view: View, namespace: str, ids: Sequence[str] | None, keep: Predicate | None) -> Planned:
     """Erase those of `ids` (None: of all) that `keep` (None: anything) chooses: every record that holds
     something of them, and the turns that say what they say. All of all is the whole namespace, short-term
     memory included."""
     space = view.spaces.get(namespace)
-    entries: dict[str, Entry] = space.entries if space else {}
-    names = entries if ids is None else dict.fromkeys(ids)
-    gone = [e for id in names if (e := entries.get(id)) and (keep is None or keep(e.memory))]
-    said = [m for entry in gone for m in (*(v.memory for v in entry.versions), *entry.tellings)]
-    texts = {memory["text"].strip() for memory in said}
+    gone = chosen(space.entries if space else {}, ids, keep)
+    texts = said(gone)
     turns: Turns = space.turns if space else Turns()
     whole = ids is None and keep is None
     if whole:

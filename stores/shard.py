@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from common.config import StoreConfig
-from stores import plan, rank, search, transfer, twins
+from stores import changes, plan, rank, search, transfer, twins
 from stores.batch import Batcher, Pending
 from stores.entry import describe, history
 from stores.filters import compile_filter
@@ -134,6 +134,18 @@ class Shard(Moving, TurnWrites, LineWrites, GraphReads, Recollect):
         vectors = plan.check_vectors(vectors, self.dim)
         with self._viewing.read():
             return plan.nearest(self._view, namespaces, vectors)
+
+    def said(
+        self, namespace: str, *, ids: Sequence[str] | None = None, where: Mapping[str, Any] | None = None
+    ) -> list[str]:
+        """The texts of the memories that a `forget` would choose: turns on other shards may say the same."""
+        keep = None if where is None else compile_filter(where)
+        with self._viewing.read():
+            space = self._view.spaces.get(namespace)
+            entries = {**space.entries} if space and ids is None else {}
+            if space and ids is not None:
+                entries = {id: entry for id in ids if (entry := space.entries.get(id))}
+        return sorted(changes.said(changes.chosen(entries, None, keep)))
 
     # Reads
 
