@@ -34,10 +34,11 @@ from stores.record import Op, Record, fault
 from stores.snapshot import Capture, capture
 from stores.snapshots import Snapshots
 from stores.turn_writes import TurnWrites
-from stores.view import View
+from stores.view import View, cursor_of
 
 Json = dict[str, Any]
 Page = list[Json]
+LISTED_AT_ONCE = 1024  # memories that a list looks at in one hold of the view's lock
 
 
 class Shard(Moving, TurnWrites, LineWrites, GraphReads, Recollect):
@@ -173,18 +174,25 @@ class Shard(Moving, TurnWrites, LineWrites, GraphReads, Recollect):
         where: Mapping[str, Any] | None = None,
     ) -> Page:
         """Up to `limit` memories in order of (time, id), from behind the cursor `after` on; see
-        `cursor_of`."""
+        `cursor_of`. What is written meanwhile may be among them or not."""
         keep = compile_filter(where)
-        with self._viewing.read():
-            space = self._view.spaces.get(namespace)
-            found = (
-                describe(entry, self.number)
-                for entry in (space.after(after) if space else ())
-                if kind in (None, entry.memory["kind"])
-                and conversation in (None, entry.memory["conversation"])
-                and keep(entry.memory)
-            )
-            return [*islice(found, max(0, limit))]
+        found: Page = []
+        while len(found) < limit:
+            with self._viewing.read():  # a part at a time: a rare match must not keep writers waiting
+                space = self._view.spaces.get(namespace)
+                part = [*islice(space.after(after), LISTED_AT_ONCE)] if space else []
+                admitted = (
+                    describe(entry, self.number)
+                    for entry in part
+                    if kind in (None, entry.memory["kind"])
+                    and conversation in (None, entry.memory["conversation"])
+                    and keep(entry.memory)
+                )
+                found += islice(admitted, limit - len(found))
+            if len(part) < LISTED_AT_ONCE:
+                break
+            after = cursor_of(part[-1].memory)
+        return found
 
     def search(
         self,
