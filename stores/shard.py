@@ -140,13 +140,16 @@ class Shard(Moving, TurnWrites, LineWrites, GraphReads, Recollect):
         self, namespace: str, *, ids: Sequence[str] | None = None, where: Mapping[str, Any] | None = None
     ) -> list[str]:
         """The texts of the memories that a `forget` would choose: turns on other shards may say the same."""
-        keep = None if where is None else compile_filter(where)
+        keep = compile_filter(where)
         with self._viewing.read():
             space = self._view.spaces.get(namespace)
-            entries = {**space.entries} if space and ids is None else {}
-            if space and ids is not None:
-                entries = {id: entry for id in ids if (entry := space.entries.get(id))}
-        return sorted(changes.said(changes.chosen(entries, None, keep)))
+            entries = [*space.entries.values()] if space else []
+            if ids is not None:
+                gone = changes.chosen(space.entries if space else {}, ids, keep)
+                tellings = changes.retold(space, gone, ids, keep)
+                return sorted(changes.said(gone, [each for some in tellings.values() for each in some]))
+        gone = [entry for entry in entries if keep(entry.memory)]  # a filter takes long: writers go on
+        return sorted(changes.said(gone, [t for entry in entries for t in [*entry.tellings] if keep(t)]))
 
     # Reads
 

@@ -201,7 +201,8 @@ class Writes:
         """Erase memories chosen by exactly one of `ids`, `where` (a filter) or `everything`.
 
         Content and vectors of every version leave the log, the files on disk and the index, and so do
-        turns that say the same (with `everything`, all conversations); digests and anchors stay. Of an
+        turns that say the same (with `everything`, all conversations); digests and anchors stay. A further
+        telling of a fact is chosen like a memory, by its own id or fields; the fact is written anew. Of an
         encrypted namespace of which nothing is left the keys are destroyed, and with `everything` all
         those that were used before: copies of its data, wherever they are, can no longer be read.
 
@@ -219,7 +220,7 @@ class Writes:
         def planned(pending: Pending) -> Planned:
             if everything and self._log.ring:
                 old_keys.extend(self._log.ring.rotate(namespace))
-            erasure = changes.forget(self._view, namespace, ids, keep)
+            erasure = changes.forget(self._view, namespace, ids, keep, self.number)
             snapshots = len(self._snapshots.folders()) if erasure.erase else 0
             return replace(erasure, result={**erasure.result, "snapshots": snapshots})
 
