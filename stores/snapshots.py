@@ -63,9 +63,14 @@ class Snapshots:
         self._thread: threading.Thread | None = None
         for left in folder.glob(f"{TEMPORARY}*"):  # by a crash
             shutil.rmtree(left, ignore_errors=True)
-        if (folder / PURGE_DUE).exists():
-            self.purge()
-            (folder / PURGE_DUE).unlink()
+        self.finish_purge()
+
+    def finish_purge(self) -> None:
+        """Go on with a purge that was cut off, or that the disk refused."""
+        with self._writing:
+            if (self.folder / PURGE_DUE).exists():
+                self.purge()
+                (self.folder / PURGE_DUE).unlink()
 
     def folders(self) -> list[Path]:
         """Newest first."""

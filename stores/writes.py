@@ -254,8 +254,10 @@ class Writes:
         return {**receipt, **self._clean_up(namespace)}
 
     def _clean_up(self, namespace: str, old_keys: Sequence[bytes] = ()) -> Json:
-        """See that what an erasure took from the log is nowhere else: scrub, and destroy keys."""
+        """See that what an erasure took from the log is nowhere else: scrub, and destroy keys. Where an
+        earlier call of this `op_id` failed at it, so much the more."""
         with self._writes.lock:
+            self._snapshots.finish_purge()
             scrubbed = self._log.scrub() if self._log.scrub_due else True
             ring, gone = self._log.ring, None
             if ring:

@@ -415,3 +415,23 @@ def test_killed_at_any_point_leaves_whole_snapshots_only(tmp_path: Path, kills: 
         assert not [*(tmp_path / "snapshots").glob(".tmp-*")]
         start = 1_000 * (1 + start // 1_000)
         shard.close()
+
+
+def test_an_erasure_whose_snapshots_could_not_be_removed_is_finished_when_sent_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = fill(tmp_path, 3)
+    folder = shard.snapshot()
+    assert folder is not None
+
+    def refuses(*_: object, **__: object) -> None:
+        raise OSError("the disk says no")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("stores.snapshots.shutil.rmtree", refuses)
+        with pytest.raises(OSError, match="says no"):
+            shard.forget("acme", ids=["m1"], op_id="forget", now=NOW)
+    assert folder.exists()
+    assert shard.forget("acme", ids=["m1"], op_id="forget", now=NOW)["forgotten"] == ["m1"]
+    assert not folder.exists() and shard.counts()["failure"] is None
+    shard.close()
