@@ -13,7 +13,7 @@ WRITES = (
     *("verify", "rotate_key", "snapshot", "probe"),  # they hold writes back, and must not block reads
 )
 READS = (
-    *("prepare", "get", "history", "list", "candidates", "complete", "weakest", "statistics", "rows"),
+    *("prepare", "get", "history", "list", "candidates", "complete", "weakest", "statistics", "rows", "said"),
     *("query_facts", "recall_facts", "fact_path", "query_places"),
     *("line", "query_lines", "bias_vector"),
     *("peek", "final"),

@@ -137,7 +137,8 @@ class HomeCalls:
 
         async def read(route: Route) -> Page:
             parts = await route.ask(route.placement.asked([namespace]), "rows", keys)
-            return [row for part in parts for row in part]
+            found = (row for part in parts for row in part)
+            return [{name: value for name, value in row.items() if name != "ends"} for row in found]
 
         rows = await self._router.run(read) if keys else []
         return {

@@ -140,6 +140,12 @@ def keys_record(config: Config) -> LayoutFile | None:
     return LayoutFile(ring_folder(shards_folder(config), config.store))
 
 
+def beside_record(config: Config) -> LayoutFile | None:
+    """What shards whose logs are in Redis have on the disks of their nodes: snapshots, and keys without
+    `store.keys_dir`. Folders that are dropped as the shards' data are."""
+    return LayoutFile(shards_folder(config)) if config.store.backend == "redis" else None
+
+
 def layout_record(config: Config) -> LayoutRecord:
     if config.store.backend == "redis":
         from actors.layout_redis import LayoutKey  # which builds on this file

@@ -13,7 +13,7 @@ import ray
 
 from actors.admission import Admission
 from actors.calls import GROUP_OF, Call
-from actors.layout import Layout, keys_record, layout_record, publish, shards_folder
+from actors.layout import Layout, beside_record, keys_record, layout_record, publish, shards_folder
 from actors.tenure import Phase, Tenure
 from common.config import Config
 from common.errors import Conflict, NotReady, SharpwaveError
@@ -205,6 +205,6 @@ class StoreShard:
         with self._opening:
             if self._opened is not None:
                 self._opened.close()
-            self._record.drop(self._folder)
-            if keys := keys_record(self._config):
-                keys.drop(self._folder)
+            for record in (self._record, beside_record(self._config), keys_record(self._config)):
+                if record is not None:
+                    record.drop(self._folder)

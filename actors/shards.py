@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
+from actors.erasure import ErasureCalls
 from actors.graph_calls import GraphCalls
 from actors.layout import RAY_NAMESPACE
 from actors.route import Route, Router, together
@@ -36,7 +37,7 @@ Broken = list[Json | None]
 _KNOWN = {"touch": "touched", "score": "scored"}  # where an answer lists the ids it found
 
 
-class ShardedStore(GraphCalls):
+class ShardedStore(GraphCalls, ErasureCalls):
     """All shards as one store, for asyncio. Cheap to make: it looks actors up when they are needed.
 
     Every operation ends within `serve.deadline_s`: a shard that is gone, or held by a reshard, is called
@@ -152,28 +153,6 @@ class ShardedStore(GraphCalls):
         scored = {id: salience for reply in replies for id, salience in reply["scored"].items()}
         return {"scored": scored, "unknown": unknown}
 
-    async def forget(
-        self,
-        namespace: str,
-        *,
-        ids: Sequence[str] | None = None,
-        where: Mapping[str, Any] | None = None,
-        everything: bool = False,
-        op_id: str,
-        now: float,
-    ) -> Json:
-        """Erase on every shard of the namespace; the receipts as one. See `Shard.forget`."""
-        options = {"ids": ids, "where": where, "everything": everything, "op_id": op_id, "now": now}
-        return await self._erased(namespace, "forget", **options)
-
-    async def forget_turns(self, namespace: str, **options: Any) -> Json:
-        """Erase turns on every shard of the namespace; see `Shard.forget_turns` for the options."""
-        return await self._erased(namespace, "forget_turns", **options)
-
-    async def rotate_key(self, namespace: str) -> bool:
-        """Whether any shard had something to rotate; see `Shard.rotate_key`."""
-        return any(await self._of(namespace, "rotate_key", namespace))
-
     async def statistics(self, namespace: str) -> Tables:
         """One table for each of the namespace's shards, so that replay can draw a shard by its mass first."""
         tables: Tables = await self._of(namespace, "statistics", namespace)
@@ -239,20 +218,6 @@ class ShardedStore(GraphCalls):
         replies = await self._router.run(send)
         known = {id for reply in replies for id in reply[_KNOWN[method]]}
         return replies, [id for id, _ in keyed if id not in known]
-
-    async def _erased(self, namespace: str, method: str, **options: Any) -> Json:
-        """One receipt. Where a reshard comes between, what some shards erased before it counts as well."""
-        receipts: dict[tuple[int, int], Json] = {}
-
-        async def erase(route: Route) -> None:
-            async def one(number: int) -> None:
-                answer = await route.call(number, method, namespace, **options)
-                receipts[route.generation, number] = answer
-
-            await together(one(number) for number in route.placement.asked([namespace]))
-
-        await self._router.run(erase)
-        return merged([*receipts.values()])
 
     async def _of(self, namespace: str, method: str, *args: Any, **options: Any) -> Replies:
         """The same of each of the namespace's shards."""
@@ -324,22 +289,6 @@ async def _sight(
     )
     told = zip(routed.values(), replies, strict=True)
     return {i: answer for places, reply in told for i, answer in zip(places, reply, strict=True) if answer}
-
-
-def merged(receipts: Sequence[Json]) -> Json:
-    """The receipts of several shards as one: lists joined, numbers added, true where all say so."""
-    found: Json = {}
-    for name, first in receipts[0].items():
-        values = [receipt[name] for receipt in receipts if receipt[name] is not None]
-        if not values or isinstance(first, str):
-            found[name] = first
-        elif isinstance(values[0], bool):
-            found[name] = all(values)
-        elif isinstance(values[0], list):
-            found[name] = [each for value in values for each in value]
-        else:
-            found[name] = sum(values)
-    return found
 
 
 def _places(numbers: Sequence[Iterable[int]]) -> dict[int, list[int]]:

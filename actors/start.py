@@ -13,6 +13,7 @@ from actors.layout import (
     BY_ID_ALONE,
     RAY_NAMESPACE,
     Layout,
+    beside_record,
     check_wanted,
     keys_record,
     layout_record,
@@ -92,9 +93,9 @@ def clean(config: Config, layout: Layout) -> None:
     for name in _running():
         if name not in named:
             kill(name)
-    layout_record(config).drop_others(layout)
-    if keys := keys_record(config):
-        keys.drop_others(layout)
+    for record in (layout_record(config), beside_record(config), keys_record(config)):
+        if record is not None:
+            record.drop_others(layout)
 
 
 def handle(name: str) -> Any:

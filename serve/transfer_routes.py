@@ -2,16 +2,18 @@
 shards through the event loop, a page at a time."""
 
 import asyncio
+import os
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from fastapi import APIRouter, Request
-from fastapi.responses import FileResponse
-from starlette.background import BackgroundTask
+from fastapi.responses import StreamingResponse
 
 from common.errors import InvalidInput
 from serve.parts import Asking, Here, Json, Namespace, Parts, Vectors, fresh_op
@@ -23,27 +25,38 @@ router = APIRouter()
 
 MEDIA_TYPES = {"jsonl": "application/x-ndjson", "parquet": "application/vnd.apache.parquet"}
 PARQUET_MAGIC = b"PAR1"
+PIECE_BYTES = 1 << 20  # of a file sent
+AT_ONCE = 4  # files being written or read; the threads that searches use are others
 Answer = TypeVar("Answer")
 
 
-@router.post("/v1/memories/export", response_class=FileResponse)
-async def export(body: ExportBody, asking: Asking, parts: Here) -> FileResponse:
+@router.post("/v1/memories/export", response_class=StreamingResponse)
+async def export(body: ExportBody, asking: Asking, parts: Here) -> StreamingResponse:
     """The namespace's memories with statistics, versions and, if wanted, vectors, as one file."""
     asking.check(body.namespace)
-    path = _temporary(body.format)
-    loop = asyncio.get_running_loop()
-    try:
-        rows = _pages(parts, body.namespace, loop)
-        await asyncio.to_thread(transfer.save, path, rows, now=time.time(), vectors=body.vectors)
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-    return FileResponse(
-        path,
-        media_type=MEDIA_TYPES[body.format],
-        filename=f"{body.namespace.replace(':', '_')}.{body.format}",
-        background=BackgroundTask(path.unlink, missing_ok=True),
-    )
+    check_name(body.namespace, "namespace")
+    rows = _pages(parts, body.namespace, asyncio.get_running_loop())
+    file = await _in_thread(partial(_saved, body.format, rows, body.vectors))
+    name = f"{body.namespace.replace(':', '_')}.{body.format}"
+    headers = {
+        "content-length": str(os.fstat(file.fileno()).st_size),
+        "content-disposition": f'attachment; filename="{name}"',
+    }
+    return StreamingResponse(_pieces(file), media_type=MEDIA_TYPES[body.format], headers=headers)
+
+
+def _saved(form: str, rows: Iterator[Json], vectors: bool) -> BinaryIO:
+    """The rows as a file without a name: whoever leaves midway, no memory stays behind in the temporary folder."""
+    with tempfile.TemporaryDirectory(prefix="sharpwave-") as folder:
+        path = Path(folder) / f"export.{form}"
+        transfer.save(path, rows, now=time.time(), vectors=vectors)
+        return path.open("rb")
+
+
+def _pieces(file: BinaryIO) -> Iterator[bytes]:
+    with file:
+        while piece := file.read(PIECE_BYTES):
+            yield piece
 
 
 @router.post("/v1/memories/import")
@@ -56,7 +69,7 @@ async def import_file(
     path = await _received(request)
     loop = asyncio.get_running_loop()
     try:
-        return await asyncio.to_thread(_import, path, namespace, parts, loop)
+        return await _in_thread(partial(_import, path, namespace, parts, loop))
     finally:
         path.unlink(missing_ok=True)
 
@@ -114,6 +127,15 @@ async def _some(rows: AsyncIterator[Json]) -> list[Json]:
 
 def _wait(call: Coroutine[Any, Any, Answer], loop: asyncio.AbstractEventLoop) -> Answer:
     return asyncio.run_coroutine_threadsafe(call, loop).result()
+
+
+async def _in_thread(work: Callable[[], Answer]) -> Answer:
+    return await asyncio.get_running_loop().run_in_executor(_threads(), work)
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(AT_ONCE, thread_name_prefix="transfer")
 
 
 def _temporary(form: str) -> Path:

@@ -215,14 +215,13 @@ class Batcher:
         the two, memory is no longer what the log says: no more writes."""
         whole = False
         try:
-            with self._around(operations):
-                try:
-                    self._log.commit(operations)
-                except Exception:  # nothing is shown of it, and the log says whether it goes on
-                    whole = True
-                    raise
-                self._show([record for operation in operations for record in operation.records])
+            try:
+                self._log.commit(operations)
+            except Exception:  # nothing is shown of it, and the log says whether it goes on
                 whole = True
+                raise
+            self._show([record for operation in operations for record in operation.records])
+            whole = True
         finally:
             if not whole:
                 last = operations[-1].op_id

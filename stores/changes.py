@@ -1,11 +1,12 @@
 """What the smaller writes do to the memories that are there: touch, score, forget, take."""
 
 import math
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from common.errors import Conflict, InvalidInput
 from stores import plan
+from stores.anew import adopting, rows_of
 from stores.batch import Planned
 from stores.entry import Entry
 from stores.filters import Predicate
@@ -14,7 +15,7 @@ from stores.logs.base import Draft
 from stores.memory import Memory
 from stores.record import Op, Record
 from stores.turns import Turns
-from stores.view import View
+from stores.view import Space, View
 
 Json = dict[str, Any]
 
@@ -48,16 +49,63 @@ def score(view: View, namespace: str, scores: Sequence[tuple[str, float]], rate:
     )
 
 
-def forget(view: View, namespace: str, ids: Sequence[str] | None, keep: Predicate | None) -> Planned:
-    """Erase those of `ids` (None: of all) that `keep` (None: anything) chooses: every record that holds
-    something of them, and the turns that say what they say. All of all is the whole namespace, short-term
-    memory included."""
-    space = view.spaces.get(namespace)
-    entries: dict[str, Entry] = space.entries if space else {}
+def chosen(entries: Mapping[str, Entry], ids: Sequence[str] | None, keep: Predicate | None) -> list[Entry]:
+    """Those of `ids` (None: of all) that `keep` (None: anything) chooses."""
     names = entries if ids is None else dict.fromkeys(ids)
-    gone = [e for id in names if (e := entries.get(id)) and (keep is None or keep(e.memory))]
-    said = [m for entry in gone for m in (*(v.memory for v in entry.versions), *entry.tellings)]
-    texts = {memory["text"].strip() for memory in said}
+    return [e for id in names if (e := entries.get(id)) and (keep is None or keep(e.memory))]
+
+
+def said(entries: Iterable[Entry], tellings: Iterable[Json] = ()) -> set[str]:
+    """Every text of these memories, of earlier versions and further tellings as well, and of `tellings`."""
+    memories = [m for entry in entries for m in (*(v.memory for v in entry.versions), *entry.tellings)]
+    return {memory["text"].strip() for memory in (*memories, *tellings)}
+
+
+def retold(
+    space: Space | None, gone: Sequence[Entry], ids: Sequence[str] | None, keep: Predicate | None
+) -> dict[str, list[Json]]:
+    """Further tellings that the same choice means, of facts that stay: by the facts' ids."""
+    if space is None:
+        return {}
+    left = space.entries.keys() - {entry.memory["id"] for entry in gone}
+    if ids is not None:
+        left &= {space.facts.graph.told_in(id) for id in ids}
+    found = {}
+    for id in sorted(left):
+        tellings = space.entries[id].tellings
+        chosen = [t for t in tellings if (ids is None or t["id"] in ids) and (keep is None or keep(t))]
+        if chosen:
+            found[id] = chosen
+    return found
+
+
+def without(
+    view: View, namespace: str, tellings: Mapping[str, Sequence[Json]], gone: Sequence[Entry], shard: int
+) -> Planned:
+    """Facts written anew without some of their tellings; what `gone` contradicted is none of theirs."""
+    rows, _ = rows_of(view, [(namespace, id) for id in tellings], shard)
+    ids = {entry.memory["id"] for entry in gone}
+    for row in rows:
+        dropped, statistics = tellings[row["memory"]["id"]], row["statistics"]
+        statistics["tellings"] = [each for each in statistics["tellings"] if each not in dropped]
+        statistics["closings"] = {by: end for by, end in statistics["closings"].items() if by not in ids}
+        statistics["closed"] = min(statistics["closings"].values(), default=None)
+    return adopting(view, rows, ())
+
+
+def forget(
+    view: View, namespace: str, ids: Sequence[str] | None, keep: Predicate | None, shard: int
+) -> Planned:
+    """Erase those of `ids` (None: of all) that `keep` (None: anything) chooses: every record that holds
+    something of them, and the turns that say what they say. A further telling of a fact is chosen by itself;
+    a fact of which others are left is written anew. All of all is the whole namespace, short-term memory
+    included."""
+    space = view.spaces.get(namespace)
+    gone = chosen(space.entries if space else {}, ids, keep)
+    tellings = retold(space, gone, ids, keep)
+    kept = without(view, namespace, tellings, gone, shard)
+    untold = [telling for some in tellings.values() for telling in some]
+    texts = said(gone, untold)
     turns: Turns = space.turns if space else Turns()
     whole = ids is None and keep is None
     if whole:
@@ -65,18 +113,21 @@ def forget(view: View, namespace: str, ids: Sequence[str] | None, keep: Predicat
     else:
         turned = forget_texts(turns, namespace, texts)
     forgotten = [entry.memory["id"] for entry in gone]
-    erased = [*dict.fromkeys(seq for entry in gone for seq in entry.seqs)]
+    erased = [*dict.fromkeys([*(seq for entry in gone for seq in entry.seqs), *kept.erase])]
     receipt = {
         "namespace": namespace,
-        "forgotten": forgotten,
+        "forgotten": [*forgotten, *(telling["id"] for telling in untold)],
         "log_records": len(erased) + len(turned.erase),
         "versions": sum(len(entry.versions) for entry in gone),
         "index_rows": len(gone),
         "lexical_docs": len(gone) if space and space.lexical is not None else 0,
         "turns": turned.result["turns"],
     }
-    content = {"namespace": namespace, "ids": forgotten, **({"whole": True} if whole else {})}
+    content: Json = {"namespace": namespace, "ids": forgotten}
+    if whole:  # a reshard learns from the names what to take away elsewhere
+        content |= {"whole": True, "conversations": turns.conversations}
     drafts: list[Draft] = [(Op.FORGET, content, b"")] if gone or (whole and turned.erase) else []
+    drafts += kept.drafts
     if not whole:
         drafts += turned.drafts
     return Planned(drafts=drafts, result=receipt, erase=[*erased, *turned.erase])

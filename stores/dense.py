@@ -159,6 +159,7 @@ class Graph:
         self._rows = np.empty(0, np.int64)  # by place in the graph
         self._places: dict[int, int] = {}
         self._alive = np.empty(0, np.uint8)  # a bit a place
+        self._copies: dict[int, list[int]] = {}  # living place -> tombstones that hold its vector
         self.effort = 64
 
     @property
@@ -185,14 +186,30 @@ class Graph:
         places = [place for row in rows.tolist() if (place := self._places.pop(row, None)) is not None]
         for place in places:
             self._alive[place >> 3] &= 0xFF ^ (1 << (place & 7))
+        places += [copy for place in places for copy in self._copies.pop(place, ())]
         stored = self._stored()
         if not self._places:
             stored[places] = 0.0
         elif places:
             _, nearest = self._search(stored[places], 1, 16)
             stored[places] = stored[np.maximum(nearest[:, 0], 0)]
-            lost = [place for place, near in zip(places, nearest[:, 0], strict=True) if near < 0]
-            stored[lost] = 0.0
+            for place, near in zip(places, nearest[:, 0].tolist(), strict=True):
+                if near < 0:
+                    stored[place] = 0.0
+                else:
+                    self._copies.setdefault(near, []).append(place)
+
+    def find_copies(self) -> None:
+        """Learn anew, after the graph was read from a file, which tombstones hold the vector of which living
+        place."""
+        stored = self._stored()
+        dead: dict[int, list[int]] = {}
+        self._copies = {}
+        for place in np.flatnonzero(self._rows[: len(stored)] < 0).tolist():
+            dead.setdefault(hash(stored[place].tobytes()), []).append(place)
+        for place in self._places.values() if dead else ():
+            if copies := dead.pop(hash(stored[place].tobytes()), None):
+                self._copies[place] = copies
 
     def search(self, vectors: Vectors, k: int) -> Found:
         effort = max(self.effort, 2 * k)

@@ -9,6 +9,11 @@ import numpy as np
 from stores.index import Vectors
 from stores.record import Record
 
+STATISTICS = (  # that a memory takes along to another shard
+    *("usage", "salience", "last_used", "last_scored", "count", "strength"),
+    *("rivals", "vigour", "closed", "closings", "tellings"),
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version:
@@ -158,13 +163,10 @@ def history(entry: Entry) -> list[dict[str, Any]]:
 
 def carried(entry: Entry, vector: Vectors, shard: int) -> dict[str, Any]:
     """A memory as another shard's `take` takes it, with its vector (float32 `[dim]`)."""
-    names = (
-        "usage salience last_used last_scored count strength rivals vigour closed closings tellings".split()
-    )
     return {
         "memory": deepcopy(entry.memory),
         "novelty": entry.novelty,
-        "statistics": {name: deepcopy(getattr(entry, name)) for name in names},
+        "statistics": {name: deepcopy(getattr(entry, name)) for name in STATISTICS},
         "origin": entry.origin
         or {"shard": shard, "seq": entry.seq, "anchor": entry.anchor, "written": entry.written},
         "older": [asdict(version) for version in entry.older],

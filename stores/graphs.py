@@ -67,6 +67,10 @@ class Facts:
     def _closed(self, entry: Entry, by: str) -> None:
         self._closed_by.setdefault(by, set()).add(entry.memory["id"])
 
+    def ended_by(self, by: str) -> set[str]:
+        """Ids of the facts that `by` contradicts."""
+        return {*self._closed_by.get(by, ())}
+
     def reopened(self, by: str) -> set[str]:
         """Ids of the facts that hold again where `by` is gone."""
         return self._closed_by.pop(by, set())

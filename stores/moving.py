@@ -10,21 +10,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count, islice
-from operator import itemgetter
 from typing import Any
 
 from stores import plan
+from stores.anew import Key, adopting, key_of, rows_of
 from stores.batch import Planned
-from stores.entry import Entry, carried
-from stores.frozen import vectors_of
 from stores.locks import ReadWriteLock
-from stores.logs.base import RESULTS_KEPT, Draft, Operation
+from stores.logs.base import RESULTS_KEPT, Operation
 from stores.record import Op, Record
 from stores.view import View
 from stores.writes import Writes
 
 Json = dict[str, Any]
-Key = tuple[str, str]  # namespace, id
 Result = tuple[str, str, Any]  # op_id, request, result
 
 _REMEMBERED = "remembered"  # stands for the request of those operations
@@ -74,20 +71,9 @@ def read_touched(records: Iterator[Record], after: int, limit: int) -> Touched:
     return found
 
 
-def rows_of(view: View, keys: Iterable[Key], shard: int) -> tuple[list[Json], list[Key]]:
-    """Rows of the memories that are here, oldest first, and the keys of the others."""
-    found = {key: view.find(*key) for key in keys}
-    here = sorted(((entry.seq, key[0], entry) for key, entry in found.items() if entry), key=itemgetter(0))
-    rows = []
-    for seq, namespace, entry in here:
-        row = carried(entry, vectors_of(view.spaces[namespace].index, [seq])[0], shard)
-        row["statistics"]["written"] = entry.written
-        rows.append(row)
-    return rows, [key for key, entry in found.items() if entry is None]
-
-
 def turns_of(view: View, conversations: Iterable[Key]) -> list[Json]:
-    """Each conversation as a record of turns that stands for all before it; popped turns stay behind."""
+    """Each conversation as a record of turns that stands for all before it; popped turns stay behind. One
+    that is forgotten has none to follow."""
     found = []
     for namespace, conversation in conversations:
         space = view.spaces.get(namespace)
@@ -96,32 +82,6 @@ def turns_of(view: View, conversations: Iterable[Key]) -> list[Json]:
             {"namespace": namespace, "conversation": conversation, "keep": kept, "following": following}
         )
     return found
-
-
-def adopting(view: View, rows: Sequence[Json], gone: Sequence[Key], turns: Sequence[Json] = ()) -> Planned:
-    """Make rows and turns this shard's own and take the others away; what came of them before is erased."""
-    keys = dict.fromkeys((*gone, *map(key_of, rows)))
-    replaced: dict[str, list[Entry]] = {}
-    for namespace, id in keys:
-        if entry := view.find(namespace, id):
-            replaced.setdefault(namespace, []).append(entry)
-    drafts: list[Draft] = [
-        (Op.FORGET, {"namespace": namespace, "ids": [entry.memory["id"] for entry in entries]}, b"")
-        for namespace, entries in replaced.items()
-    ]
-    for row in rows:
-        body = {name: value for name, value in row.items() if name != "vector"}
-        drafts.append((Op.IMPORT, body, row["vector"].tobytes()))
-    erase = [seq for entries in replaced.values() for entry in entries for seq in entry.seqs]
-    for kept in turns:
-        drafts.append((Op.TURNS, kept, b""))
-        if space := view.spaces.get(kept["namespace"]):
-            erase += space.turns.records(kept["conversation"])
-    return Planned(drafts=drafts, result={"rows": len(rows), "gone": len(gone)}, erase=erase)
-
-
-def key_of(row: Json) -> Key:
-    return row["memory"]["namespace"], row["memory"]["id"]
 
 
 @dataclass(slots=True)

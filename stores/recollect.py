@@ -79,16 +79,13 @@ class Recollect:
         """The `n` episodes of least strength: `{memory, strength}`, weakest first."""
         with self._viewing.read():
             space = self._view.spaces.get(namespace)
-            entries = space.entries.values() if space else ()
-            found = nsmallest(
-                n,
-                (
-                    (self._strength(entry, now), entry.seq, entry)
-                    for entry in entries
-                    if entry.memory["kind"] == "episodic"
-                ),
-            )
-            return [{"memory": describe(entry, self.number), "strength": s} for s, _, entry in found]
+            entries = [*space.by_row.values()] if space else []
+        episodes = (entry for entry in entries if entry.memory["kind"] == "episodic")  # writers go on
+        found = nsmallest(n, ((self._strength(entry, now), entry.seq) for entry in episodes))
+        with self._viewing.read():
+            space = self._view.spaces.get(namespace)
+            left = [(s, space.by_row[row]) for s, row in found if space and row in space.by_row]
+            return [{"memory": describe(entry, self.number), "strength": s} for s, entry in left]
 
     def _strength(self, entry: Entry, now: float) -> float:
         return entry.vigour_at(now, self.config.strength_half_life_s)

@@ -151,6 +151,10 @@ class FactGraph:
 
     # Reading
 
+    def told_in(self, id: str) -> str | None:
+        """The id of the fact that has the telling `id`."""
+        return self._tellings.get(id)
+
     def query(
         self,
         subject: str | None = None,

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from common.config import StoreConfig
-from stores import plan, rank, search, transfer, twins
+from stores import changes, plan, rank, search, transfer, twins
 from stores.batch import Batcher, Pending
 from stores.entry import describe, history
 from stores.filters import compile_filter
@@ -34,10 +34,11 @@ from stores.record import Op, Record, fault
 from stores.snapshot import Capture, capture
 from stores.snapshots import Snapshots
 from stores.turn_writes import TurnWrites
-from stores.view import View
+from stores.view import View, cursor_of
 
 Json = dict[str, Any]
 Page = list[Json]
+LISTED_AT_ONCE = 1024  # memories that a list looks at in one hold of the view's lock
 
 
 class Shard(Moving, TurnWrites, LineWrites, GraphReads, Recollect):
@@ -135,6 +136,21 @@ class Shard(Moving, TurnWrites, LineWrites, GraphReads, Recollect):
         with self._viewing.read():
             return plan.nearest(self._view, namespaces, vectors)
 
+    def said(
+        self, namespace: str, *, ids: Sequence[str] | None = None, where: Mapping[str, Any] | None = None
+    ) -> list[str]:
+        """The texts of the memories that a `forget` would choose: turns on other shards may say the same."""
+        keep = compile_filter(where)
+        with self._viewing.read():
+            space = self._view.spaces.get(namespace)
+            entries = [*space.entries.values()] if space else []
+            if ids is not None:
+                gone = changes.chosen(space.entries if space else {}, ids, keep)
+                tellings = changes.retold(space, gone, ids, keep)
+                return sorted(changes.said(gone, [each for some in tellings.values() for each in some]))
+        gone = [entry for entry in entries if keep(entry.memory)]  # a filter takes long: writers go on
+        return sorted(changes.said(gone, [t for entry in entries for t in [*entry.tellings] if keep(t)]))
+
     # Reads
 
     def get(self, namespace: str, id: str) -> Json | None:
@@ -161,18 +177,25 @@ class Shard(Moving, TurnWrites, LineWrites, GraphReads, Recollect):
         where: Mapping[str, Any] | None = None,
     ) -> Page:
         """Up to `limit` memories in order of (time, id), from behind the cursor `after` on; see
-        `cursor_of`."""
+        `cursor_of`. What is written meanwhile may be among them or not."""
         keep = compile_filter(where)
-        with self._viewing.read():
-            space = self._view.spaces.get(namespace)
-            found = (
-                describe(entry, self.number)
-                for entry in (space.after(after) if space else ())
-                if kind in (None, entry.memory["kind"])
-                and conversation in (None, entry.memory["conversation"])
-                and keep(entry.memory)
-            )
-            return [*islice(found, max(0, limit))]
+        found: Page = []
+        while len(found) < limit:
+            with self._viewing.read():  # a part at a time: a rare match must not keep writers waiting
+                space = self._view.spaces.get(namespace)
+                part = [*islice(space.after(after), LISTED_AT_ONCE)] if space else []
+                admitted = (
+                    describe(entry, self.number)
+                    for entry in part
+                    if kind in (None, entry.memory["kind"])
+                    and conversation in (None, entry.memory["conversation"])
+                    and keep(entry.memory)
+                )
+                found += islice(admitted, limit - len(found))
+            if len(part) < LISTED_AT_ONCE:
+                break
+            after = cursor_of(part[-1].memory)
+        return found
 
     def search(
         self,

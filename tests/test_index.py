@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from stores import gpu
 from stores import index as module
 from stores.dense import Graph, Tree, asking, recall_of
+from stores.frozen import freeze, thaw
 from stores.index import IndexPlan, VectorIndex
 from tests.store_helpers import DIM
 
@@ -135,6 +136,26 @@ def test_large_selections_are_searched_exactly(kind, monkeypatch):
     among = [*range(0, 2000, 3)]
     [cosines], _ = index.search(vectors[5:6], 20, among)
     assert cosines == pytest.approx(np.sort(vectors[among] @ vectors[5])[::-1][:20], abs=1e-5)
+
+
+def test_a_tombstone_keeps_nothing_of_what_stood_in_for_it_either():
+    """Its vector is that of its nearest neighbour, which may be removed later, also after the graph was read
+    from a snapshot."""
+    plan = IndexPlan(kind="hnsw", flat_max=100)
+    index, back = VectorIndex(16, plan), VectorIndex(16, plan, live=False)
+    vectors = np.random.default_rng(5).normal(size=(200, 16)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors[1] = vectors[0] + np.float32(1e-3) * vectors[2]
+    vectors[1] /= np.linalg.norm(vectors[1])
+    index.add([*range(200)], vectors)
+    index.settle()
+    index.remove([0])
+    assert (index._active._stored() == vectors[1]).all(axis=1).sum() == 2
+    thaw(back, freeze(index), [*range(1, 200)])
+    for each in (index, back):
+        each.remove([1])
+        held = each._active._stored()
+        assert not (held == vectors[0]).all(axis=1).any() and not (held == vectors[1]).all(axis=1).any()
 
 
 def test_a_tombstone_keeps_nothing_of_what_was_removed():

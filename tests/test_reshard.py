@@ -16,6 +16,7 @@ import pyarrow as pa
 import pytest
 import ray
 from ray_helpers import local_ray, store_config
+from redis_helpers import RedisServer
 from store_helpers import DIM, NOW, memory, unit
 
 from actors.layout import BY_ID_ALONE, Layout, layout_record
@@ -247,6 +248,30 @@ def test_only_one_reshard_at_a_time_and_only_to_a_number_that_is_one(started):
         reshard(config, 0)
     with layout_record(config).exclusive(), pytest.raises(Conflict, match="being resharded"):
         reshard(config, 2)
+
+
+def test_shards_in_redis_leave_nothing_on_the_disk_either(started, tmp_path):
+    """Their snapshots lie beside the log, on the node's own disk."""
+    server = RedisServer(tmp_path / "server")
+    try:
+        config = started(1, backend="redis", redis_url=server.url)
+        store = ShardedStore(config)
+
+        async def write():
+            await store.put([_item("acme", f"m{i}", i, "episodic") for i in range(5)], op_id="put", now=NOW)
+            return await store.snapshot()
+
+        [old] = asyncio.run(write())
+        assert old.is_dir() and old.is_relative_to(config.store_dir)
+        assert reshard(config, 2)["memories"] == 5
+        deadline = time.monotonic() + 60
+        while (gone := old.parent.parent).exists() and time.monotonic() < deadline:
+            time.sleep(0.1)  # the old shard removes itself
+        assert not gone.exists()
+        assert len(asyncio.run(store.list("acme"))["memories"]) == 5
+        stop_shards()
+    finally:
+        server.kill()
 
 
 def test_a_store_of_the_first_layout_is_brought_to_the_present_one(started, tmp_path):

@@ -399,7 +399,9 @@ def test_search_equals_the_naive_search(shard):
         assert found[0]["scores"] == {"dense": found[0]["score"], "lexical": None, "concert": None}
 
 
-def test_pages_cover_every_memory_once_in_order(shard):
+@pytest.mark.parametrize("at_once", [2, 1024])
+def test_pages_cover_every_memory_once_in_order(shard, at_once, monkeypatch):
+    monkeypatch.setattr("stores.shard.LISTED_AT_ONCE", at_once)
     for i in range(23):
         put(shard, memory(f"m{i:02}", time=i // 3, conversation=f"c{i % 2}"))
     for size in (1, 4, 23, 50):
@@ -411,6 +413,7 @@ def test_pages_cover_every_memory_once_in_order(shard):
         assert pages == [f"m{i:02}" for i in range(23)]
     odd = shard.list("acme", conversation="c1", where={"field": "time", "op": "lt", "value": 2})
     assert ids(odd) == ["m01", "m03", "m05"]
+    assert ids(shard.list("acme", conversation="c1", limit=2)) == ["m01", "m03"]
     assert shard.list("acme", kind="spatial") == []
     for bad in ("x", "!!", "W10=", "é"):
         with pytest.raises(InvalidInput):

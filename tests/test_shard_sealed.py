@@ -202,3 +202,23 @@ def test_rotation_takes_snapshots_of_the_old_key_along(opened):
     shard.rotate_key("acme")
     shard.snapshot()
     assert state(opened(), "acme") == before
+
+
+def test_a_rotation_cut_off_before_its_snapshots_go_loses_nothing(opened, monkeypatch):
+    """The snapshot is then of a key that is gone: neither it nor what it lacks may be believed."""
+    shard = opened()
+    fill(shard, "acme")
+    fill(shard, "other")
+    folder = shard.snapshot()
+    before = state(shard, "acme")[:3], state(shard, "other")[:3]
+    shard._log.rotate_key("acme")
+    shard = opened()
+    assert (state(shard, "acme")[:3], state(shard, "other")[:3]) == before
+    assert shard.counts()["snapshot"]["passed_over"] == {"key": 1}
+
+    folder = shard.snapshot() or folder
+    monkeypatch.setattr(shard._snapshots, "purge", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        shard.rotate_key("acme")
+    assert (state(opened(), "acme")[:3], state(opened(), "other")[:3]) == before
+    assert not folder.exists()

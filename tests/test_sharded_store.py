@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from ray_helpers import local_ray, store_config
 from store_helpers import DIM, NOW, memory, unit
 
+from actors.erasure import merged
 from actors.layout import RAY_NAMESPACE, layout_record
-from actors.shards import ShardedStore, merged, start_shards, stop_shards
+from actors.shards import ShardedStore, start_shards, stop_shards
 from common.errors import Conflict, InvalidInput, NotFound, NotReady, Overloaded
 from stores.view import cursor_of
 
@@ -270,6 +271,36 @@ def test_too_many_at_once_are_told_when_to_come_back(config):
         assert all(error.retry_after_s >= 1 and "max_waiting" in error.message for error in refused)
         assert (await store.get(space, "m"))["statistics"]["usage"] == len(done)
         assert (await store.touch(space, ["m"], op_id="later", now=NOW))["touched"] == ["m"]
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("by", ["ids", "where", "everything"])
+def test_what_a_memory_says_leaves_conversations_on_other_shards_too(config, placement, by):
+    async def check():
+        store, space = ShardedStore(config), f"said-{by}"
+
+        def op():
+            return {"op_id": uuid.uuid4().hex, "now": NOW}
+
+        talks = [f"talk-{i}" for i in range(8)]
+        assert len({placement.pick(space, talk) for talk in talks}) == 2
+        item = memory("m", namespace=space, text="the secret", context={"topic": "x"})
+        await store.put([(item, unit(1))], **op())
+        for talk in talks:
+            for text in ("the secret", "the weather"):
+                await store.push(space, talk, [{"role": "user", "text": text}], **op())
+        await store.push(f"{space}-other", "talk", [{"role": "user", "text": "the secret"}], **op())
+        chosen = {
+            "ids": ["m"],
+            "where": {"field": "context.topic", "op": "eq", "value": "x"},
+            "everything": True,
+        }[by]
+        receipt = await store.forget(space, **{by: chosen}, **op())
+        assert receipt["forgotten"] == ["m"] and receipt["turns"] == (16 if by == "everything" else 8)
+        left = [turn["text"] for talk in talks for turn in await store.peek(space, talk, 9)]
+        assert left == ([] if by == "everything" else ["the weather"] * 8)
+        assert len(await store.peek(f"{space}-other", "talk", 9)) == 1
 
     asyncio.run(check())
 

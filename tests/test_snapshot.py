@@ -345,8 +345,9 @@ def test_sealed_snapshots_hold_nothing_in_clear(tmp_path: Path) -> None:
     _, without = Snapshots(tmp_path / "snapshots", every=0, keep=2).open(shard._log, DIM)
     assert without == 0
     del ring.keys["globex"]  # the key of a namespace is destroyed
-    view, _ = sealed.open(shard._log, DIM)
-    assert [*view.spaces] == ["acme"]
+    assert [space.namespace for space in snapshot.load(sealed.folders()[0], sealer=ring)[1]] == ["acme"]
+    _, seq = sealed.open(shard._log, DIM)
+    assert seq == 0 and sealed.passed_over == {"key": 1}  # only the log says what is erased
     shard.close()
 
 
@@ -414,3 +415,23 @@ def test_killed_at_any_point_leaves_whole_snapshots_only(tmp_path: Path, kills: 
         assert not [*(tmp_path / "snapshots").glob(".tmp-*")]
         start = 1_000 * (1 + start // 1_000)
         shard.close()
+
+
+def test_an_erasure_whose_snapshots_could_not_be_removed_is_finished_when_sent_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = fill(tmp_path, 3)
+    folder = shard.snapshot()
+    assert folder is not None
+
+    def refuses(*_: object, **__: object) -> None:
+        raise OSError("the disk says no")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("stores.snapshots.shutil.rmtree", refuses)
+        with pytest.raises(OSError, match="says no"):
+            shard.forget("acme", ids=["m1"], op_id="forget", now=NOW)
+    assert folder.exists()
+    assert shard.forget("acme", ids=["m1"], op_id="forget", now=NOW)["forgotten"] == ["m1"]
+    assert not folder.exists() and shard.counts()["failure"] is None
+    shard.close()

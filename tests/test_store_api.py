@@ -1,6 +1,7 @@
 """The routes of the stores on a running instance, each in a namespace of its own."""
 
 import json
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -291,6 +292,13 @@ def test_an_export_comes_back_whole_and_once(http, form):
     assert [v["content"]["text"] for v in versions] == ["Ada moved again.", "Ada moved."]
     [fact] = ok(post(http, "/v1/facts/query", namespace=target, subject="Ada"))["facts"]
     assert len(fact["provenance"]) == 2
+
+
+def test_an_export_leaves_nothing_in_the_temporary_folder(tmp_path, monkeypatch):
+    """Not even where the client leaves before it has read it all."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with transfer_routes._saved("jsonl", iter(()), True) as file:
+        assert [*tmp_path.iterdir()] == [] and b"sharpwave-export" in file.read()
 
 
 def test_an_export_without_vectors_is_embedded_anew(http):

@@ -205,17 +205,53 @@ def test_a_newer_schema_is_refused(shard: Shard, tmp_path: Path) -> None:
         {"vector": "AAAA"},
         {"older": [{}]},
         {"memory": {"id": "a b", "namespace": "acme", "kind": "episodic", "text": "x", "time": 1.0}},
+        {"statistics": {"memory": {"id": "m1", "namespace": "globex", "kind": "episodic", "text": "x"}}},
+        {"statistics": {"seq": 1}},
+        {"statistics": {"usage": 1 << 70}},
+        {"statistics": {"usage": "many"}},
+        {"statistics": {"rivals": {"x": "strong"}}},
+        {"statistics": {"tellings": [{"text": "no triple"}]}},
+        {"older": [{"seq": 1, "memory": {"text": "x", "time": 1.0, "namespace": "acme"}}]},
+        {"origin": None},
+        {"novelty": "none"},
     ],
 )
 def test_rows_are_checked_like_any_input(shard: Shard, tmp_path: Path, change: dict[str, Any]) -> None:
     def packed(row: dict[str, Any]) -> dict[str, Any]:
         return {**row, "vector": None, **change}
 
-    path = tmp_path / "acme.jsonl"
-    with pytest.raises((InvalidInput, ValueError, AttributeError)):
+    vectors = {"vector"} & change.keys()  # it is none: no file of ours says so
+    path, other = tmp_path / "acme.jsonl", open_shard(tmp_path / "other")
+    with pytest.raises((AttributeError, ValueError) if vectors or _infinite(change) else InvalidInput):
         transfer.save(path, map(packed, shard.export_rows("acme")), now=NOW)
-        take_all(shard, path)
-    assert shard.counts()["memories"] == 6
+        take_all(other, path, embed=lambda texts: np.stack([unit(1)] * len(texts)))
+    assert other.counts()["memories"] == 0
+    other.close()
+
+
+def _infinite(change: dict[str, Any]) -> bool:
+    return change.get("statistics") == {"usage": float("inf")}
+
+
+def test_an_import_speaks_of_its_own_namespace_only(shard: Shard, tmp_path: Path) -> None:
+    """A file made by hand, with a good digest, cannot put anything into another tenant's namespace, nor
+    make a log that no longer opens."""
+    rows = [*shard.export_rows("acme")]
+    elsewhere = {**rows[0]["memory"], "namespace": "globex"}
+    planted = {**rows[0], "statistics": {**rows[0]["statistics"], "memory": elsewhere}}
+    path = tmp_path / "planted.jsonl"
+    transfer.save(path, [planted], now=NOW)
+    with pytest.raises(InvalidInput, match=r"statistics\.memory"):
+        take_all(shard, path, into="mine")
+    told = {**rows[0], "older": [{**_version(rows[0]), "memory": elsewhere}]}
+    transfer.save(path, [told], now=NOW)
+    take_all(shard, path, into="mine")
+    assert [each["content"]["namespace"] for each in shard.history("mine", "m0") or []] == ["mine"] * 2
+    assert [each["id"] for each in shard.list("globex")] == ["g1"]
+
+
+def _version(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row["origin"], "memory": row["memory"]}
 
 
 def test_a_save_that_fails_leaves_the_old_file(shard: Shard, tmp_path: Path) -> None:
