@@ -84,14 +84,15 @@ class StoreShard:
             work = partial(self._do, method, args, options)
             try:
                 return await self._queues[group].run(call.deadline, work)
-            except Conflict as error:
-                if error.code == "fenced":
+            except (Conflict, NotReady) as error:
+                if error.code in ("fenced", "shard_failed"):
                     self._step_down(error)
                 raise
 
-    def _step_down(self, error: Conflict) -> None:
-        """Another process has taken the log over. Taking it back would go on for ever: end, after the answer
-        has left. Should Ray still take this for the shard, it starts it anew."""
+    def _step_down(self, error: SharpwaveError) -> None:
+        """Another process has taken the log over, and taking it back would go on for ever; or memory is no
+        longer what the log says. End, after the answer has left: where Ray still takes this for the shard, it
+        starts it anew from the log."""
         logger.error("shard %s ends: %s", self._number, error.message)
         threading.Timer(STEP_DOWN_S, os._exit, [1]).start()
 

@@ -51,6 +51,8 @@ below belongs to one group; the first of a group is the one to open.
                     analytics   SQL over them
     Moving          transfer    export and import: JSON lines, Parquet, rows
                     moving      from the shards of one layout to those of the next
+                    carried     a memory on its way: what may come along, and how it becomes an entry again
+                    anew        memories written again with all that is known of them
     Erasure         crypto      encryption at rest, a key a namespace
                     master      those keys at rest, and the master key
                     probe       after an erasure, is the content anywhere?
