@@ -64,8 +64,8 @@ app = typer.Typer(
     sharpwave ask "Where does Ada live?" --model base:latest --mode off
     sharpwave down
 
-    Exit codes: {OK} done, {FAILED} failed, {USAGE} wrong usage, {PARTIAL} done in part (rows of a
-    matrix failed, or the gate rolled an adapter back), {RUNNING} already running,
+    Exit codes: {OK} done, {FAILED} failed, {USAGE} wrong usage, {PARTIAL} done in part (the write
+    gate refused memories, rows of a matrix failed, or an adapter was rolled back), {RUNNING} already running,
     {CONFLICT} conflict (another version was written meanwhile), {BROKEN} a chain is broken (verify) or
     content is still there (probe).
     """,
@@ -153,6 +153,8 @@ def teach(
     {"kind": "relational", "subject": "Ada", "relation": "lives_in", "object": "Lisbon"}
     {"kind": "spatial", "place": "library", "relation": "left_of", "other": "cafe"}
     {"messages": [{"role": "user", "content": "I moved to Lisbon."}]}
+
+    Exit code 1 where a line was bad, 3 where the write gate refused memories; "pin": true passes it.
     """
     limit = _instance_config(store).store.max_text_bytes
     with connect(store, url, api_key) as client, Counter("teaching") as counter:
@@ -165,7 +167,9 @@ def teach(
             progress=lambda so_far: counter.show(so_far.written, so_far.bad),
         )
     emit(vars(summary), as_json=as_json, text=taught(summary))
-    raise typer.Exit(FAILED if summary.bad else OK)
+    if summary.refused:
+        note(f"{summary.refused} of {summary.written} memories are not stored: the write gate refused them")
+    raise typer.Exit(FAILED if summary.bad else PARTIAL if summary.refused else OK)
 
 
 @app.command()

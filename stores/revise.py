@@ -14,7 +14,7 @@ from common.errors import Conflict, InvalidInput, NotFound
 from stores import plan
 from stores.batch import Pending, Planned
 from stores.entry import Entry
-from stores.graphs import Planner, closings, routed
+from stores.graphs import Planner, closings, consequences, routed
 from stores.index import Vectors
 from stores.logs.base import Draft
 from stores.memory import Memory, to_json
@@ -64,8 +64,12 @@ def supersede(
     planned = version(view, pending, memory, vector, entry, shard=shard)
     if memory.kind != "relational":
         return planned
-    decision = Planner(view).replace(memory)
-    return replace(planned, drafts=[*planned.drafts, *closings(memory.namespace, decision)])
+    decision, answer = Planner(view).replace(memory), planned.settle
+    return replace(
+        planned,
+        drafts=[*planned.drafts, *closings(memory.namespace, decision)],
+        settle=lambda staged: {**answer(staged), **consequences(decision)},
+    )
 
 
 def version(
