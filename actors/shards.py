@@ -171,8 +171,8 @@ class ShardedStore(GraphCalls):
         return await self._erased(namespace, "forget_turns", **options)
 
     async def rotate_key(self, namespace: str) -> bool:
-        """Whether any shard had something to rotate; see `Shard.rotate_key`."""
-        return any(await self._of(namespace, "rotate_key", namespace))
+        """Whether all shards of the namespace did; see `Shard.rotate_key`."""
+        return all(await self._of(namespace, "rotate_key", namespace))
 
     async def statistics(self, namespace: str) -> Tables:
         """One table for each of the namespace's shards, so that replay can draw a shard by its mass first."""

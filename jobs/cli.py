@@ -18,6 +18,7 @@ from jobs import instance as instances
 from jobs.chain_commands import probe, seal, snapshot, verify
 from jobs.client import Client
 from jobs.job_commands import consolidate, evaluate, score
+from jobs.keys_command import keys
 from jobs.memory_commands import export, get, history, import_file, list_memories, search, update, weakest
 from jobs.options import (
     BROKEN,
@@ -36,6 +37,7 @@ from jobs.options import (
     Settings,
     Store,
     Url,
+    config_of,
     connect,
     given,
     read_json_option,
@@ -156,7 +158,7 @@ def teach(
 
     Exit code 1 where a line was bad, 3 where the write gate refused memories; "pin": true passes it.
     """
-    limit = _instance_config(store).store.max_text_bytes
+    limit = config_of(store).store.max_text_bytes
     with connect(store, url, api_key) as client, Counter("teaching") as counter:
         summary = teach_files(
             client,
@@ -242,6 +244,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "snapshot": snapshot,
     "probe": probe,
     "sql": sql,
+    "keys": keys,
     "reshard": reshard,
 }
 for name, command in COMMANDS.items():
@@ -346,12 +349,6 @@ def _load(config: Path | None, settings: list[str] | None, flags: dict[str, Any]
     return load(
         config, overrides=overrides | {name: value for name, value in flags.items() if value is not None}
     )
-
-
-def _instance_config(store: Path) -> Config:
-    """What the store's instance runs with; the defaults where there is none here."""
-    path = store.expanduser() / "config.yaml"
-    return load(path, env={}) if path.is_file() else Config()
 
 
 @contextlib.contextmanager

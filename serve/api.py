@@ -232,7 +232,9 @@ class Api:
     @app.get("/metrics")
     async def metrics(self) -> PlainTextResponse:
         store = None
-        with contextlib.suppress(TimeoutError, SharpwaveError, ray.exceptions.RayError):  # then without its part
+        with contextlib.suppress(
+            TimeoutError, SharpwaveError, ray.exceptions.RayError
+        ):  # then without its part
             async with asyncio.timeout(METRICS_STORE_S):
                 store = await self._store.counts()
         return PlainTextResponse(self._telemetry.prometheus(store), media_type="text/plain; version=0.0.4")

@@ -28,12 +28,12 @@ Answer = TypeVar("Answer")
 
 @router.post("/v1/memories/export", response_class=FileResponse)
 async def export(body: ExportBody, asking: Asking, parts: Here) -> FileResponse:
-    """The namespace's memories with statistics, versions and, if wanted, vectors, as one file."""
+    """The namespace's memories, or those of one conversation, with statistics, versions and, if wanted, vectors."""
     asking.check(body.namespace)
     path = _temporary(body.format)
     loop = asyncio.get_running_loop()
     try:
-        rows = _pages(parts, body.namespace, loop)
+        rows = _pages(parts, body, loop)
         await asyncio.to_thread(transfer.save, path, rows, now=time.time(), vectors=body.vectors)
     except BaseException:
         path.unlink(missing_ok=True)
@@ -96,8 +96,8 @@ async def _received(request: Request) -> Path:
         raise
 
 
-def _pages(parts: Parts, namespace: str, loop: asyncio.AbstractEventLoop) -> Iterator[Json]:
-    rows = parts.store.export_rows(namespace)
+def _pages(parts: Parts, body: ExportBody, loop: asyncio.AbstractEventLoop) -> Iterator[Json]:
+    rows = parts.store.export_rows(body.namespace, conversation=body.conversation)
     while page := _wait(_some(rows), loop):
         yield from page
 

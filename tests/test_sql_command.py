@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from common.config import StoreConfig
+from common.config import Config, StoreConfig
 from common.files import write_json
 from jobs import cli
 from jobs.sql_command import shard_folders
@@ -86,4 +86,5 @@ def test_what_is_refused(run: Run, tmp_path: Path) -> None:
 def test_shards_of_the_layout_that_holds(tmp_path: Path) -> None:
     write_json(tmp_path / "shards" / "layout.json", {"version": 2, "generation": 3, "shards": 2, "spread": 1})
     folder = tmp_path / "shards" / "g3"
-    assert shard_folders(tmp_path) == [folder / "0000", folder / "0001"]
+    config = Config(store=StoreConfig(dir=str(tmp_path)))
+    assert shard_folders(config) == [folder / "0000", folder / "0001"]

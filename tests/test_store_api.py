@@ -156,6 +156,14 @@ def test_facts_are_followed_over_hops(http):
     nowhere = ok(post(http, "/v1/facts/query", namespace="hops", source="Ada", target="Mars"))
     assert nowhere == {"facts": [], "found": False}
     assert ok(post(http, "/v1/facts/query", namespace="hops-elsewhere", subject="Ada"))["facts"] == []
+    patterns = [["?who", "lives_in", "?city"], ["?city", "located_in", "?land"]]
+    joined = ok(post(http, "/v1/facts/query", namespace="hops", patterns=patterns))
+    assert not joined["more"]
+    [found] = joined["solutions"]
+    assert found["values"] == {"?who": "Ada", "?city": "Lisbon", "?land": "Portugal"}
+    assert [fact["id"] for fact in found["facts"]] == ["f1", "f2"]
+    every = ok(post(http, "/v1/facts/query", namespace="hops", patterns=[["?a", "?b", "?c"]], limit=2))
+    assert len(every["solutions"]) == 2 and every["more"]
 
 
 # Places
@@ -293,6 +301,17 @@ def test_an_export_comes_back_whole_and_once(http, form):
     assert len(fact["provenance"]) == 2
 
 
+def test_one_conversation_is_exported_alone(http):
+    write(
+        http, "talks", *({"id": f"m{n}", "text": f"Said {n}.", "conversation": f"c{n % 2}"} for n in range(4))
+    )
+    exported = post(http, "/v1/memories/export", namespace="talks", conversation="c1", vectors=False)
+    taken = http.post("/v1/memories/import", params={"namespace": "talks-in"}, content=exported.content)
+    assert ok(taken)["new"] == 2
+    found = ok(http.get("/v1/memories", params={"namespace": "talks-in"}))["memories"]
+    assert {memory["id"] for memory in found} == {"m1", "m3"}
+
+
 def test_an_export_without_vectors_is_embedded_anew(http):
     write(http, "bare", {"id": "m", "text": "Ada keeps a goat."})
     exported = post(http, "/v1/memories/export", namespace="bare", vectors=False)
@@ -361,6 +380,8 @@ BAD = [
     ("/v1/facts/query", {"subject": ""}, 400, "subject"),
     ("/v1/facts/query", {"subject": "Ada", "query": "Ada"}, 400, "query"),
     ("/v1/facts/query", {"source": "Ada"}, 400, "target"),
+    ("/v1/facts/query", {"patterns": []}, 400, "patterns"),
+    ("/v1/facts/query", {"patterns": [["?x", "is_a", "?y"]], "query": "Ada"}, 400, "query"),
     ("/v1/facts/query", {"at": "yesterday"}, 400, "at"),
     ("/v1/facts/query", {"at": 1, "history": True}, 400, "at"),
     ("/v1/facts/query", {"limit": 0}, 400, "limit"),

@@ -9,7 +9,9 @@ from tests.store_helpers import NOW, axis, memory, open_shard
 
 def values(text: str) -> dict[str, float]:
     families = text_string_to_metric_families(text)
-    return {sample.name: sample.value for family in families for sample in family.samples if not sample.labels}
+    return {
+        sample.name: sample.value for family in families for sample in family.samples if not sample.labels
+    }
 
 
 def put(shard: Shard, op_id: str, id: str, **fields: object) -> str:
@@ -27,7 +29,9 @@ def test_the_gates_decisions_duplicates_and_the_size_are_the_stores(tmp_path) ->
         store = shard.counts()
         shard.close()
         told = telemetry.of(store)
-        assert {name: told[name] for name in ("gate_attempts", "gate_accepts", "duplicates", "store_size")} == {
+        assert {
+            name: told[name] for name in ("gate_attempts", "gate_accepts", "duplicates", "store_size")
+        } == {
             "gate_attempts": 3,
             "gate_accepts": 2,
             "duplicates": 1,
@@ -40,7 +44,13 @@ def test_the_gates_decisions_duplicates_and_the_size_are_the_stores(tmp_path) ->
 
 def test_a_replica_counts_what_it_does_also_while_the_store_is_silent() -> None:
     telemetry = Telemetry()
-    turn = {"mode": "prefix", "generate_s": 0.5, "prompt_tokens": 7, "prefix_tokens": 40, "fallback": "blocks"}
+    turn = {
+        "mode": "prefix",
+        "generate_s": 0.5,
+        "prompt_tokens": 7,
+        "prefix_tokens": 40,
+        "fallback": "blocks",
+    }
     for _ in range(3):
         telemetry.retrieval_requested()
     telemetry.answered(turn)
