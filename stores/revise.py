@@ -64,11 +64,11 @@ def supersede(
     planned = version(view, pending, memory, vector, entry, shard=shard)
     if memory.kind != "relational":
         return planned
-    decision, answer = Planner(view).replace(memory), planned.settle
+    decision = Planner(view).replace(memory)
     return replace(
         planned,
         drafts=[*planned.drafts, *closings(memory.namespace, decision)],
-        settle=lambda staged: {**answer(staged), **consequences(decision)},
+        settle=lambda staged: {**_answer(memory, staged[0], shard, entry), **consequences(decision)},
     )
 
 
