@@ -1,6 +1,7 @@
 """An encrypted instance as a user runs it: taught, asked, its keys rotated, a namespace forgotten."""
 
 import json
+import time
 
 import pytest
 
@@ -46,6 +47,7 @@ def test_taught_rotated_forgotten_and_nothing_is_readable_anywhere(run, running,
             assert run("teach", file, "-n", namespace, *where)["stored"] == 1
         run("turns", "push", "talk", CANARY, "-n", "acme", *where)
         run("ask", "Where is the brass key?", "-n", "acme", "--max-tokens", 4, *where)
+        wait_for(lambda: [*(store / "blocks").rglob("*.safetensors")])  # encoded in the background
         run("snapshot", *where)
         sql = ("sql", "SELECT text FROM memories WHERE namespace = 'acme'")
         assert run(*sql, *where)["rows"] == [[CANARY]]
@@ -78,6 +80,13 @@ def test_taught_rotated_forgotten_and_nothing_is_readable_anywhere(run, running,
         assert run("probe", CANARY, *where)["clean"]
     finally:
         instances.down(store)
+
+
+def wait_for(found, deadline_s=120.0):
+    end = time.monotonic() + deadline_s
+    while not found():
+        assert time.monotonic() < end
+        time.sleep(0.5)
 
 
 def files_with(needle, folder):

@@ -175,6 +175,20 @@ def test_turns_and_lines(run, ask, instance):
     assert len(ask("lines", "bias", "coffee", namespace=space)["vector"]) == 384
 
 
+def test_sql_has_a_running_instance_write_fresh_snapshots(run, remember, instance):
+    def texts(*options):
+        sql = ("sql", "SELECT text FROM memories ORDER BY text", "-n", "cli-sql", "--json", *options)
+        code, out, err = run(*sql, "--store", instance.store)
+        assert code == cli.OK, err
+        return [row[0] for row in json.loads(out)["rows"]]
+
+    remember("cli-sql", {"text": "Ada moved to Lisbon."})
+    assert texts() == ["Ada moved to Lisbon."]
+    remember("cli-sql", {"text": "Bo keeps bees."})
+    assert texts("--as-is") == ["Ada moved to Lisbon."]
+    assert texts() == ["Ada moved to Lisbon.", "Bo keeps bees."]
+
+
 def test_a_transcript_is_pushed_as_its_turns(ask, run, tmp_path):
     said = [("user", "where is it?\nuser: he said so"), ("assistant", "see http://example.org // moved")]
     file = tmp_path / "talk.txt"
