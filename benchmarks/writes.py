@@ -24,6 +24,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # as Ray gives a shard's actor; before NumPy is imported
+
 import faiss
 import lmdb
 import numpy as np

@@ -142,12 +142,14 @@ def test_modes_off_and_hybrid_and_no_memories(engine):
     )  # best_last runs the first one again, hybrid injects both
 
 
-def test_a_prompt_over_the_context_is_an_error_and_too_much_history_is_cut_aloud(engine):
-    long = [Recalled(id=str(i), text="word " * 2000) for i in range(6)]
+def test_a_prompt_over_the_context_is_an_error_and_too_much_history_is_cut_aloud(engine, monkeypatch):
+    # An eighth of the real context: attention over all of it takes a CPU a minute.
+    monkeypatch.setattr(engine.loaded.model.config, "max_position_embeddings", 1024)
+    long = [Recalled(id=str(i), text="word " * 230) for i in range(6)]
     _, turn = ask(engine, long, "full", max_tokens=1)
     assert turn.fallback.startswith("kept 4 of 6") and turn.injected == ["2", "3", "4", "5"]
-    with pytest.raises(InvalidInput, match="context holds 8192"):
-        ask(engine, [], "off", messages=[{"role": "user", "content": "word " * 9000}])
+    with pytest.raises(InvalidInput, match="context holds 1024"):
+        ask(engine, [], "off", messages=[{"role": "user", "content": "word " * 1100}])
 
 
 def test_an_abandoned_answer_frees_the_model(engine):
