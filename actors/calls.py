@@ -14,7 +14,7 @@ WRITES = (
 )
 READS = (
     *("prepare", "get", "history", "list", "candidates", "complete", "weakest", "statistics", "rows", "said"),
-    *("query_facts", "recall_facts", "fact_path", "query_places"),
+    *("query_facts", "solve_facts", "recall_facts", "fact_path", "query_places"),
     *("line", "query_lines", "bias_vector"),
     *("peek", "final"),
 )

@@ -56,10 +56,10 @@ class ErasureCalls(HomeCalls):
         return await self._erased(namespace, "forget_turns", **options)
 
     async def rotate_key(self, namespace: str) -> bool:
-        """Whether any shard had something to rotate; see `Shard.rotate_key`."""
+        """Whether all shards of the namespace did; see `Shard.rotate_key`."""
 
         async def ask(route: Route) -> bool:
-            return any(await route.ask(route.placement.asked([namespace]), "rotate_key", namespace))
+            return all(await route.ask(route.placement.asked([namespace]), "rotate_key", namespace))
 
         return await self._router.run(ask)
 

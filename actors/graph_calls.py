@@ -2,15 +2,25 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from actors.home import HomeCalls, Json, Page
 from actors.route import Route
+from common.config import Config
 from stores import seal
 from stores.index import Vectors
 from stores.probe import Canaries, probe_folder
+from stores.rings import read_rings
+from stores.snapshot import CONTEXT
 
 Pages = list[Any]
+
+
+def _probe_files(config: Config, canaries: Canaries) -> Page:
+    rings = read_rings(config.store)
+    opens = partial(rings.open_any, context=CONTEXT) if rings else None
+    return probe_folder(config.store_dir, canaries, open_sealed=opens)
 
 
 class GraphCalls(HomeCalls):
@@ -45,6 +55,13 @@ class GraphCalls(HomeCalls):
     async def query_facts(self, namespace: str, **pattern: Any) -> Page:
         """See `Shard.query_facts`."""
         return await self._home(namespace, "query_facts", namespace, **pattern)
+
+    async def solve_facts(
+        self, namespace: str, patterns: Sequence[tuple[str, str, str]], *, at: float | None, limit: int
+    ) -> Page:
+        """See `Shard.solve_facts`."""
+        options = {"at": at, "limit": limit}
+        return await self._home(namespace, "solve_facts", namespace, patterns, **options)
 
     async def recall_facts(self, namespace: str, text: str, *, k: int, at: float | None) -> Page:
         """See `Shard.recall_facts`."""
@@ -81,8 +98,7 @@ class GraphCalls(HomeCalls):
     async def probe(self, canaries: Canaries) -> Pages:
         """Where this is still to be found: the files of the store, then what each shard holds, `{shard, ...}`;
         see `probe.py`."""
-        folder = self._router.config.store_dir
-        files = await asyncio.to_thread(probe_folder, folder, canaries)
+        files = await asyncio.to_thread(_probe_files, self._router.config, canaries)
         held = await self._each("probe", canaries)
         return [
             *({"shard": None, **row} for row in files),

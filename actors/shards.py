@@ -167,7 +167,7 @@ class ShardedStore(GraphCalls, ErasureCalls):
                 namespaces[name] = namespaces.get(name, 0) + memories
         totals = {
             name: sum(counts[name] for counts in shards)
-            for name in ("memories", "gate_attempts", "gate_accepts")
+            for name in ("memories", "gate_attempts", "gate_accepts", "duplicates")
         }
         return {**totals, "namespaces": namespaces, "shards": shards}
 

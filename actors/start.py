@@ -24,6 +24,7 @@ from actors.layout import (
 from actors.shard import Json, StoreShard
 from common.config import Config
 from common.errors import Conflict, NotReady
+from stores.logs.made import check_shards
 
 _RESOURCE_SHARE = 0.001  # of `store.actor_resource`, so that any number of shards fits on a node that has it
 _ACTOR = re.compile(r"shard-\d+(-g\d+)?")
@@ -36,6 +37,7 @@ def start_shards(config: Config, dim: int) -> None:
     present one. `dim` is the embedder's. Raises `Conflict` where the folder was made for other settings, and
     what the shard itself raises where a log cannot be opened.
     """
+    check_shards(shards_folder(config), config.store.backend)
     record = layout_record(config)
     record.swap(None, wanted_layout(config))
     layout = record.read()

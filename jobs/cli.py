@@ -18,6 +18,7 @@ from jobs import instance as instances
 from jobs.chain_commands import probe, seal, snapshot, verify
 from jobs.client import Client
 from jobs.job_commands import consolidate, evaluate, score
+from jobs.keys_command import keys
 from jobs.memory_commands import export, get, history, import_file, list_memories, search, update, weakest
 from jobs.options import (
     BROKEN,
@@ -36,6 +37,7 @@ from jobs.options import (
     Settings,
     Store,
     Url,
+    config_of,
     connect,
     given,
     read_json_option,
@@ -64,8 +66,8 @@ app = typer.Typer(
     sharpwave ask "Where does Ada live?" --model base:latest --mode off
     sharpwave down
 
-    Exit codes: {OK} done, {FAILED} failed, {USAGE} wrong usage, {PARTIAL} done in part (rows of a
-    matrix failed, or the gate rolled an adapter back), {RUNNING} already running,
+    Exit codes: {OK} done, {FAILED} failed, {USAGE} wrong usage, {PARTIAL} done in part (the write
+    gate refused memories, rows of a matrix failed, or an adapter was rolled back), {RUNNING} already running,
     {CONFLICT} conflict (another version was written meanwhile), {BROKEN} a chain is broken (verify) or
     content is still there (probe).
     """,
@@ -153,8 +155,10 @@ def teach(
     {"kind": "relational", "subject": "Ada", "relation": "lives_in", "object": "Lisbon"}
     {"kind": "spatial", "place": "library", "relation": "left_of", "other": "cafe"}
     {"messages": [{"role": "user", "content": "I moved to Lisbon."}]}
+
+    Exit code 1 where a line was bad, 3 where the write gate refused memories; "pin": true passes it.
     """
-    limit = _instance_config(store).store.max_text_bytes
+    limit = config_of(store).store.max_text_bytes
     with connect(store, url, api_key) as client, Counter("teaching") as counter:
         summary = teach_files(
             client,
@@ -165,7 +169,9 @@ def teach(
             progress=lambda so_far: counter.show(so_far.written, so_far.bad),
         )
     emit(vars(summary), as_json=as_json, text=taught(summary))
-    raise typer.Exit(FAILED if summary.bad else OK)
+    if summary.refused:
+        note(f"{summary.refused} of {summary.written} memories are not stored: the write gate refused them")
+    raise typer.Exit(FAILED if summary.bad else PARTIAL if summary.refused else OK)
 
 
 @app.command()
@@ -238,6 +244,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "snapshot": snapshot,
     "probe": probe,
     "sql": sql,
+    "keys": keys,
     "reshard": reshard,
 }
 for name, command in COMMANDS.items():
@@ -342,12 +349,6 @@ def _load(config: Path | None, settings: list[str] | None, flags: dict[str, Any]
     return load(
         config, overrides=overrides | {name: value for name, value in flags.items() if value is not None}
     )
-
-
-def _instance_config(store: Path) -> Config:
-    """What the store's instance runs with; the defaults where there is none here."""
-    path = store.expanduser() / "config.yaml"
-    return load(path, env={}) if path.is_file() else Config()
 
 
 @contextlib.contextmanager

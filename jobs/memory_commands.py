@@ -171,22 +171,24 @@ def weakest(
 def export(
     file: Annotated[Path, typer.Argument(dir_okay=False, help="ends in .jsonl or .parquet")],
     vectors: Annotated[bool, typer.Option("--vectors/--no-vectors", help="embeddings, too")] = True,
+    conversation: Annotated[str | None, typer.Option(help="of this one only")] = None,
     namespace: Namespace = "default",
     store: Store = DEFAULT_STORE,
     url: Url = None,
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a namespace's memories, statistics and versions into a file.
+    """Write a namespace's memories, or those of one conversation, with statistics and versions into a file.
 
     \b
     sharpwave export acme.jsonl --namespace acme
     sharpwave export acme.parquet --namespace acme --no-vectors
+    sharpwave export c1.jsonl --namespace acme --conversation c1
     """
     form = file.suffix.removeprefix(".")
     if form not in ("jsonl", "parquet"):
         raise InvalidInput(f"file {file.name!r} must end in .jsonl or .parquet", param="file")
-    body = {"namespace": namespace, "format": form, "vectors": vectors}
+    body = {"namespace": namespace, "format": form, "vectors": vectors, **given(conversation=conversation)}
     with connect(store, url, api_key) as client:
         size = client.download("/v1/memories/export", body, file)
     emit({"file": str(file), "bytes": size}, as_json=as_json, text=str(file))

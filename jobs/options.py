@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from common.config import StoreConfig
+from common.config import Config, StoreConfig, load
 from common.errors import InvalidInput, NotReady
 from jobs import instance as instances
 from jobs.client import Client
@@ -49,6 +49,12 @@ def running(store: Path) -> Instance:
 
 def connect(store: Path, url: str | None, api_key: str | None, *, patience_s: float = 60.0) -> Client:
     return Client(url or running(store).url, api_key=api_key, patience_s=patience_s)
+
+
+def config_of(store: Path) -> Config:
+    """What the store's instance runs with, or ran with last; the defaults where there was none here."""
+    path = store.expanduser() / "config.yaml"
+    return load(path, env={}) if path.is_file() else Config()
 
 
 def given(**values: Any) -> dict[str, Any]:

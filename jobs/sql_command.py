@@ -1,4 +1,5 @@
-"""`sharpwave sql`: a SELECT over the newest snapshots of a store's shards. Needs no running instance."""
+"""`sharpwave sql`: a SELECT over the newest snapshots of a store's shards. Needs no running instance; one that runs
+is asked for fresh snapshots first."""
 
 import csv
 import io
@@ -10,9 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from common.errors import NotFound
+from common.config import Config
+from common.errors import Forbidden, NotFound, NotReady, Overloaded, Unauthorized
 from common.files import read_json
-from jobs.options import DEFAULT_STORE, Json, Store
+from jobs import instance as instances
+from jobs.client import Client
+from jobs.options import DEFAULT_STORE, Json, Key, Store, config_of
 from jobs.output import note
 
 if TYPE_CHECKING:
@@ -27,10 +31,18 @@ def sql(
     limit: Annotated[int, typer.Option(min=1, help="rows at most")] = 10_000,
     timeout_s: Annotated[float, typer.Option("--timeout-s", min=0.1, help="then it is stopped")] = 30.0,
     as_csv: Annotated[bool, typer.Option("--csv", help="comma-separated values on stdout")] = False,
+    as_is: Annotated[
+        bool,
+        typer.Option("--as-is", help="take the snapshots that are there; ask a running instance for none"),
+    ] = False,
     store: Store = DEFAULT_STORE,
+    api_key: Key = None,
     as_json: Json = False,
 ) -> None:
     """Ask the store's snapshots in SQL (DuckDB), read-only; says on stderr how old they are.
+
+    Where an instance runs on the store, it writes fresh snapshots first, for which it wants a key of all namespaces
+    if it wants any. An encrypted store is opened with the master key that its configuration names.
 
     \b
     sharpwave sql "SELECT kind, count(*) FROM memories GROUP BY kind"
@@ -43,9 +55,17 @@ def sql(
     facts_at(time), memories_at(time). Times are in UTC.
     """
     from stores import analytics, manifest  # they take half a second, which other commands do without
+    from stores.rings import read_rings
 
-    folders = analytics.newest(shard_folders(store.expanduser().resolve()))
-    found = analytics.query(folders, statement, namespaces, limit=limit, timeout_s=timeout_s)
+    store = store.expanduser().resolve()
+    config = config_of(store)
+    config = config.model_copy(update={"store": config.store.model_copy(update={"dir": str(store)})})
+    if not as_is:
+        _refresh(store, api_key)
+    folders = analytics.newest(shard_folders(config))
+    found = analytics.query(
+        folders, statement, namespaces, limit=limit, timeout_s=timeout_s, sealer=read_rings(config.store)
+    )
     _print(found, as_json, as_csv)
     for folder in folders:
         covers = manifest.read_manifest(folder)
@@ -55,12 +75,33 @@ def sql(
         note(f"the first {limit} rows; there are more (--limit)")
 
 
-def shard_folders(store: Path) -> list[Path]:
-    """Those of the layout that holds; a reshard leaves others beside them. See `actors`."""
-    folder = store / "shards"
-    if not (folder / "layout.json").is_file():
+def _refresh(store: Path, api_key: str | None) -> None:
+    """Have the instance, where one runs, write a snapshot of every shard."""
+    instance = instances.read(store)
+    if instance is None or not instance.alive():
+        return
+    try:
+        with Client(instance.url, api_key=api_key, patience_s=5.0) as client:
+            client.post("/v1/snapshot", {}, safe=True)
+    except (Unauthorized, Forbidden) as error:
+        error.message += "; give --api-key, or --as-is to ask for no fresh snapshots"
+        raise
+    except (NotReady, Overloaded) as error:
+        note(f"no fresh snapshots: {error.message}")
+
+
+def shard_folders(config: Config) -> list[Path]:
+    """Those of the layout that holds; a reshard leaves others beside them. Raises `NotFound` where there is none."""
+    store, folder = config.store_dir, config.store_dir / "shards"
+    if config.store.backend == "redis":
+        from actors.layout import layout_record  # with Ray, which a local store does without
+
+        found = layout_record(config).read()
+        layout = None if found is None else found.to_json()
+    else:
+        layout = read_json(folder / "layout.json") if (folder / "layout.json").is_file() else None
+    if layout is None:
         raise NotFound(f"store {str(store)!r} holds no shards yet; give another --store, or teach it first")
-    layout = read_json(folder / "layout.json")
     generation = layout.get("generation", 1)
     inner = folder if generation == 1 else folder / f"g{generation}"
     return [inner / f"{number:04d}" for number in range(layout["shards"])]

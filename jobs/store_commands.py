@@ -1,5 +1,7 @@
 """The commands on facts, places, memory lines and the short-term memory of conversations."""
 
+import shlex
+from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
@@ -9,6 +11,7 @@ from common.errors import InvalidInput
 from jobs.options import DEFAULT_STORE, Key, Namespace, Store, Url, connect, given
 from jobs.options import Json as AsJson
 from jobs.output import emit, flat, rows, table
+from stores.turns import parse_transcript
 
 Json = dict[str, Any]
 At = Annotated[str | None, typer.Option(help="at this time: ISO 8601, or seconds")]
@@ -20,6 +23,9 @@ def facts(
     subject: Annotated[str | None, typer.Option(help="of the pattern")] = None,
     relation: Annotated[str | None, typer.Option(help="of the pattern")] = None,
     object: Annotated[str | None, typer.Option(help="of the pattern")] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="subject relation object; repeatable")
+    ] = None,
     source: Annotated[str | None, typer.Option(help="where a path begins")] = None,
     target: Annotated[str | None, typer.Option(help="where it ends")] = None,
     at: At = None,
@@ -31,22 +37,43 @@ def facts(
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Facts by a pattern, near a question, or along the path between two entities.
+    """Facts by a pattern, by several joined by their variables, near a question, or along the path between two
+    entities.
 
     \b
     sharpwave facts --subject Ada --relation lives_in --history
     sharpwave facts "Which country does Ada live in?" -k 5
+    sharpwave facts --where "?x lives_in Lisbon" --where "?x works_at 'Acme Ltd'"
     sharpwave facts --source Ada --target Portugal --at 2026-03-01
     """
     body = {"namespace": namespace, "history": history, "k": k, **given(query=query, at=at)}
     body |= given(subject=subject, relation=relation, object=object, source=source, target=target)
+    body |= given(patterns=[_pattern(each) for each in where] if where else None)
     with connect(store, url, api_key) as client:
         found = client.post("/v1/facts/query", body, safe=True)
+    if "solutions" in found:
+        values = ("  ".join(f"{k} = {v}" for k, v in each["values"].items()) for each in found["solutions"])
+        emit(found, as_json=as_json, text="\n".join(values))
+        return
     shown = [
         (f"{fact['confidence']:.2f}", f"{fact['subject']} {fact['relation']} {fact['object']}", fact["id"])
         for fact in found["facts"]
     ]
     emit(found, as_json=as_json, text=rows(shown))
+
+
+def _pattern(text: str) -> list[str]:
+    """Subject, relation and object as a shell would part them."""
+    try:
+        parts = shlex.split(text)
+    except ValueError:
+        parts = []
+    if len(parts) != 3:
+        raise InvalidInput(
+            f"--where {text[:64]!r}: must be a subject, a relation and an object; quote names of several words",
+            param="where",
+        )
+    return parts
 
 
 def places(
@@ -90,6 +117,10 @@ def turns(
     role: Annotated[
         Literal["user", "assistant", "system", "tool"], typer.Option(help="who said it")
     ] = "user",
+    file: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="of push: a transcript, in place of a text"),
+    ] = None,
     n: Annotated[int, typer.Option("--number", min=0, help="turns to peek at or rewind")] = 1,
     namespace: Namespace = "default",
     store: Store = DEFAULT_STORE,
@@ -101,14 +132,19 @@ def turns(
 
     \b
     sharpwave turns push c1 "I moved to Lisbon." --role user
+    sharpwave turns push c1 --file transcript.txt
     sharpwave turns peek c1 --number 10
     sharpwave turns rewind c1 --number 3
+
+    In a transcript a turn begins with its role and a colon ("user: I moved to Lisbon."); lines that follow belong to
+    it. A backslash before a line that reads like a beginning keeps it in its turn.
     """
     path, body = f"/v1/conversations/{quote(conversation, safe='')}", {"namespace": namespace}
-    if (text is not None) != (action == "push"):
-        raise InvalidInput("push, and only push, needs the text of a turn", param="text")
+    if (text is not None) + (file is not None) != (action == "push"):
+        raise InvalidInput("push, and only push, needs the text of a turn, or --file", param="text")
     if action == "push":
-        body |= {"turns": [{"role": role, "text": text}]}  # type: ignore[dict-item]
+        said = [{"role": role, "text": text}] if file is None else _transcript(file)
+        body |= {"turns": said}  # type: ignore[dict-item]
     elif action in ("peek", "rewind"):
         body |= {"n": n}  # type: ignore[dict-item]
     with connect(store, url, api_key) as client:
@@ -116,9 +152,25 @@ def turns(
             answer = client.delete(path, namespace=namespace)
         else:
             answer = client.post(f"{path}/{action}", body, safe=action == "peek")
-    said = answer.get("turns") if action == "peek" else [answer["turn"]] if answer.get("turn") else None
-    shown = table(flat(answer)) if said is None else rows((turn["role"], turn["text"]) for turn in said)
+    shown_turns = (
+        answer.get("turns") if action == "peek" else [answer["turn"]] if answer.get("turn") else None
+    )
+    shown = (
+        table(flat(answer))
+        if shown_turns is None
+        else rows((turn["role"], turn["text"]) for turn in shown_turns)
+    )
     emit(answer, as_json=as_json, text=shown)
+
+
+def _transcript(file: Path) -> list[Json]:
+    try:
+        found = parse_transcript(file.read_text())
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"--file {file.name!r} is not UTF-8 text: {error.reason}", param="file") from None
+    if not found:
+        raise InvalidInput(f"--file {file.name!r} holds no turns", param="file")
+    return found
 
 
 def lines(

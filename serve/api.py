@@ -44,6 +44,7 @@ install_error_handlers(app)
 for router in (memory_routes.router, transfer_routes.router, store_routes.router, chain_routes.router):
     app.include_router(router)
 
+METRICS_STORE_S = 5.0  # a scrape waits no longer for the store's counts
 PAGE = Path(__file__).with_name("page.html")
 
 
@@ -230,7 +231,13 @@ class Api:
 
     @app.get("/metrics")
     async def metrics(self) -> PlainTextResponse:
-        return PlainTextResponse(self._telemetry.prometheus(), media_type="text/plain; version=0.0.4")
+        store = None
+        with contextlib.suppress(
+            TimeoutError, SharpwaveError, ray.exceptions.RayError
+        ):  # then without its part
+            async with asyncio.timeout(METRICS_STORE_S):
+                store = await self._store.counts()
+        return PlainTextResponse(self._telemetry.prometheus(store), media_type="text/plain; version=0.0.4")
 
     @app.get("/", include_in_schema=False)
     async def page(self) -> HTMLResponse:

@@ -1,4 +1,5 @@
-"""What an operator asks of all shards: seal, verify, snapshot, probe. These need a key of every namespace."""
+"""What an operator asks of all shards: seal, verify, snapshot, probe. These need a key of every namespace; to
+rotate the data keys of one namespace, its own will do."""
 
 import time
 from typing import Any
@@ -7,7 +8,7 @@ from fastapi import APIRouter
 
 from serve.access import ALL
 from serve.parts import Asking, Here
-from serve.store_schema import NothingBody, ProbeBody
+from serve.store_schema import NothingBody, ProbeBody, RotateBody
 from stores.probe import Canaries
 
 router = APIRouter()
@@ -46,3 +47,11 @@ async def probe(body: ProbeBody, asking: Asking, parts: Here) -> dict[str, Any]:
     vectors = await parts.embed(body.texts) if body.vectors else ()
     places = await parts.store.probe(Canaries(texts=body.texts, vectors=[*vectors], fragment=body.fragment))
     return {"clean": not any(place["found"] or place["unchecked"] for place in places), "places": places}
+
+
+@router.post("/v1/keys/rotate")
+async def rotate_key(body: RotateBody, asking: Asking, parts: Here) -> dict[str, Any]:
+    """Wrap everything that the shards hold of a namespace by a fresh data key, and destroy the old one; `rotated`
+    is false where a disk had no room to: there the old key stays beside the new one."""
+    asking.check(body.namespace)
+    return {"namespace": body.namespace, "rotated": await parts.store.rotate_key(body.namespace)}

@@ -55,18 +55,23 @@ async def facts(body: FactsBody, asking: Asking, parts: Here) -> dict[str, Any]:
     if body.source is not None and body.target is not None:
         path = await store.fact_path(space, body.source, body.target, at=at)
         return {"facts": path or [], "found": path is not None}
+    if body.patterns is not None:
+        solved = await store.solve_facts(space, body.patterns, at=at, limit=body.limit + 1)
+        return {"solutions": solved[: body.limit], "more": len(solved) > body.limit}
     pattern = {name: getattr(body, name) for name in PATTERN}
     found = await store.query_facts(space, **pattern, at=at)
     return {"facts": found[: body.limit], "more": len(found) > body.limit}
 
 
 def _check_question(body: FactsBody) -> None:
-    """Raises `InvalidInput` where more than one of pattern, query and path is asked for, or half a path."""
+    """Raises `InvalidInput` where more than one of pattern, patterns, query and path is asked for, or half a
+    path."""
     path = body.source is not None, body.target is not None
     pattern = any(getattr(body, name) is not None for name in PATTERN)
-    if (body.query is not None) + any(path) + pattern > 1:
+    if (body.query is not None) + (body.patterns is not None) + any(path) + pattern > 1:
         raise InvalidInput(
-            "give one of: a pattern (subject, relation, object), query, or source and target", param="query"
+            "give one of: a pattern (subject, relation, object), patterns, query, or source and target",
+            param="query",
         )
     if any(path) and not all(path):
         missing = "target" if path[0] else "source"

@@ -10,6 +10,7 @@ from stores.turns import ROLES
 
 MAX_CANDIDATES = 256
 MAX_TURNS = 10_000
+MAX_PATTERNS = 8
 Name = Annotated[str, Field(min_length=1, max_length=512)]
 Time = str | float
 Context = dict[str, Any]
@@ -47,16 +48,18 @@ class ExportBody(Body):
     namespace: str = Namespace
     format: Literal["jsonl", "parquet"] = "jsonl"
     vectors: bool = True
+    conversation: Name | None = None
 
 
 class FactsBody(Body):
-    """A pattern (`subject`, `relation`, `object`), a question over several hops (`query`), or a path (`source`,
-    `target`)."""
+    """A pattern (`subject`, `relation`, `object`), several joined by their variables `?x` (`patterns`), a question
+    over several hops (`query`), or a path (`source`, `target`)."""
 
     namespace: str = Namespace
     subject: Name | None = None
     relation: Name | None = None
     object: Name | None = None
+    patterns: list[tuple[Name, Name, Name]] | None = Field(None, min_length=1, max_length=MAX_PATTERNS)
     limit: int = Field(1000, ge=1, le=100_000)
     at: Time | None = None
     history: bool = False
@@ -139,6 +142,10 @@ class RewindBody(Body):
 
 class NothingBody(Body):
     """Routes that take no fields."""
+
+
+class RotateBody(Body):
+    namespace: str = Namespace
 
 
 class ProbeBody(Body):

@@ -1,9 +1,12 @@
 """Counters of one API replica, as Prometheus text and as the report's `telemetry`."""
 
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +48,16 @@ class Telemetry:
             "prefix_fallbacks": int(self._value(self._fallbacks)),
             "gate_attempts": store["gate_attempts"],
             "gate_accepts": store["gate_accepts"],
+            "duplicates": store["duplicates"],
             "store_size": store["memories"],
         }
 
-    def prometheus(self) -> str:
-        return generate_latest(self._registry).decode()
+    def prometheus(self, store: dict[str, Any] | None) -> str:
+        """Of this replica, and of the store where its counts are known: those are the same at every replica."""
+        of_store = CollectorRegistry()
+        if store is not None:
+            of_store.register(StoreCounts(store))
+        return (generate_latest(self._registry) + generate_latest(of_store)).decode()
 
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(f"sharpwave_{name}", text, registry=self._registry)
@@ -58,3 +66,19 @@ class Telemetry:
         return next(
             s.value for metric in counter.collect() for s in metric.samples if s.name.endswith("_total")
         )
+
+
+class StoreCounts(Collector):
+    """The store's counts as metrics. They stand in the logs, so they go on after a restart."""
+
+    def __init__(self, store: dict[str, Any]) -> None:
+        self._store = store
+
+    def collect(self) -> Iterator[Metric]:
+        for name, text in (
+            ("gate_attempts", "Memories that the write gate decided on"),
+            ("gate_accepts", "Those of them that were stored"),
+            ("duplicates", "Memories that said what one already says, and were counted there"),
+        ):
+            yield CounterMetricFamily(f"sharpwave_{name}", text, value=self._store[name])
+        yield GaugeMetricFamily("sharpwave_store_size", "Memories held", value=self._store["memories"])

@@ -32,10 +32,11 @@ Answer = TypeVar("Answer")
 
 @router.post("/v1/memories/export", response_class=StreamingResponse)
 async def export(body: ExportBody, asking: Asking, parts: Here) -> StreamingResponse:
-    """The namespace's memories with statistics, versions and, if wanted, vectors, as one file."""
+    """The namespace's memories, or those of one conversation, with statistics, versions and, if wanted, vectors,
+    as one file."""
     asking.check(body.namespace)
     check_name(body.namespace, "namespace")
-    rows = _pages(parts, body.namespace, asyncio.get_running_loop())
+    rows = _pages(parts, body, asyncio.get_running_loop())
     file = await _in_thread(partial(_saved, body.format, rows, body.vectors))
     name = f"{body.namespace.replace(':', '_')}.{body.format}"
     headers = {
@@ -109,8 +110,8 @@ async def _received(request: Request) -> Path:
         raise
 
 
-def _pages(parts: Parts, namespace: str, loop: asyncio.AbstractEventLoop) -> Iterator[Json]:
-    rows = parts.store.export_rows(namespace)
+def _pages(parts: Parts, body: ExportBody, loop: asyncio.AbstractEventLoop) -> Iterator[Json]:
+    rows = parts.store.export_rows(body.namespace, conversation=body.conversation)
     while page := _wait(_some(rows), loop):
         yield from page
 

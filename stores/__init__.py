@@ -55,5 +55,6 @@ below belongs to one group; the first of a group is the one to open.
                     anew        memories written again with all that is known of them
     Erasure         crypto      encryption at rest, a key a namespace
                     master      those keys at rest, and the master key
+                    rings       the keys of all shards at once, for reading
                     probe       after an erasure, is the content anywhere?
 """

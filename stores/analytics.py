@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 from common.errors import InvalidInput, NotFound, StoreCorrupt
 from stores import rows, snapshot
 from stores.manifest import read_manifest
-from stores.snapshot import LoadedSpace, Sealer
+from stores.snapshot import LoadedSpace, Opener
 
 MAX_ROWS = 10_000
 TIMEOUT_S = 30.0
@@ -55,7 +55,7 @@ def query(
     limit: int = MAX_ROWS,
     timeout_s: float = TIMEOUT_S,
     memory_bytes: int = 1 << 30,
-    sealer: Sealer | None = None,
+    sealer: Opener | None = None,
 ) -> pa.Table:
     """The answer to one SELECT (or EXPLAIN) over snapshots, one folder a shard (see `newest`).
 
@@ -99,7 +99,7 @@ def _check(db: duckdb.DuckDBPyConnection, sql: str) -> None:
 
 
 def _read(
-    folders: Sequence[Path], allowed: Container[str] | None, sealer: Sealer | None
+    folders: Sequence[Path], allowed: Container[str] | None, sealer: Opener | None
 ) -> tuple[pa.Table, pa.Table, pa.Table]:
     """Tables of memories, their vectors, and all their versions."""
     memories: list[pa.Table] = []

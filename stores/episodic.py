@@ -10,8 +10,8 @@ them by the update of the modern Hopfield network: see `complete`. It tells whic
 from; it is no better search: for sentences that lost half their words, the plain cosine over all memories finds as
 many.
 
-**Decay.** Strength starts at 1, halves every half-life, and each use gives back a share of what was lost. It is a
-signal for ranking and for `weakest`; nothing here deletes a memory.
+**Decay.** Strength starts at 1, halves every half-life, and each use gives back a share of what was lost. It says
+which memories are `weakest`; the ranking of a search does not use it, and nothing here deletes a memory.
 
 Which memories may be written at all is `gate`'s decision.
 """

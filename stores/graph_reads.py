@@ -1,6 +1,6 @@
 """The half of `Shard` that asks the fact graph and the place map."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,6 +12,8 @@ from stores.view import View
 
 Json = dict[str, Any]
 Page = list[Json]
+
+MAX_SOLUTIONS = 10_000  # of patterns joined, the partial ones included: readers hold writers back meanwhile
 
 
 class GraphReads:
@@ -33,6 +35,21 @@ class GraphReads:
         with self._viewing.read():
             graph = self._graph(namespace)
             return graph.query(subject, relation, object, at=at) if graph else []
+
+    def solve_facts(
+        self,
+        namespace: str,
+        patterns: Sequence[tuple[str, str, str]],
+        *,
+        at: float | None = None,
+        limit: int = MAX_SOLUTIONS,
+    ) -> Page:
+        """See `FactGraph.solve`: `{values: {"?x": name}, facts}`, at most `limit`. Raises `InvalidInput` where
+        more than `MAX_SOLUTIONS` are in hand at any step."""
+        with self._viewing.read():
+            graph = self._graph(namespace)
+            found = graph.solve(patterns, at=at, at_most=MAX_SOLUTIONS) if graph else []
+        return [asdict(solution) for solution in found[:limit]]
 
     def recall_facts(self, namespace: str, text: str, *, k: int = 10, at: float | None = None) -> Page:
         """See `FactGraph.recall`."""

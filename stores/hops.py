@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from common.errors import InvalidInput
 from stores.names import normalise
 
 if TYPE_CHECKING:
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
 # The facts about an entity, with the entity at the other end and the confidence, always in one order.
 Edges = Callable[[str], Iterable[tuple["Fact", str, float]]]
+Pattern = tuple[str, str, str]  # names, or variables that begin with "?"
 
 RESTART = 0.5
 PRECISION = 1e-4
@@ -93,17 +96,24 @@ def shortest(start: str, goal: str, edges: Edges, max_hops: int) -> list[Fact] |
     return facts[::-1]
 
 
-def solve(graph: FactGraph, patterns: Sequence[tuple[str, str, str]], at: float | None) -> list[Solution]:
+def solve(
+    graph: FactGraph, patterns: Sequence[Pattern], at: float | None, at_most: int | None = None
+) -> list[Solution]:
     """Join the patterns from the first to the last; see `FactGraph.solve`."""
     partial = [Solution({}, ())]
-    for pattern in patterns:
-        partial = [grown for solution in partial for grown in _extend(graph, solution, pattern, at)]
+    for number, pattern in enumerate(patterns):
+        grown = (grown for solution in partial for grown in _extend(graph, solution, pattern, at))
+        partial = [*islice(grown, None if at_most is None else at_most + 1)]
+        if at_most is not None and len(partial) > at_most:
+            raise InvalidInput(
+                f"patterns[{number}]: more than {at_most} ways to join it; put patterns that fit few facts, "
+                "and share variables, first",
+                param="patterns",
+            )
     return sorted(partial, key=lambda s: max((f["valid_from"] for f in s.facts), default=0.0), reverse=True)
 
 
-def _extend(
-    graph: FactGraph, solution: Solution, pattern: tuple[str, str, str], at: float | None
-) -> Iterable[Solution]:
+def _extend(graph: FactGraph, solution: Solution, pattern: Pattern, at: float | None) -> Iterable[Solution]:
     known = [solution.values.get(part, None if part.startswith("?") else part) for part in pattern]
     for fact in graph.query(*known, at=at):
         values = dict(solution.values)

@@ -157,7 +157,8 @@ class _Row:
 def probe_folder(folder: Path, canaries: Canaries, *, open_sealed: Open | None = None) -> list[Json]:
     """Every file under a store's folder: its bytes as they are, and what can be decoded of it.
 
-    `open_sealed` is a key ring's `open_any` for files, so that encrypted files are read too.
+    `open_sealed` is the `open_any` of a key ring (or of `Rings`) with the context of files, so that encrypted
+    files are read too.
     """
     needles = canaries.needles()
     names = ("files", "compressed files", "snapshots", "kv blocks", "sealed files")

@@ -176,9 +176,12 @@ class FactGraph:
         ordered = sorted(found.values(), key=lambda pair: (pair[0].start, pair[0].seq, pair[1]))
         return [self.describe(fact, turned) for fact, turned in ordered]
 
-    def solve(self, patterns: Iterable[Triple], *, at: float | None = None) -> list[hops.Solution]:
-        """All ways to fill the variables (`?x`) of several patterns at once, the newest facts first."""
-        return hops.solve(self, [*patterns], at)
+    def solve(
+        self, patterns: Iterable[Triple], *, at: float | None = None, at_most: int | None = None
+    ) -> list[hops.Solution]:
+        """All ways to fill the variables (`?x`) of several patterns at once, the newest facts first. Raises
+        `InvalidInput` where one of the joins has more than `at_most`."""
+        return hops.solve(self, [*patterns], at, at_most)
 
     def recall(
         self, text: str, *, k: int = 10, at: float | None = None, entities: Iterable[str] = ()

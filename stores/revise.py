@@ -14,7 +14,7 @@ from common.errors import Conflict, InvalidInput, NotFound
 from stores import plan
 from stores.batch import Pending, Planned
 from stores.entry import Entry
-from stores.graphs import Planner, closings, routed
+from stores.graphs import Planner, closings, consequences, routed
 from stores.index import Vectors
 from stores.logs.base import Draft
 from stores.memory import Memory, to_json
@@ -65,7 +65,11 @@ def supersede(
     if memory.kind != "relational":
         return planned
     decision = Planner(view).replace(memory)
-    return replace(planned, drafts=[*planned.drafts, *closings(memory.namespace, decision)])
+    return replace(
+        planned,
+        drafts=[*planned.drafts, *closings(memory.namespace, decision)],
+        settle=lambda staged: {**_answer(memory, staged[0], shard, entry), **consequences(decision)},
+    )
 
 
 def version(

@@ -52,13 +52,17 @@ Json = dict[str, Any]
 Parts = list[tuple[str, memoryview]]
 
 
-class Sealer(Protocol):
+class Opener(Protocol):
+    """Decryption, as a `KeyRing` does it, or several (`rings.py`)."""
+
+    def open_any(self, sealed: bytes, context: bytes = b"") -> bytes: ...
+
+
+class Sealer(Opener, Protocol):
     """Encryption of namespaces, as a `KeyRing` does it. With one, everything of every namespace is sealed,
     names included."""
 
     def seal_bytes(self, namespace: str, data: bytes) -> bytes: ...
-
-    def open_any(self, sealed: bytes, context: bytes = b"") -> bytes: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,7 +239,7 @@ def check_log(folder: Path, manifest: Mapping[str, Any], log: Log) -> None:
 
 
 def load(
-    folder: Path, *, sealer: Sealer | None = None, only: Container[str] | None = None
+    folder: Path, *, sealer: Opener | None = None, only: Container[str] | None = None
 ) -> tuple[Json, list[LoadedSpace]]:
     """The manifest and the namespaces in `only` (None: all), all checked but for vectors nobody reads.
 
@@ -270,7 +274,7 @@ def _open_spaces(folder: Path, manifest: Json) -> Iterator[LoadedSpace]:
         yield _space_of_parts(namespace, parts, manifest["dim"])
 
 
-def _sealed_spaces(folder: Path, manifest: Json, sealer: Sealer | None) -> Iterator[LoadedSpace]:
+def _sealed_spaces(folder: Path, manifest: Json, sealer: Opener | None) -> Iterator[LoadedSpace]:
     if manifest["sealed"]:
         for namespace, parts in _read_parts(folder, manifest, sealer).items():
             yield _space_of_parts(namespace, parts, manifest["dim"])
@@ -310,7 +314,7 @@ def _vectors_reader(folder: Path, manifest: Json) -> Callable[[], Vectors]:
     return read
 
 
-def _read_parts(folder: Path, manifest: Json, sealer: Sealer | None) -> dict[str, Parts]:
+def _read_parts(folder: Path, manifest: Json, sealer: Opener | None) -> dict[str, Parts]:
     """`(part, data)` by namespace. Those whose key was destroyed are gone, as they should be."""
     found: dict[str, Parts] = {}
     if not manifest["parts"]:

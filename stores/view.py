@@ -70,7 +70,6 @@ class Space:
     lexical: Any = None
     facts: Any = None
     places: Any = None
-    episodes: Any = None
     lines: Any = None
     turns: Any = None
     waiting: list[tuple[int, Vectors]] | None = None  # for the index, while a log is replayed
@@ -78,7 +77,7 @@ class Space:
     @property
     def parts(self) -> list[Any]:
         """Those that are told of memories."""
-        found = (self.lexical, self.facts, self.places, self.episodes, self.lines)
+        found = (self.lexical, self.facts, self.places, self.lines)
         return [part for part in found if part is not None]
 
     def __len__(self) -> int:

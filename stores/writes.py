@@ -45,7 +45,8 @@ class Writes:
         novelty. Raises `Conflict` where an id exists with other content. One answer an item:
         `{id, kind, stored, status, gate: {score, reason}, anchor, shard, seq}`; status is `new`,
         `existing` (written before), `duplicate` (says the same as the memory whose id is given; see
-        `twins.py`) or `refused` (by the gate).
+        `twins.py`), `aggregated` (a fact that is there: one more telling of the one whose id is given),
+        `routed` (no usable triple: kept as an episode) or `refused` (by the gate).
         """
         memories = [memory for memory, _ in items]
         vectors = plan.check_vectors([vector for _, vector in items], self.dim)
@@ -87,7 +88,8 @@ class Writes:
         """Make `memory` the new version of the one with its id, which must be of this `generation`.
 
         Raises `NotFound`, or `Conflict` where another version was written meanwhile. Returns `{id, kind,
-        stored, status: superseded, anchor, shard, seq, generation, supersedes}`.
+        stored, status: superseded, anchor, shard, seq, generation, supersedes}`, with `closes` where a
+        fact ends others.
         """
         vectors = plan.check_vectors([vector], self.dim)
         request = plan.request_digest("supersede", plan.put_digest([memory]), generation)

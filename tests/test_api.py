@@ -270,7 +270,15 @@ def test_operator_pages(http):
     assert http.get("/health").json() == {"status": "ok"}
     ready = http.get("/ready").json()
     assert ready["status"] == "ready" and len(ready["store"]["shards"]) == 2
-    assert "sharpwave_retrieval_requests_total" in http.get("/metrics").text
+    told = http.get("/metrics").text.splitlines()
+    assert any(line.startswith("sharpwave_retrieval_requests_total ") for line in told)
+    for name, metric in (
+        ("gate_attempts", "gate_attempts_total"),
+        ("gate_accepts", "gate_accepts_total"),
+        ("duplicates", "duplicates_total"),
+        ("store_size", "store_size"),
+    ):
+        assert f"sharpwave_{metric} {float(ready['telemetry'][name])}" in told
     assert "<title>Sharpwave</title>" in http.get("/").text
     assert "/v1/chat/completions" in json.dumps(http.get("/openapi.json").json())
     assert http.get("/docs").status_code == 200

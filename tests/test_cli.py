@@ -13,6 +13,7 @@ from common.errors import Conflict, InvalidInput, Overloaded, SharpwaveError
 from jobs import cli, job_commands
 from jobs.client import Client
 from jobs.instance import Instance
+from jobs.teach import Summary
 
 Run = Callable[..., tuple[int, str, str]]
 COMMANDS = ("up", "down", "teach", "ask", "score", "consolidate", "evaluate", "forget", "status", "sql")
@@ -231,9 +232,19 @@ def test_teaching_twice_stores_nothing_twice(run: Run, server: FakeServer, tmp_p
 def test_what_the_write_gate_refuses_is_visible(run: Run, server: FakeServer, tmp_path: Path) -> None:
     server.refuse_below = 10
     file = lines(tmp_path / "two.jsonl", {"text": "short"}, {"text": "long enough to be kept"})
-    code, out, _ = run("teach", file, "--url", server.url)
-    assert code == cli.OK
+    code, out, err = run("teach", file, "--url", server.url)
+    assert code == cli.PARTIAL
     assert "1 stored of 2 written" in out and "1 refused by the write gate" in out
+    assert "1 of 2 memories are not stored" in err
+    code, out, _ = run("teach", file, "--url", server.url, "--json")
+    assert code == cli.PARTIAL and json.loads(out)["refused"] == 1
+
+
+def test_what_says_the_same_counts_as_stored() -> None:
+    statuses = ("new", "duplicate", "aggregated", "routed", "existing", "refused")
+    summary = Summary()
+    summary.count({"status": status, "stored": status != "refused"} for status in statuses)
+    assert (summary.written, summary.stored, summary.existing, summary.refused) == (6, 4, 1, 1)
 
 
 def test_one_conflict_in_a_batch_costs_only_itself(run: Run, server: FakeServer, tmp_path: Path) -> None:

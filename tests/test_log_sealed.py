@@ -7,6 +7,7 @@ from hashlib import blake2b
 
 import numpy as np
 import pytest
+from redis_helpers import RedisServer
 from store_helpers import axis
 
 from common.config import StoreConfig
@@ -42,8 +43,11 @@ class Place:
 @pytest.fixture(params=["lmdb", "jsonl", "redis"])
 def place(request, tmp_path, monkeypatch):
     monkeypatch.setenv("TEST_MASTER", MASTER.text)
-    server = request.getfixturevalue("redis_server") if request.param == "redis" else None
-    return Place(request.param, tmp_path / "store", server)
+    # Of its own: in one that tests share, a key of "test_another_..." already holds one of the words sought.
+    server = RedisServer(tmp_path / "redis") if request.param == "redis" else None
+    yield Place(request.param, tmp_path / "store", server)
+    if server:
+        server.kill()
 
 
 def put(log, number, *, namespace="acme", word="sé cret", erase=(), op=Op.PUT):

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from store_helpers import memory as parsed
 
+from common.errors import InvalidInput
 from stores import hops
 from stores.facts import as_episodic, not_a_triple
 from stores.memory import from_json, to_json
@@ -410,3 +411,13 @@ def test_a_join_equals_brute_force(told: list[Json]) -> None:
     }
     solved = graph.solve([("?x", "parent_of", "?y"), ("?y", "lives_in", "?z")])
     assert {tuple(s.values[v] for v in ("?x", "?y", "?z")) for s in solved} == expected
+
+
+def test_a_join_that_grows_too_large_is_refused() -> None:
+    graph = FactGraph()
+    for number in range(30):
+        graph.add(fact(f"f{number}", f"e{number}", "knows", f"e{number + 1}", number), number)
+    crossed = [("?a", "knows", "?b"), ("?c", "knows", "?d")]
+    assert len(graph.solve(crossed, at_most=900)) == 900
+    with pytest.raises(InvalidInput, match=r"patterns\[1\]: more than 899"):
+        graph.solve(crossed, at_most=899)

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from common.config import StoreConfig
+from actors.layout import Layout, layout_record
+from common.config import Config, StoreConfig
+from common.errors import NotFound
 from common.files import write_json
 from jobs import cli
 from jobs.sql_command import shard_folders
 from stores.shard import Shard
+from tests.redis_helpers import RedisServer
 from tests.store_helpers import DIM, NOW, memory, unit
 
 Run = Callable[..., tuple[int, str, str]]
@@ -83,7 +86,19 @@ def test_what_is_refused(run: Run, tmp_path: Path) -> None:
     assert code == cli.FAILED and "no shards" in err
 
 
+def test_of_a_store_in_redis_the_layout_is_asked_for_there(tmp_path: Path, redis_server: RedisServer) -> None:
+    store = StoreConfig(
+        dir=str(tmp_path), backend="redis", redis_url=redis_server.url, redis_prefix=tmp_path.name
+    )
+    config = Config(store=store)
+    with pytest.raises(NotFound, match="no shards"):
+        shard_folders(config)
+    assert layout_record(config).swap(None, Layout(shards=2, spread=1, generation=2))
+    assert shard_folders(config) == [tmp_path / "shards" / "g2" / name for name in ("0000", "0001")]
+
+
 def test_shards_of_the_layout_that_holds(tmp_path: Path) -> None:
     write_json(tmp_path / "shards" / "layout.json", {"version": 2, "generation": 3, "shards": 2, "spread": 1})
     folder = tmp_path / "shards" / "g3"
-    assert shard_folders(tmp_path) == [folder / "0000", folder / "0001"]
+    config = Config(store=StoreConfig(dir=str(tmp_path)))
+    assert shard_folders(config) == [folder / "0000", folder / "0001"]

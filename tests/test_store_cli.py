@@ -5,10 +5,11 @@ import json
 import pytest
 
 from jobs import cli
+from stores.turns import format_transcript
 
 COMMANDS = (
     "search list get history update weakest export import facts places turns lines seal verify snapshot probe sql "
-    "reshard"
+    "reshard keys"
 ).split()
 
 
@@ -71,6 +72,7 @@ def test_without_an_instance_the_message_says_how_to_start_one(run, command, tmp
         "turns": ("peek", "c"),
         "lines": ("get", "k"),
         "reshard": ("--shards", 2),
+        "keys": ("rotate",),
     }
     code, out, err = run(command, *arguments.get(command, ()))
     assert (code, out) == (cli.FAILED, "") and "sharpwave up" in err
@@ -88,6 +90,13 @@ def test_without_an_instance_the_message_says_how_to_start_one(run, command, tmp
         ("places", "teleport"),
         ("turns", "push", "c"),
         ("turns", "peek", "c", "text"),
+        ("turns", "peek", "c", "--file", "absent.txt"),
+        ("facts", "--where", "?x lives_in"),
+        ("keys", "new"),
+        ("keys", "rotate", "a.key"),
+        ("keys", "master", "old.key"),
+        ("keys", "master", "absent.key", "absent.key"),
+        ("facts", "--where", "?x 'lives_in Lisbon"),
         ("lines", "put", "k"),
         ("lines", "get", "k", "v"),
         ("probe",),
@@ -156,6 +165,7 @@ def test_turns_and_lines(run, ask, instance):
     assert ask("turns", "pop", name, namespace=space)["turn"]["text"] == "I moved."
     assert ask("turns", "rewind", name, namespace=space)["removed"] == 1
     assert ask("turns", "forget", name, namespace=space)["scrubbed"]
+
     first = ask("lines", "race", "drink", "Ada drinks tea.", "Ada drinks water.", namespace=space)
     assert first["status"] == "new"
     ask("lines", "race", "drink", "Ada drinks tea.", "--generation", 0, namespace=space, code=cli.CONFLICT)
@@ -163,6 +173,45 @@ def test_turns_and_lines(run, ask, instance):
     assert ask("lines", "get", "drink", namespace=space)["value"] == "Ada drinks coffee."
     assert ask("lines", "query", "coffee", namespace=space)["lines"][0]["key"] == "drink"
     assert len(ask("lines", "bias", "coffee", namespace=space)["vector"]) == 384
+
+
+def test_sql_has_a_running_instance_write_fresh_snapshots(run, remember, instance):
+    def texts(*options):
+        sql = ("sql", "SELECT text FROM memories ORDER BY text", "-n", "cli-sql", "--json", *options)
+        code, out, err = run(*sql, "--store", instance.store)
+        assert code == cli.OK, err
+        return [row[0] for row in json.loads(out)["rows"]]
+
+    remember("cli-sql", {"text": "Ada moved to Lisbon."})
+    assert texts() == ["Ada moved to Lisbon."]
+    remember("cli-sql", {"text": "Bo keeps bees."})
+    assert texts("--as-is") == ["Ada moved to Lisbon."]
+    assert texts() == ["Ada moved to Lisbon.", "Bo keeps bees."]
+
+
+def test_a_transcript_is_pushed_as_its_turns(ask, run, tmp_path):
+    said = [("user", "where is it?\nuser: he said so"), ("assistant", "see http://example.org // moved")]
+    file = tmp_path / "talk.txt"
+    file.write_text(format_transcript([{"role": role, "text": text} for role, text in said]))
+    assert ask("turns", "push", "t1", "--file", file, namespace="transcripts")["pushed"] == 2
+    found = ask("turns", "peek", "t1", "--number", 9, namespace="transcripts")["turns"]
+    assert [(turn["role"], turn["text"]) for turn in found] == said
+    for content in (b"", b"no turn", b"\xff"):
+        file.write_bytes(content)
+        code, out, err = run("turns", "push", "t1", "--file", file)
+        assert (code, out) == (cli.USAGE, "") and ("transcript" in err or "--file" in err)
+
+
+def test_facts_are_joined_by_their_variables(ask, remember, run, instance):
+    facts = [("Ada", "lives_in", "Lisbon"), ("Ada", "works_at", "Acme Ltd"), ("Bo", "lives_in", "Lisbon")]
+    names = ("subject", "relation", "object")
+    remember("joins", *({"kind": "relational", **dict(zip(names, fact, strict=True))} for fact in facts))
+    patterns = ("--where", "?x lives_in Lisbon", "--where", "?x works_at 'Acme Ltd'")
+    assert [each["values"] for each in ask("facts", *patterns, namespace="joins")["solutions"]] == [
+        {"?x": "Ada"}
+    ]
+    _, out, _ = run("facts", *patterns, "--namespace", "joins", "--url", instance.url)
+    assert out == "?x = Ada\n"
 
 
 def test_the_chain_is_sealed_verified_and_probed(run, ask, remember, instance):

@@ -5,6 +5,7 @@
 - `jsonl.py`: lines of text that a person can read; `text.py` says what a line looks like
 - `redis.py`: in a redis-server, for clusters; `server.py` sees to what that server keeps
 - `sealed.py`: in front of any of them, encryption
+- `made.py`: which backend a log was made with
 
 A caller goes through three steps, one thread at a time: `seen` (has this `op_id` been done?), `stage`
 (the records, chained and numbered, nothing written), `commit` (a batch of operations, one fsync).
@@ -18,7 +19,7 @@ from typing import Any
 from common.config import StoreConfig
 from common.keys import read_key
 from stores.crypto import KeyRing
-from stores.logs import sealed
+from stores.logs import made, sealed
 from stores.logs.base import Backend, Log, Operation
 from stores.logs.jsonl import JsonlLog
 from stores.logs.lmdb import LmdbLog
@@ -34,10 +35,12 @@ def open_log(path: Path, *, config: StoreConfig, identity: Mapping[str, Any], wa
 
     `identity` (say shard number and dimension) is written at the first open and must match later, and so
     must the chain's options. `wait_s` is how long to wait for a former owner to end; in Redis the newer
-    owner goes first. Raises `NotReady` where another process owns it, `Conflict` where it is another's,
+    owner goes first. Raises `NotReady` where another process owns it, `Conflict` where it is another's or
+    was made with another backend,
     `StoreCorrupt` where it is no log of ours, `InvalidInput` where the chain's key is missing or the master
     key is missing or another.
     """
+    made.check_log(path, config.backend)
     if config.master_key is None:
         return _open_plain(path, config, identity, wait_s)
     master, folder = read_master(config.master_key), ring_folder(path, config)
@@ -56,7 +59,9 @@ def _open_plain(path: Path, config: StoreConfig, identity: Mapping[str, Any], wa
     if config.backend == "redis":
         from stores.logs.redis import RedisLog  # importing the client takes a while
 
-        return RedisLog(path, config=config, identity=identity, chain=chain_of(config))
+        log = RedisLog(path, config=config, identity=identity, chain=chain_of(config))
+        made.note_redis(path)
+        return log
     return LmdbLog(
         path,
         map_size_bytes=config.map_size_bytes,

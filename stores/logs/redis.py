@@ -67,7 +67,7 @@ class RedisLog(BaseLog):
     ) -> None:
         """Take the log over from whoever had it; see `open_log` for the arguments and what it raises.
 
-        `path` only names the log: nothing is kept there.
+        `path` only names the log: nothing of it is kept there.
         """
         super().__init__(path, identity=identity, chain=chain)
         tag = f"{config.redis_prefix}:{{{_name(path, config)}}}"

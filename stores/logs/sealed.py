@@ -110,7 +110,10 @@ class SealedLog:
         self.inner.close()
 
     def rotate_key(self, namespace: str) -> bool:
-        """Records keep their content bytes: their piece keys are wrapped by the fresh data key."""
+        """Records keep their content bytes: their piece keys are wrapped by the fresh data key. Of a namespace
+        without a key there is nothing to rotate."""
+        if namespace not in self.ring.namespaces:
+            return True
         self.ring.rotate(namespace)
         self.inner.rewrite = self._renewed
         try:
