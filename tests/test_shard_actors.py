@@ -186,7 +186,8 @@ def test_kill_9_while_a_client_writes_loses_nothing_acknowledged(store, space):
     killed = []
 
     def kill():
-        while not stop.wait(0.4):
+        """A few times only: killed for ever as soon as it is back, a shard on a busy machine gets nothing done."""
+        while len(killed) < 5 and not stop.wait(0.4):
             victim = pid(len(killed) % SHARDS)
             os.kill(victim, signal.SIGKILL)
             killed.append(victim)
