@@ -69,7 +69,7 @@ def retold(
         return {}
     left = space.entries.keys() - {entry.memory["id"] for entry in gone}
     if ids is not None:
-        left &= {space.facts.graph.told_in(id) for id in ids}
+        left &= {space.facts.told_in(id) for id in ids}
     found = {}
     for id in sorted(left):
         tellings = space.entries[id].tellings

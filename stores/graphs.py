@@ -71,6 +71,10 @@ class Facts:
         """Ids of the facts that `by` contradicts."""
         return {*self._closed_by.get(by, ())}
 
+    def told_in(self, id: str) -> str | None:
+        """The fact that the memory of this id is a further telling of."""
+        return self.graph.told_in(id)
+
     def reopened(self, by: str) -> set[str]:
         """Ids of the facts that hold again where `by` is gone."""
         return self._closed_by.pop(by, set())

@@ -28,6 +28,9 @@ class Told:
     def plan_forget(self, conversation, texts):
         return None, 0
 
+    def told_in(self, id):
+        return None
+
     def add(self, entry, vector):
         assert vector.shape == (DIM,)
         self.told.append(("add", entry.memory["id"], entry.memory["text"]))
