@@ -61,7 +61,7 @@ def run(config: Config, out: Path, seed: int) -> dict[str, Any]:
             with _stage(seconds, "modes"):
                 modes = {name: _measure(client, questions[::2], memory) for name, memory in MODES.items()}
             with _stage(seconds, "score"):
-                matrix = _score(instance, questions, out)
+                matrix = _score(instance, questions[::2], out)
             with _stage(seconds, "consolidate"):
                 consolidated = _job(instance, "consolidate", out / "consolidate")
             with _stage(seconds, "ask"):
