@@ -142,6 +142,7 @@ def test_the_head_gets_this_instances_identity_and_not_the_callers(
 DASHBOARD = "import ray; print('http://' + ray.init(logging_level=40).dashboard_url)"
 
 
+@pytest.mark.slow
 def test_two_instances_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray heads without the application: start two, run a job on one, lose one to a failed start, stop the other."""
     monkeypatch.setattr(instances, "answers", lambda url: True)
