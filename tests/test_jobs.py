@@ -63,7 +63,6 @@ def test_scoring_writes_files_and_salience(instance, http, taught, tmp_path):
         assert found["statistics"]["last_scored"] is not None
 
 
-@pytest.mark.slow
 def test_an_adapter_under_the_bar_is_rolled_back_with_reasons(instance, http, taught, tmp_path):
     code, lines = run(instance, "consolidate", tmp_path, settings=[*TINY, "gate.min_uplift=1.01"])
     assert code == 3, lines
