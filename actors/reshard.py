@@ -11,6 +11,7 @@ A process that dies in steps 1 to 3 leaves the old layout, in 5 the new one: lea
 and the shards of the layout that does not hold remove themselves, or the next start removes them.
 """
 
+import logging
 import time
 import uuid
 from collections import deque
@@ -36,6 +37,8 @@ LITTLE = 2_000  # records that may be left for the time in which writes wait
 MOST_ROUNDS = 20  # of copying while writes go on: a store written faster than it is copied is held anyway
 USES_AT_ONCE = 1_000
 NOT_COUNTERS = ("memories", "seq", "epoch")  # among the numbers of `Shard.counts`
+
+logger = logging.getLogger(__name__)
 
 Json = dict[str, Any]
 Say = Callable[[str], None]
@@ -298,5 +301,6 @@ class _Beat:
         while not self._stop.wait(self._every_s):
             try:
                 self._beat()
-            except Exception:
+            except Exception as error:
+                logger.warning("reshard: leases are no longer renewed: %s", error)
                 return

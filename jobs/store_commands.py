@@ -11,7 +11,7 @@ from common.errors import InvalidInput
 from jobs.options import DEFAULT_STORE, Key, Namespace, Store, Url, connect, given
 from jobs.options import Json as AsJson
 from jobs.output import emit, flat, rows, table
-from stores.turns import parse_transcript
+from stores.turns import Role, parse_transcript
 
 Json = dict[str, Any]
 At = Annotated[str | None, typer.Option(help="at this time: ISO 8601, or seconds")]
@@ -114,9 +114,7 @@ def turns(
     action: Annotated[Literal["push", "pop", "peek", "rewind", "forget"], typer.Argument(help="what to do")],
     conversation: Annotated[str, typer.Argument(help="its name")],
     text: Annotated[str | None, typer.Argument(help="of the turn to push")] = None,
-    role: Annotated[
-        Literal["user", "assistant", "system", "tool"], typer.Option(help="who said it")
-    ] = "user",
+    role: Annotated[Role, typer.Option(help="who said it")] = "user",
     file: Annotated[
         Path | None,
         typer.Option(exists=True, dir_okay=False, help="of push: a transcript, in place of a text"),
@@ -139,14 +137,15 @@ def turns(
     In a transcript a turn begins with its role and a colon ("user: I moved to Lisbon."); lines that follow belong to
     it. A backslash before a line that reads like a beginning keeps it in its turn.
     """
-    path, body = f"/v1/conversations/{quote(conversation, safe='')}", {"namespace": namespace}
+    path = f"/v1/conversations/{quote(conversation, safe='')}"
+    body: dict[str, Any] = {"namespace": namespace}
     if (text is not None) + (file is not None) != (action == "push"):
         raise InvalidInput("push, and only push, needs the text of a turn, or --file", param="text")
     if action == "push":
         said = [{"role": role, "text": text}] if file is None else _transcript(file)
-        body |= {"turns": said}  # type: ignore[dict-item]
+        body |= {"turns": said}
     elif action in ("peek", "rewind"):
-        body |= {"n": n}  # type: ignore[dict-item]
+        body |= {"n": n}
     with connect(store, url, api_key) as client:
         if action == "forget":
             answer = client.delete(path, namespace=namespace)

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from serve.schema import Body, Namespace
 from stores.lines import MAX_KEY
-from stores.turns import ROLES
+from stores.turns import Role
 
 MAX_CANDIDATES = 256
 MAX_TURNS = 10_000
@@ -116,7 +116,7 @@ class RaceBody(Body):
 
 
 class TurnBody(Body):
-    role: Literal[ROLES]  # type: ignore[valid-type]
+    role: Role
     text: str
     time: Number | None = None
 

@@ -19,12 +19,13 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from operator import itemgetter
-from typing import Any
+from typing import Any, Literal, get_args
 
 from common.errors import InvalidInput
 from stores.record import Record
 
-ROLES = ("user", "assistant", "system", "tool")
+Role = Literal["user", "assistant", "system", "tool"]
+ROLES: tuple[str, ...] = get_args(Role)
 POPPED_KEPT = 256  # turns that a retried pop can still answer with, a conversation
 
 Json = dict[str, Any]

@@ -1,7 +1,6 @@
 """The three keepers of logs, for tests that must hold for each."""
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -9,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import lmdb
-import pytest
 from redis_helpers import RedisServer
 
 from common.config import StoreConfig
@@ -131,35 +129,6 @@ def append(log: Log, number: int, *, erase: Sequence[int] = (), **content: Any) 
 
 def numbers(log: Log) -> list[int]:
     return [record.content()["number"] for record in log.records() if not record.erased]
-
-
-FSYNC_SHIM = """
-#include <dlfcn.h>
-#include <errno.h>
-#include <stdlib.h>
-#include <unistd.h>
-static int broken(void) { return access(getenv("FSYNC_FAILS_WHILE"), F_OK) == 0; }
-int fdatasync(int fd) {
-    if (broken()) { errno = EIO; return -1; }
-    return ((int (*)(int))dlsym(RTLD_NEXT, "fdatasync"))(fd);
-}
-int fsync(int fd) {
-    if (broken()) { errno = EIO; return -1; }
-    return ((int (*)(int))dlsym(RTLD_NEXT, "fsync"))(fd);
-}
-"""
-
-
-def fsync_shim(folder: Path) -> dict[str, str]:
-    """Environment of a process whose fsync fails while the file FSYNC_FAILS_WHILE is there."""
-    if not (compiler := shutil.which("cc")):
-        pytest.skip("needs a C compiler to make fsync fail")
-    (folder / "shim.c").write_text(FSYNC_SHIM)
-    shim = folder / "shim.so"
-    subprocess.run(
-        [compiler, "-D_GNU_SOURCE", "-shared", "-fPIC", "-o", shim, folder / "shim.c", "-ldl"], check=True
-    )
-    return {"LD_PRELOAD": str(shim), "FSYNC_FAILS_WHILE": str(folder / "flag")}
 
 
 def run(code: str, *args: Any, **env: str) -> subprocess.CompletedProcess[str]:

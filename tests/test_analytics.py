@@ -160,8 +160,8 @@ def test_other_namespaces_are_not_there(folders: Folders) -> None:
 @pytest.mark.parametrize(
     "sql",
     [
-        "COPY memories TO '/tmp/sharpwave-out.csv'",
-        "ATTACH '/tmp/sharpwave.db'",
+        "COPY memories TO '{out}/out.csv'",
+        "ATTACH '{out}/out.db'",
         "INSTALL httpfs",
         "LOAD httpfs",
         "SET enable_external_access = true",
@@ -170,7 +170,7 @@ def test_other_namespaces_are_not_there(folders: Folders) -> None:
         "DROP VIEW memories",
         "DELETE FROM memories",
         "INSERT INTO memories SELECT * FROM memories",
-        "EXPORT DATABASE '/tmp/sharpwave-out'",
+        "EXPORT DATABASE '{out}/out'",
         "CALL pragma_version()",
         "SELECT 1; SELECT 2",
         "SELECT * FROM read_csv('/etc/passwd')",
@@ -181,19 +181,21 @@ def test_other_namespaces_are_not_there(folders: Folders) -> None:
         "SELECT * FROM '/etc/passwd'",
         "SELECT * FROM glob('/etc/*')",
         "SELECT * FROM sniff_csv('/etc/passwd')",
-        "SELECT * FROM query('COPY memories TO ''/tmp/sharpwave-out.csv''')",
-        "EXPLAIN ANALYZE COPY memories TO '/tmp/sharpwave-out.csv'",
+        "SELECT * FROM query('COPY memories TO ''{out}/out.csv''')",
+        "EXPLAIN ANALYZE COPY memories TO '{out}/out.csv'",
         "SELECT getenv('HOME')",
         "SELECT * FROM found",  # a variable of the caller
         "",
         "no sql at all",
     ],
 )
-def test_everything_but_reading_is_refused(folders: Folders, sql: str) -> None:
+def test_everything_but_reading_is_refused(folders: Folders, sql: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
     with pytest.raises(InvalidInput) as caught:
-        query(folders, sql)
+        query(folders, sql.replace("{out}", str(out)))
     assert caught.value.param == "sql"
-    assert not [*Path("/tmp").glob("sharpwave-out*")]
+    assert not [*out.iterdir()]
 
 
 def test_more_rows_than_the_limit_are_said_to_be_there(folders: Folders) -> None:

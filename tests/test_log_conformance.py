@@ -9,8 +9,9 @@ from hashlib import blake2b
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from log_backends import BACKENDS, Backend, append, draft, fsync_shim, numbers, operation, run
+from log_backends import BACKENDS, Backend, append, draft, numbers, operation, run
 from redis_helpers import RedisServer
+from store_helpers import failing_fsync
 
 from common.errors import Conflict, InvalidInput, NotReady, StoreCorrupt
 from stores import record as records
@@ -380,7 +381,7 @@ print(json.dumps({"acknowledged": acknowledged, "told": told, "failure": log.fai
 @pytest.mark.parametrize("fault", ["fsync", "write"])
 @pytest.mark.parametrize("name", BACKENDS)
 def test_a_failed_write_stops_the_log_and_loses_nothing_acknowledged(name, fault, tmp_path):
-    shim = fsync_shim(tmp_path) if fault == "fsync" else {}
+    shim = failing_fsync(tmp_path) if fault == "fsync" else {}
     server = None
     if name == "redis":
         server = RedisServer(tmp_path / "server", environment=shim)

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import ray
+from ray_helpers import local_ray
 from store_helpers import DIM, NOW, axis, memory, unit
 
 from actors.shards import RAY_NAMESPACE, ShardedStore, start_shards
@@ -22,24 +23,8 @@ SHARDS = 2
 
 @pytest.fixture(scope="module")
 def cluster():
-    os.environ["RAY_AUTH_MODE"] = "disabled"  # a local ray.init would set it to token for every later test
-    for attempt in range(3):
-        try:
-            ray.init(
-                address="local",  # never somebody's cluster on this machine
-                num_cpus=2,
-                include_dashboard=False,
-                object_store_memory=80 << 20,
-                namespace=RAY_NAMESPACE,
-                log_to_driver=False,
-            )
-            break
-        except Exception:  # Ray gives its own start 30 s, too few on a machine that is very busy
-            ray.shutdown()
-            if attempt == 2:
-                raise
-    yield
-    ray.shutdown()
+    with local_ray():
+        yield
 
 
 @pytest.fixture(scope="module")
