@@ -191,6 +191,11 @@ class ServeConfig(Section):
     max_body_bytes: int = Field(32 << 20, ge=1024)
     max_import_bytes: int = Field(4 << 30, ge=1024, description="of a file to import, in place of that")
     max_queued: int = Field(64, ge=1, description="requests in flight before 429")
+    max_batch: int = Field(8, ge=1, description="requests that decode together on one replica")
+    kv_cache_bytes: int = Field(2 << 30, ge=1 << 20, description="keys and values of the requests that run")
+    prefill_tokens: int = Field(
+        256, ge=16, description="prompt tokens run between two tokens of the requests that already answer"
+    )
     deadline_s: float = Field(120.0, gt=0.0)
     recall_deadline_s: float = Field(10.0, gt=0.0, description="then a chat is answered without memory")
     max_new_tokens: int = Field(256, ge=1, description="where the request gives none")

@@ -134,28 +134,53 @@ def rotated(states: Tensor, distance: int, inverse_frequency: Tensor) -> Tensor:
     return torch.stack((turned.to(states.dtype), states[:, 1]), dim=1)
 
 
-@torch.inference_mode()
+class Prefill:
+    """A prompt being run behind its prefix, some tokens at a time. Once `done`: `cache`, `logits` of the last
+    token (`[vocabulary]`), and `position`, the next one."""
+
+    def __init__(self, prefix: Prefix | None, ids: Sequence[int], config: Any) -> None:
+        self.cache = DynamicCache(config=config) if prefix is None else as_cache(prefix.states, config)
+        self.logits = torch.empty(0)
+        start = prefix.length if prefix else 0
+        again = prefix.again if prefix else ()
+        self.position = start + len(ids)
+        self._tokens = [token for token, _ in again] + list(ids)
+        self._queries = torch.tensor([p for _, p in again] + list(range(start, self.position)))
+        self._keys = prefix.positions if prefix else self._queries[:0]
+        self._next = 0
+
+    @property
+    def done(self) -> bool:
+        return self._next >= len(self._tokens)
+
+    @torch.inference_mode()
+    def advance(self, model: Any, limit: int | None = None) -> int:
+        """Run up to `limit` more tokens. Returns how many."""
+        end = len(self._tokens) if limit is None else min(self._next + limit, len(self._tokens))
+        tokens, queries = self._tokens[self._next : end], self._queries[self._next : end]
+        self._keys = torch.cat((self._keys, queries))
+        mask = None
+        if len(self._keys) > len(queries):
+            # Slots may stand out of order, so what a token sees is decided by position, never by slot.
+            mask = (self._keys[None] <= queries[:, None])[None, None].to(model.device)
+        out = model(
+            input_ids=_row(tokens, model),
+            past_key_values=self.cache,
+            position_ids=queries[None].to(model.device),
+            attention_mask=mask,
+            logits_to_keep=1,
+        )
+        self._next = end
+        if self.done:
+            self.logits = out.logits[0, -1]
+        return len(tokens)
+
+
 def prefill(model: Any, prefix: Prefix | None, ids: Sequence[int]) -> tuple[DynamicCache, Tensor, int]:
     """Run `ids` behind the prefix. Returns the cache, the last token's logits `[vocabulary]`, and the next position."""
-    if prefix is None:
-        cache = DynamicCache(config=model.config)
-        out = model(input_ids=_row(ids, model), past_key_values=cache, logits_to_keep=1)
-        return cache, out.logits[0, -1], len(ids)
-    tokens = [token for token, _ in prefix.again] + list(ids)
-    end = prefix.length + len(ids)
-    queries = torch.tensor([p for _, p in prefix.again] + list(range(prefix.length, end)))
-    keys = torch.cat((prefix.positions, queries))
-    # Slots may stand out of order, so what a token sees is decided by position, never by slot.
-    mask = (keys[None, :] <= queries[:, None])[None, None].to(model.device)
-    cache = as_cache(prefix.states, model.config)
-    out = model(
-        input_ids=_row(tokens, model),
-        past_key_values=cache,
-        position_ids=queries[None].to(model.device),
-        attention_mask=mask,
-        logits_to_keep=1,
-    )
-    return cache, out.logits[0, -1], end
+    running = Prefill(prefix, ids, model.config)
+    running.advance(model)
+    return running.cache, running.logits, running.position
 
 
 @torch.inference_mode()

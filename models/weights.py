@@ -1,8 +1,9 @@
 """The base weights of a replica and the adapter versions loaded on top of them."""
 
 import contextlib
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from peft import PeftModel
@@ -11,9 +12,15 @@ from common.errors import Conflict
 from models.adapters import BASE, AdapterStore
 from models.load import LoadedModel
 
+_PEFT_BASE = "__base__"  # PEFT's name for a row of a mixed batch that no adapter touches
+
 
 class Weights:
-    """A base model and the adapter versions loaded on top of it. Not thread-safe: the engine's lock holds it."""
+    """A base model and the adapter versions loaded on top of it. Not thread-safe: the engine's lock holds it.
+
+    A version stays as long as someone holds it (`hold`, `release`), and beyond that while it is among the
+    `max_adapters` used last.
+    """
 
     def __init__(self, loaded: LoadedModel, store: AdapterStore, max_adapters: int) -> None:
         self.base = loaded.model
@@ -21,7 +28,24 @@ class Weights:
         self._store = store
         self._max = max_adapters
         self._peft: Any = None
-        self._held: OrderedDict[str, None] = OrderedDict()
+        self._loaded: OrderedDict[str, None] = OrderedDict()
+        self._holders: Counter[str] = Counter()
+
+    def hold(self, digest: str) -> None:
+        """Keep this version until `release`. Raises what loading it raises."""
+        if digest != BASE:
+            self._holders[digest] += 1
+            try:
+                self._load(digest)
+            except BaseException:
+                self.release(digest)
+                raise
+
+    def release(self, digest: str) -> None:
+        if digest != BASE:
+            self._holders[digest] -= 1
+            self._holders += Counter()  # forgets those at 0
+            self._evict()
 
     @contextlib.contextmanager
     def using(self, digest: str) -> Iterator[Any]:
@@ -34,9 +58,20 @@ class Weights:
         self._peft.set_adapter(digest, inference_mode=True)
         yield self.base  # PEFT injects into the base model's own layers
 
-    def _load(self, digest: str) -> None:
-        if digest in self._held:
-            self._held.move_to_end(digest)
+    @contextlib.contextmanager
+    def mixed(self, digests: Sequence[str]) -> Iterator[Callable[..., Any]]:
+        """The model to call with a batch whose rows are answered by these versions."""
+        if len(set(digests)) == 1:
+            with self.using(digests[0]) as model:
+                yield model
+            return
+        for digest in {*digests} - {BASE}:
+            self._load(digest, evict=False)
+        yield partial(self._peft, adapter_names=[digest or _PEFT_BASE for digest in digests])
+
+    def _load(self, digest: str, *, evict: bool = True) -> None:
+        if digest in self._loaded:
+            self._loaded.move_to_end(digest)
             return
         trained_on = self._store.manifest(digest).get("model_digest")
         if trained_on != self._digest:
@@ -51,7 +86,13 @@ class Weights:
             self._peft = PeftModel.from_pretrained(self.base, path, adapter_name=digest, is_trainable=False)
         else:
             self._peft.load_adapter(path, adapter_name=digest, is_trainable=False)
-        self._held[digest] = None
-        while len(self._held) > self._max:
-            oldest, _ = self._held.popitem(last=False)
+        self._loaded[digest] = None
+        if evict:
+            self._evict(besides=digest)
+
+    def _evict(self, besides: str | None = None) -> None:
+        idle = [digest for digest in self._loaded if digest not in self._holders and digest != besides]
+        while len(self._loaded) > self._max and idle:
+            oldest = idle.pop(0)
+            del self._loaded[oldest]
             self._peft.delete_adapter(oldest)

@@ -193,11 +193,9 @@ class Api:
                     self._stream(reply, first, pieces, held), media_type="text/event-stream"
                 )
             async with contextlib.aclosing(pieces):
-                text = [first, *[piece async for piece in pieces]]
-        turn = text.pop()
-        assert isinstance(turn, dict)
+                *told, turn = [first, *[piece async for piece in pieces]]
         self._after(body.memory.namespace, turn, counted=counted)
-        return JSONResponse(reply.completion("".join(str(piece) for piece in text), turn))
+        return JSONResponse(reply.completion("".join(piece["text"] for piece in told), turn))
 
     @app.post("/v1/score")
     async def score(self, body: ScoreBody, asking: Asking) -> dict[str, Any]:
@@ -294,7 +292,7 @@ class Api:
 
     async def _generate(
         self, body: ChatBody, mode: str, adapter: str, recalled: Recalled
-    ) -> AsyncGenerator[str | dict[str, Any]]:
+    ) -> AsyncGenerator[dict[str, Any]]:
         request = {
             "messages": body.messages,
             "memories": recalled.for_engine,
@@ -321,8 +319,8 @@ class Api:
     async def _stream(
         self,
         reply: shapes.Reply,
-        first: str | dict[str, Any],
-        pieces: AsyncGenerator[str | dict[str, Any]],
+        first: dict[str, Any],
+        pieces: AsyncGenerator[dict[str, Any]],
         held: contextlib.AsyncExitStack,
     ) -> AsyncIterator[str]:
         async with held, contextlib.aclosing(pieces):
@@ -335,9 +333,9 @@ class Api:
                 yield f"data: {json.dumps(unwrap(error).to_dict())}\n\n"
             yield "data: [DONE]\n\n"
 
-    def _event(self, reply: shapes.Reply, piece: str | dict[str, Any]) -> str:
-        if isinstance(piece, str):
-            return reply.delta(piece)
+    def _event(self, reply: shapes.Reply, piece: dict[str, Any]) -> str:
+        if "text" in piece:
+            return reply.delta(piece["text"])
         self._after(reply.body.memory.namespace, piece)
         return reply.closing(piece)
 
