@@ -100,7 +100,7 @@ class Engine:
         with self._lock:
             self.steps += 1
             heard = [*self._prefill(), *self._decode()]
-            if not self._requests or self.steps % ENCODE_EVERY == 0:
+            if not heard or self.steps % ENCODE_EVERY == 0:  # nobody waits for what this step has brought
                 self._encode()
             return heard
 
