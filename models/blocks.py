@@ -6,6 +6,7 @@ nothing crosses it. A block whose token ids are not the memory's present ones is
 With a `Sealer` the files are encrypted by namespace; one that it cannot open is a miss too.
 """
 
+import contextlib
 import hashlib
 import json
 import threading
@@ -19,6 +20,7 @@ from safetensors.torch import load, save
 
 from common.errors import SharpwaveError
 from common.files import write_bytes
+from models.erased import ErasedMarks
 from models.prefix import KVBlock
 
 Key = tuple[str, str, str]
@@ -46,6 +48,7 @@ class BlockStore:
         self._held: OrderedDict[Key, KVBlock] = OrderedDict()
         self._held_bytes = 0
         self._lock = threading.Lock()
+        self.erased = ErasedMarks(folder / "erased")
         self.hits = self.disk_hits = self.misses = 0
 
     def get(self, namespace: str, memory_id: str, fingerprint: str, ids: Sequence[int]) -> KVBlock | None:
@@ -102,12 +105,20 @@ class BlockStore:
                 self._drop(key)
         for folder in self._fingerprint_folders(namespace):
             for memory_id in ids:
-                file = folder / f"{_digest(memory_id)}.safetensors"
-                if file.exists():
-                    file.unlink()
-                    removed += 1
+                removed += _unlinked(folder / f"{_digest(memory_id)}.safetensors")
         if self._sealer is not None and not any((self._folder / _digest(namespace)).glob("*/*")):
             self._sealer.destroy(namespace)
+        return removed
+
+    def purge(self, fingerprint: str) -> int:
+        """Remove all blocks of a model version that has retired. Returns how many files went."""
+        with self._lock:
+            for key in [key for key in self._held if key[2] == fingerprint]:
+                self._drop(key)
+        removed = sum(_unlinked(path) for path in self._folder.glob(f"*/{fingerprint}/*.safetensors"))
+        for folder in self._folder.glob(f"*/{fingerprint}"):
+            with contextlib.suppress(OSError):  # another process has just written into it
+                folder.rmdir()
         return removed
 
     @property
@@ -149,6 +160,15 @@ class BlockStore:
     def _fingerprint_folders(self, namespace: str) -> list[Path]:
         folder = self._folder / _digest(namespace)
         return [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+
+
+def _unlinked(path: Path) -> bool:
+    """Whether the file went by this call: another process may have removed it."""
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _notes(data: bytes) -> Notes:

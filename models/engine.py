@@ -18,8 +18,8 @@ from models.answer import Answer
 from models.blocks import BlockStore
 from models.injection import ENCODE_BATCH, ENCODE_TOKENS, Injection, Recalled
 from models.load import LoadedModel
+from models.messages import Conversation, Message
 from models.prefix import stacked
-from models.prompt import Message
 from models.sampling import Sampling
 from models.table import KVTable
 from models.turn import Turn
@@ -55,7 +55,7 @@ class Engine:
 
     def submit(
         self,
-        messages: Sequence[Message],
+        messages: Conversation,
         memories: Sequence[Recalled],
         *,
         namespace: str,
@@ -65,7 +65,8 @@ class Engine:
     ) -> Answer:
         """Queue a request. `memories` come most relevant first (mode `full`: in order of time).
 
-        Raises `InvalidInput` where prompt and answer do not fit the model's context or the KV cache.
+        Raises `InvalidInput` where prompt and answer do not fit the model's context or the KV cache, `NotFound`
+        for a version that does not exist.
         """
         with self._lock:
             self._weights.hold(adapter)
@@ -119,7 +120,7 @@ class Engine:
 
     def answer(
         self,
-        messages: Sequence[Message],
+        messages: Conversation,
         memories: Sequence[Recalled],
         *,
         namespace: str,
@@ -160,6 +161,18 @@ class Engine:
             "fallbacks": self.memories.fallbacks,
             "encode_failures": self.encode_failures,
         }
+
+    def enqueue(self, namespace: str, memories: Sequence[Recalled], adapter: str) -> None:
+        """See `Injection.enqueue`; for a version that has retired meanwhile there is nothing to encode."""
+        if self._weights.exists(adapter):
+            self.memories.enqueue(namespace, memories, adapter)
+
+    def retire(self, adapter: str) -> int:
+        """Drop what was made for a version that is gone from the disk; requests that run keep its weights.
+        Returns the number of KV block files removed."""
+        with self._lock:
+            self._weights.retire(adapter)
+            return self.memories.retire(adapter)
 
     def encode_some(self) -> int:
         """Encode a batch of queued blocks. Returns how many; call until 0."""

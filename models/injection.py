@@ -15,7 +15,8 @@ from common.errors import InvalidInput
 from models import prefix as kv
 from models.blocks import BlockStore
 from models.load import LoadedModel
-from models.prompt import Message, PromptBuilder
+from models.messages import Conversation
+from models.prompt import PromptBuilder
 from models.turn import Turn
 
 ENCODE_BATCH = 16
@@ -57,7 +58,6 @@ class Injection:
         self._inverse_frequency = loaded.model.model.rotary_emb.inv_freq
         self._heads: dict[str, torch.Tensor] = {}
         self._queue: dict[_Key, tuple[str, str]] = {}  # text, fingerprint
-        self._erased: set[tuple[str, str]] = set()
         self._queue_lock = threading.Lock()
 
     # Prompts
@@ -65,7 +65,7 @@ class Injection:
     def prompt(
         self,
         model: Any,
-        messages: Sequence[Message],
+        messages: Conversation,
         memories: Sequence[Recalled],
         *,
         namespace: str,
@@ -174,7 +174,9 @@ class Injection:
             self._blocks.put(key[0], kv.KVBlock(key[1], mark, tuple(block), text, states))
             with self._queue_lock:
                 forgotten = self._queue.pop(key, None) is None
-            if forgotten:  # while it was being encoded
+            if forgotten or self._blocks.erased.has(
+                *key[:2]
+            ):  # while it was being encoded, here or elsewhere
                 self._blocks.forget(key[0], [key[1]])
         return len(chosen)
 
@@ -188,8 +190,7 @@ class Injection:
 
     def written(self, namespace: str, memory_ids: Sequence[str]) -> None:
         """These ids hold content (again): their blocks may be encoded."""
-        with self._queue_lock:
-            self._erased -= {(namespace, id) for id in memory_ids}
+        self._blocks.erased.discard(namespace, memory_ids)
 
     def enqueue(self, namespace: str, memories: Sequence[Recalled], adapter: str) -> None:
         """Have these memories' blocks encoded for this model version, where they are not yet.
@@ -202,14 +203,20 @@ class Injection:
             if len(ids) > self._loaded.context_tokens or self._blocks.has(namespace, memory.id, mark, ids):
                 continue
             with self._queue_lock:
-                if (namespace, memory.id) not in self._erased:
+                if not self._blocks.erased.has(namespace, memory.id):
                     self._queue[(namespace, memory.id, adapter)] = (memory.text, mark)
 
     def forget(self, namespace: str, memory_ids: Sequence[str]) -> int:
         """Drop queued and stored blocks of these memories. Returns the number of files removed."""
         ids = set(memory_ids)
+        self._blocks.erased.add(namespace, ids)
         with self._queue_lock:
-            self._erased |= {(namespace, id) for id in ids}
             for key in [key for key in self._queue if key[0] == namespace and key[1] in ids]:
                 del self._queue[key]
         return self._blocks.forget(namespace, ids)
+
+    def retire(self, adapter: str) -> int:
+        """Drop all that was made for this model version. Returns the number of files removed."""
+        self.give_up(adapter)
+        self._heads.pop(adapter, None)
+        return self._blocks.purge(self.fingerprint(adapter))

@@ -108,7 +108,7 @@ class EngineReplica:
         self._engine.memories.written(namespace, [memory["id"] for memory in memories])
         recalled = [Recalled(**memory) for memory in memories]
         for adapter in adapters:
-            await self._run(partial(self._engine.memories.enqueue, namespace, recalled, adapter))
+            await self._run(partial(self._engine.enqueue, namespace, recalled, adapter))
         self._wanted.set()
 
     async def score(self, messages: list[dict[str, Any]], adapter: str) -> list[dict[str, Any]]:
@@ -116,6 +116,10 @@ class EngineReplica:
 
     async def forget(self, namespace: str, memory_ids: list[str]) -> int:
         return await self._run(lambda: self._engine.memories.forget(namespace, memory_ids))
+
+    async def retire(self, adapter: str) -> int:
+        """Drop all that was made for this version, which is gone from the disk. Returns how many files went."""
+        return await self._run(lambda: self._engine.retire(adapter))
 
     async def status(self) -> dict[str, Any]:
         return {
@@ -163,6 +167,11 @@ class EmbedderReplica:
     async def encode(self, texts: list[str]) -> np.ndarray:
         """float32 `[len(texts), dim]` unit vectors."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._embedder.encode, texts)
+
+    async def encode_counted(self, texts: list[str]) -> tuple[np.ndarray, int]:
+        """The vectors, and how many tokens of the texts they tell of."""
+        count = asyncio.get_running_loop().run_in_executor(self._thread, self._embedder.count_tokens, texts)
+        return await self.encode(texts), await count
 
     async def rerank(self, texts: list[str], query: str) -> list[float]:
         """See `Reranker.scores`; only with `recall.reranker`."""
