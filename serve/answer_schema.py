@@ -178,9 +178,7 @@ class RetiredAnswer(BaseModel):
     kv_blocks: int = Field(description="files removed that only this version could use")
 
 
-STREAM: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
-}
+STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorAnswer, "description": "What was sent cannot be done; the message says why"},
     "5XX": {"model": ErrorAnswer, "description": "A part is not ready, or failed"},

@@ -54,6 +54,7 @@ for routes in (
 ):
     app.include_router(routes.router)
 
+READY_S = 5.0  # who asks whether to send requests here wants to know soon
 METRICS_STORE_S = 5.0  # a scrape waits no longer for the store's counts
 PAGE = Path(__file__).with_name("page.html")
 
@@ -193,7 +194,7 @@ class Api:
     @app.get("/ready")
     async def ready(self) -> dict[str, Any]:
         try:
-            async with asyncio.timeout(min(30.0, self._config.serve.deadline_s)):
+            async with asyncio.timeout(READY_S):
                 engine, store = await asyncio.gather(self._engines.status(), self._store.counts())
         except (TimeoutError, SharpwaveError, ray.exceptions.RayError, RayServeException) as error:
             raise NotReady(f"not ready: {unwrap(error)}") from error
@@ -202,7 +203,7 @@ class Api:
         shown = {**{k: v for k, v in store.items() if k != "namespaces"}, "shards": shards}
         return {"status": "ready", "engine": engine, "store": shown, "telemetry": self._telemetry.of(store)}
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics(self) -> PlainTextResponse:
         store = None
         with contextlib.suppress(

@@ -1,7 +1,8 @@
 """All replicas of the engine as one: which of them answers, and what every one of them has to hear.
 
-A namespace's requests go to the same replica as long as that one keeps up (`serve.app` gives the router), since its
-memory holds the namespace's KV blocks; the disk with all blocks is everybody's.
+All replicas share the disk with the KV blocks; each holds in memory what it has used. So requests whose best memory
+is the same go to the same replica (`serve.app` gives the router): it has the block, and even one namespace's
+requests spread over all.
 """
 
 from collections.abc import AsyncGenerator, Sequence
@@ -13,7 +14,10 @@ from ray.serve.handle import DeploymentHandle
 from common.errors import NotReady
 
 Json = dict[str, Any]
-SUMMED = ("waiting", "running", "kv_cache_bytes", "pending_blocks", "fallbacks", "encode_failures")
+SUMMED = (
+    "answered", "waiting", "running", "kv_cache_bytes", "pending_blocks", "fallbacks", "encode_failures",
+)  # fmt: skip
+LOAD = ("answered", "waiting", "running", "pending_blocks")
 
 
 class Engines:
@@ -25,7 +29,9 @@ class Engines:
 
     async def generate(self, request: Json) -> AsyncGenerator[Json]:
         """See `EngineReplica.generate`. Closing it cancels the request."""
-        pieces = self._at(request["namespace"], stream=True).generate.remote(request)
+        best = [memory["id"] for memory in request["memories"][:1]]
+        session = {"session_id": "/".join([request["namespace"], *best])} if best else {}
+        pieces = self._handle.options(stream=True, **session).generate.remote(request)
         try:
             async for piece in pieces:
                 yield piece
@@ -34,7 +40,7 @@ class Engines:
 
     async def enqueue(self, namespace: str, memories: Sequence[Json], versions: Sequence[str]) -> None:
         """See `EngineReplica.enqueue`; one replica encodes for all."""
-        await self._at(namespace).enqueue.remote(namespace, [*memories], [*versions])
+        await self._handle.enqueue.remote(namespace, [*memories], [*versions])
 
     async def score(self, messages: Sequence[Json], adapter: str) -> list[Json]:
         scores: list[Json] = await self._handle.score.remote([*messages], adapter)
@@ -49,12 +55,10 @@ class Engines:
         return sum(await self._all("retire", adapter))
 
     async def status(self) -> Json:
-        """What they serve, how many they are, and their counters summed up."""
+        """What they serve, their counters summed up, and each one's load under `replicas`."""
         told = await self._all("status")
-        return {**told[0], **{name: sum(one[name] for one in told) for name in SUMMED}, "replicas": len(told)}
-
-    def _at(self, namespace: str, *, stream: bool = False) -> DeploymentHandle:
-        return self._handle.options(session_id=namespace, stream=stream)
+        sums = {name: sum(one[name] for one in told) for name in SUMMED}
+        return {**told[0], **sums, "replicas": [{name: one[name] for name in LOAD} for one in told]}
 
     async def _all(self, method: str, *args: Any) -> list[Any]:
         """The answers of all running replicas. One that died meanwhile is left out: nothing of it remains."""

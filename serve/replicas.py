@@ -30,13 +30,7 @@ from stores.logs import block_ring
 logger = logging.getLogger(__name__)
 
 
-@ray_serve.deployment(
-    max_ongoing_requests=256,
-    health_check_timeout_s=120,
-    max_constructor_retry_count=1,
-    graceful_shutdown_timeout_s=5,
-    ray_actor_options={"num_cpus": 0.5},
-)
+@ray_serve.deployment(health_check_timeout_s=120, max_constructor_retry_count=1)
 class EngineReplica:
     """A thin shell around `models.engine.Engine`, whose steps one thread runs as long as there is work.
 
@@ -54,6 +48,7 @@ class EngineReplica:
         self._engine = Engine(loaded, weights, blocks, config.recall, config.serve)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._news: dict[Answer, asyncio.Event] = {}
+        self._answered = 0
         self._wanted = asyncio.Event()
         self._stepping = asyncio.get_running_loop().create_task(self._step_forever())
 
@@ -79,6 +74,7 @@ class EngineReplica:
             self._thread.submit(self._engine.cancel, answer)  # nothing where it is done
         if answer.error is not None:
             raise answer.error
+        self._answered += 1
         yield dataclasses.asdict(turn)
 
     async def _submit(self, request: dict[str, Any], turn: Turn) -> Answer:
@@ -127,6 +123,7 @@ class EngineReplica:
             "digest": self._engine.loaded.digest,
             "dtype": str(self._engine.loaded.dtype).removeprefix("torch."),
             "device": str(self._engine.loaded.device),
+            "answered": self._answered,
             **self._engine.status(),
         }
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from common.errors import InvalidInput
 from models.messages import Conversation, check_messages, check_text
@@ -22,6 +22,22 @@ def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+_PART = {
+    "type": "object",
+    "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+    "required": ["type", "text"],
+}
+_MESSAGE = {
+    "type": "object",
+    "properties": {
+        "role": {"enum": ["system", "developer", "user", "assistant"]},
+        "content": {"anyOf": [{"type": "string"}, {"type": "array", "items": _PART}]},
+    },
+    "required": ["role", "content"],
+}
+Messages = Annotated[  # `check_messages` says which message is wrong, and what of it
+    list[dict[str, Any]], WithJsonSchema({"type": "array", "items": _MESSAGE, "minItems": 1})
+]
 Text = Annotated[str, Field(min_length=1)]
 Stops = Annotated[
     list[str],
@@ -138,7 +154,7 @@ class GenerateBody(OpenAIBody):
 
 
 class ChatBody(GenerateBody):
-    messages: list[dict[str, Any]]
+    messages: Messages
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
@@ -183,7 +199,7 @@ class EmbeddingsBody(OpenAIBody):
 
 
 class ScoreBody(OpenAIBody):
-    messages: list[dict[str, Any]]
+    messages: Messages
     logprobs: int = 1
 
 
