@@ -11,6 +11,7 @@ Same facts, same questions, same prompt pieces for every mode:
     text       the k best memories of the full retrieval stack, as text        text_flat   those by cosine
     prefix     the same k injected as KV blocks (:policy where it is not the configured one)
     hybrid     prefix, and the best once more as text                          off         no memory
+    bias:S     no memory but the value states of the k as a bias of strength S; overlay:S (see models/values.py)
 
 A hit is an expected answer, normalised as SQuAD does, within the model's (greedy, 16 tokens); intervals are
 Wilson's, differences to `full` and `text` paired bootstraps, 95%. Modes take turns question by question, so that a
@@ -54,6 +55,7 @@ from train.evaluate import normalise, wilson
 
 MAX_TOKENS = 16
 MODES = ("full", "text", "text_flat", "prefix", "hybrid", "off")
+VALUES = ("bias", "overlay")  # of a strength: bias:2
 NOW = 1_800_000_000.0
 TOKENS = ("prompt_tokens", "prefix_tokens", "output_tokens")  # means
 TIMES = ("retrieve_ms", "prefill_ms", "generate_ms")  # medians
@@ -101,7 +103,9 @@ class Session:
         ]
         self._shard.put([*zip(memories, vectors, strict=True)], op_id="fill", now=NOW)
         started = time.perf_counter()
-        chunked = [engine for name, engine in self._engines.items() if name.startswith(("prefix", "hybrid"))]
+        chunked = [
+            engine for name, engine in self._engines.items() if not name.startswith(("full", "text", "off"))
+        ]
         if chunked:
             chunked[0].memories.enqueue("session", self._history, BASE)
             while chunked[0].encode_some():
@@ -126,7 +130,7 @@ class Session:
         elif mode != "off":
             memories, retrieve_s = self.retrieve(asked, "flat" if mode == "text_flat" else "full")
         exact = mode == "full" and self._exact
-        turn = Turn(mode="prefix" if exact else mode.removesuffix("_flat"))
+        turn = Turn(mode="prefix" if exact else "values" if mode in VALUES else mode.removesuffix("_flat"))
         pieces = self._engines[name].answer(
             [{"role": "system", "content": SHORTEST_SPAN}, {"role": "user", "content": asked.text}],
             memories,
@@ -163,7 +167,10 @@ def _recall(name: str, exact: bool, options: argparse.Namespace) -> RecallConfig
     chosen: Json = {"k": options.k}
     if policy:
         kind, _, number = policy.partition("-")
-        chosen |= {"reprocess": kind, **({"first_k": int(number)} if number else {})}
+        if mode in ("bias", "overlay"):
+            chosen |= {mode: float(policy)}
+        else:
+            chosen |= {"reprocess": kind, **({"first_k": int(number)} if number else {})}
     if mode == "full" and exact:
         chosen |= {"encoder": "kv_exact"}
     return RecallConfig(**chosen)

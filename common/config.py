@@ -175,6 +175,12 @@ class RecallConfig(Section):
         description="prefix assembly: which memory tokens are processed again with the question",
     )
     first_k: int = Field(8, ge=1, description="tokens of each later block processed again (first_k)")
+    bias: float = Field(
+        0.0, description="strength of the injected memories' value states as a bias of the logits; 0: off"
+    )
+    overlay: float = Field(
+        0.0, description="strength of the same as a low-rank overlay of the last output projection; 0: off"
+    )
     block_cache_bytes: int = Field(1 << 30, ge=0, description="host memory for KV blocks; disk holds all")
     reranker: str | None = Field(
         None,

@@ -17,6 +17,7 @@ from models.blocks import BlockStore
 from models.load import LoadedModel
 from models.prompt import Message, PromptBuilder
 from models.turn import Turn
+from models.values import Values, values_of
 
 ENCODE_BATCH = 16
 ENCODE_TOKENS = 4096  # of one padded batch
@@ -34,10 +35,11 @@ class Recalled:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids to run, behind a prefix where there is one."""
+    """Token ids to run, behind a prefix where there is one. `values` of memories, for those who use them."""
 
     ids: list[int]
     prefix: kv.Prefix | None = None
+    values: Values | None = None
 
     @property
     def slots(self) -> int:
@@ -83,13 +85,16 @@ class Injection:
             tail = self.builder.memory(memories[0].text) + tail
         memories = self._fitting(memories, mode, len(tail) + max_tokens, turn)
         turn.injected = [memory.id for memory in memories]
-        if mode in ("prefix", "hybrid"):
+        if mode in ("prefix", "hybrid", "values"):
             blocks = self._find_blocks(namespace, memories, adapter)
             if len(blocks) == len(memories):
+                values = self._values(blocks)
+                if mode == "values":
+                    return self._checked(Prompt(self.builder.plain(messages), None, values), max_tokens, turn)
                 policy = "none" if mode == "hybrid" else self._recall.reprocess
                 head = self._head(model, adapter)
                 prefix = kv.assemble(head, blocks, self._inverse_frequency, policy, self._recall.first_k)
-                return self._checked(Prompt(tail, prefix), max_tokens, turn)
+                return self._checked(Prompt(tail, prefix, values), max_tokens, turn)
             self.enqueue(namespace, memories, adapter)
             self.fallbacks += 1
             missing = len(memories) - len(blocks)
@@ -112,6 +117,11 @@ class Injection:
                 break
             kept.append(memory)
         return kept[::-1] if mode == "full" else kept
+
+    def _values(self, blocks: Sequence[kv.KVBlock]) -> Values | None:
+        if not (self._recall.bias or self._recall.overlay):
+            return None
+        return values_of(blocks, self._loaded.model.config, self._loaded.device)
 
     def _find_blocks(self, namespace: str, memories: Sequence[Recalled], adapter: str) -> list[kv.KVBlock]:
         mark = self.fingerprint(adapter)
