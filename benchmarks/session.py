@@ -42,8 +42,8 @@ from common.config import RecallConfig, ServeConfig, StoreConfig
 from models.adapters import BASE, AdapterStore
 from models.blocks import BlockStore
 from models.embed import Embedder
+from models.encoding import Recalled
 from models.engine import Engine
-from models.injection import Recalled
 from models.load import LoadedModel, load_model
 from models.sampling import Sampling
 from models.turn import Turn
@@ -107,12 +107,15 @@ class Session:
             engine for name, engine in self._engines.items() if not name.startswith(("full", "text", "off"))
         ]
         if chunked:
-            chunked[0].memories.enqueue("session", self._history, BASE)
-            while chunked[0].encode_some():
-                pass
-        seconds = time.perf_counter() - started
+            _encode(chunked[0], self._history)
         count = len(texts)
-        return {"encode_ms": 1e3 * seconds / count, "block_bytes": blocks.held_bytes / count}
+        costs = {
+            "encode_ms": 1e3 * (time.perf_counter() - started) / count,
+            "block_bytes": blocks.held_bytes / count,
+        }
+        if self._exact and "full" in self._engines:
+            _encode(self._engines["full"], self._history)
+        return costs
 
     def retrieve(self, asked: Asked, retrieval: str) -> tuple[list[Recalled], float]:
         started = time.perf_counter()
@@ -162,6 +165,12 @@ class Session:
         self._shard.close()
 
 
+def _encode(engine: Engine, memories: Sequence[Recalled]) -> None:
+    engine.memories.enqueue("session", memories, BASE)
+    while engine.encode_some():
+        pass
+
+
 def _recall(name: str, exact: bool, options: argparse.Namespace) -> RecallConfig:
     mode, _, policy = name.partition(":")
     chosen: Json = {"k": options.k}
@@ -188,7 +197,7 @@ def measure(loaded: LoadedModel, facts: FactSet, options: argparse.Namespace) ->
     with TemporaryDirectory() as scratch:
         session = Session(loaded, facts, Path(scratch), options)
         try:
-            session.ask(facts.questions[0], options.modes[0])  # warms up, and builds an exact history
+            session.ask(facts.questions[0], options.modes[0])  # warms up
             asked: dict[str, list[Json]] = {name: [] for name in options.modes}
             for number, question in enumerate(facts.questions):
                 for name in options.modes:

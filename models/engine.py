@@ -17,7 +17,8 @@ from common.config import RecallConfig, ServeConfig
 from common.errors import InvalidInput
 from models.answer import Answer
 from models.blocks import BlockStore
-from models.injection import ENCODE_BATCH, ENCODE_TOKENS, Injection, Recalled
+from models.encoding import ENCODE_BATCH, ENCODE_TOKENS, Recalled
+from models.injection import Injection
 from models.load import LoadedModel
 from models.prefix import stacked
 from models.prompt import Message

@@ -35,10 +35,11 @@ class Values:
 def values_of(blocks: Sequence[KVBlock], config: Any, device: torch.device) -> Values:
     """Of blocks in order of relevance, most relevant first."""
     groups = config.num_attention_heads // config.num_key_value_heads
-    means = [block.states[-1, 1].float().mean(dim=1) for block in blocks]  # [kv_heads, head_dim] each
+    states = [block.dense(torch.empty(0, device=device))[-1, 1].float() for block in blocks]
+    means = [values.mean(dim=1) for values in states]  # [kv_heads, head_dim] each
     vectors = torch.stack([mean.repeat_interleave(groups, dim=0).flatten() for mean in means])
     weights = 1.0 / torch.arange(1, len(blocks) + 1)
-    return Values(vectors.to(device), (weights / weights.sum()).to(device))
+    return Values(vectors, (weights / weights.sum()).to(device))
 
 
 @torch.inference_mode()

@@ -209,7 +209,8 @@ class Writes:
         those that were used before: copies of its data, wherever they are, can no longer be read.
 
         The receipt: `{namespace, forgotten: [ids], log_records, versions, index_rows, lexical_docs,
-        turns, snapshots, scrubbed, keys_destroyed}`, where `scrubbed` is false as long as the disk had no
+        turns, snapshots, heads: [[shard, seq]], scrubbed, keys_destroyed}`, where what was erased was written no
+        later than record `seq`, `scrubbed` is false as long as the disk had no
         room to rewrite the file, and `keys_destroyed` says whether there is no key of the namespace (None
         without encryption). Unknown ids are passed over.
         """
@@ -224,7 +225,9 @@ class Writes:
                 old_keys.extend(self._log.ring.rotate(namespace))
             erasure = changes.forget(self._view, namespace, ids, keep, self.number)
             snapshots = len(self._snapshots.folders()) if erasure.erase else 0
-            return replace(erasure, result={**erasure.result, "snapshots": snapshots})
+            # No write of the namespace is in this batch: whatever is erased here is no later than the log's last.
+            told = {"snapshots": snapshots, "heads": [[self.number, self._log.seq]]}
+            return replace(erasure, result={**erasure.result, **told})
 
         receipt = self.write(op_id, request, planned, now=now, owns=[namespace])
         return {**receipt, **self._clean_up(namespace, old_keys)}

@@ -12,8 +12,8 @@ from common.config import RecallConfig, ServeConfig
 from common.errors import InvalidInput
 from models.adapters import BASE, AdapterStore
 from models.blocks import BlockStore
+from models.encoding import Recalled
 from models.engine import Engine
-from models.injection import Recalled
 from models.sampling import Sampling
 from models.table import KVTable
 from models.turn import Turn
