@@ -74,6 +74,13 @@ class LmdbLog(BaseLog):
         kept = records.unseal(raw, f"the result of operation {op_id!r}")[_NUMBER.size :]
         return base.unpack_result(kept, op_id, request)
 
+    def results(self) -> Iterator[tuple[str, Any]]:
+        with self._env.begin(db=self._results) as txn:
+            for key, raw in txn.cursor():
+                op_id = key.decode()
+                kept = records.unseal(raw, f"the result of operation {op_id!r}")[_NUMBER.size :]
+                yield op_id, base.result_of(kept)
+
     def commit(self, operations: Sequence[Operation]) -> None:
         self._check_writable()
         meta = self._after(operations)
@@ -82,9 +89,10 @@ class LmdbLog(BaseLog):
                 self._check_owner(txn)
                 for number, operation in enumerate(operations, start=self._meta["commits"] + 1):
                     self._append(txn, operation.records)
-                    for seq in operation.erase:
-                        self._erase(txn, seq)
                     self._remember(txn, number, operation)
+                    erased = [self._erase(txn, seq) for seq in operation.erase]
+                    for op_id in {*operation.drop, *(r.op_id for r in erased if base.tells(r))}:
+                        self._drop_result(txn, op_id)
                 _write_meta(txn, meta)
         except lmdb.MapFullError as error:  # found before anything reaches the file: the log goes on
             raise NotReady(
@@ -203,10 +211,11 @@ class LmdbLog(BaseLog):
         if (consumed, added) != (len(rows), len(rows)):
             raise lmdb.Error(f"{added} of {len(rows)} records were taken")
 
-    def _erase(self, txn: lmdb.Transaction, seq: int) -> None:
+    def _erase(self, txn: lmdb.Transaction, seq: int) -> Record:
         key = _NUMBER.pack(seq)
         record = records.decode(bytes(txn.get(key, default=b"", db=self._log)), seq)
         txn.put(key, records.encode(records.erase(record)), db=self._log)
+        return record
 
     def _remember(self, txn: lmdb.Transaction, number: int, operation: Operation) -> None:
         """Keep the result for retries, and drop the oldest one."""
@@ -216,6 +225,12 @@ class LmdbLog(BaseLog):
         oldest = txn.pop(_NUMBER.pack(max(0, number - base.RESULTS_KEPT)), db=self._order)
         if oldest is not None:
             txn.delete(oldest, db=self._results)
+
+    def _drop_result(self, txn: lmdb.Transaction, op_id: str) -> None:
+        key = op_id.encode()
+        if raw := txn.get(key, db=self._results):
+            place = records.unseal(bytes(raw), f"the result of operation {op_id!r}")[: _NUMBER.size]
+            txn.put(key, records.seal(place + base.pack_result(None)), db=self._results)
 
 
 def lock_file(path: Path, wait_s: float) -> Any:
