@@ -261,7 +261,7 @@ class BaseLog:
         """Take no more writes after a failed one; the error to raise."""
         self._failure = (
             f"log {self.path} stopped at record {self.seq}: a write failed ({error}). Reads go on; "
-            "free or repair the disk and restart the shard"
+            f"free or repair the disk, then `sharpwave restart-shard {self._identity.get('shard', 'N')}`"
         )
         return NotReady(self._failure, code="log_failed")
 
