@@ -217,7 +217,8 @@ class Writes:
         if (ids is not None) + (where is not None) + bool(everything) != 1:
             raise InvalidInput("forget: give exactly one of ids, filter, all", param="ids")
         keep = None if where is None else compile_filter(where)
-        request = plan.request_digest("forget", namespace, ids and [*ids], where, everything)
+        # A digest of the filter would stay, and who guesses it learns what was sought
+        request = plan.request_digest("forget", namespace, ids and [*ids], where is not None, everything)
         old_keys: list[bytes] = []
 
         def planned(pending: Pending) -> Planned:
@@ -226,8 +227,8 @@ class Writes:
             erasure = changes.forget(self._view, namespace, ids, keep, self.number)
             snapshots = len(self._snapshots.folders()) if erasure.erase else 0
             # No write of the namespace is in this batch: whatever is erased here is no later than the log's last.
-            told = {"snapshots": snapshots, "heads": [[self.number, self._log.seq]]}
-            return replace(erasure, result={**erasure.result, **told})
+            answer = {**erasure.result, "snapshots": snapshots, "heads": [[self.number, self._log.seq]]}
+            return replace(erasure, result=answer, drop=self._told_of(namespace, erasure, ids or ()))
 
         receipt = self.write(op_id, request, planned, now=now, owns=[namespace])
         return {**receipt, **self._clean_up(namespace, old_keys)}
@@ -251,12 +252,23 @@ class Writes:
             space = self._view.spaces.get(namespace)
             turns = space.turns if space else Turns()
             if conversations is not None:
-                return changes.forget_conversations(turns, namespace, conversations)
-            return changes.forget_texts(turns, namespace, {text.strip() for text in texts or ()})
+                erasure = changes.forget_conversations(turns, namespace, conversations)
+            else:
+                erasure = changes.forget_texts(turns, namespace, {text.strip() for text in texts or ()})
+            return replace(erasure, drop=self._told_of(namespace, erasure))
 
-        request = plan.request_digest("forget_turns", namespace, conversations, texts)
+        # A digest of the texts would outlive what it is of
+        request = plan.request_digest("forget_turns", namespace, conversations, texts is not None)
         receipt = self.write(op_id, request, planned, now=now, owns=[namespace])
         return {**receipt, **self._clean_up(namespace)}
+
+    def _told_of(self, namespace: str, erasure: Planned, ids: Iterable[str] = ()) -> list[str]:
+        """Operations that wrote none of the erased records, but were asked with content that goes. `ids` are
+        those to be forgotten, whether they are here or not."""
+        gone = {*ids, *changes.named(erasure)}
+        if not gone:
+            return []
+        return [op_id for op_id, result in self._log.results() if gone & changes.unwritten(result)]
 
     def _clean_up(self, namespace: str, old_keys: Sequence[bytes] = ()) -> Json:
         """See that what an erasure took from the log is nowhere else: scrub, and destroy keys. Where an
