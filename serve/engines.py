@@ -14,9 +14,6 @@ from ray.serve.handle import DeploymentHandle
 from common.errors import NotReady
 
 Json = dict[str, Any]
-SUMMED = (
-    "answered", "waiting", "running", "kv_cache_bytes", "pending_blocks", "fallbacks", "encode_failures",
-)  # fmt: skip
 LOAD = ("answered", "waiting", "running", "pending_blocks")
 
 
@@ -46,9 +43,10 @@ class Engines:
         scores: list[Json] = await self._handle.score.remote([*messages], adapter)
         return scores
 
-    async def forget(self, namespace: str, memory_ids: Sequence[str]) -> int:
-        """Have every replica drop these memories' KV blocks. Returns the number of files removed."""
-        return sum(await self._all("forget", namespace, [*memory_ids]))
+    async def forget(self, namespace: str, memory_ids: Sequence[str], erasure: Json) -> int:
+        """Have every replica drop these memories' KV blocks; see `EngineReplica.forget`. Returns the number of
+        files removed."""
+        return sum(await self._all("forget", namespace, [*memory_ids], erasure))
 
     async def retire(self, adapter: str) -> int:
         """Have every replica drop what it made for this model version. Returns the number of files removed."""
@@ -57,7 +55,7 @@ class Engines:
     async def status(self) -> Json:
         """What they serve, their counters summed up, and each one's load under `replicas`."""
         told = await self._all("status")
-        sums = {name: sum(one[name] for one in told) for name in SUMMED}
+        sums = {name: sum(one[name] for one in told) for name, value in told[0].items() if type(value) is int}
         return {**told[0], **sums, "replicas": [{name: one[name] for name in LOAD} for one in told]}
 
     async def _all(self, method: str, *args: Any) -> list[Any]:

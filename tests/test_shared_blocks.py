@@ -12,8 +12,8 @@ from common.config import RecallConfig
 from common.errors import NotFound
 from models.adapters import AdapterStore
 from models.blocks import BlockStore
+from models.encoding import Erasure, Recalled, Written
 from models.engine import Engine
-from models.injection import Recalled
 from models.prefix import KVBlock
 from models.sampling import Sampling
 from models.turn import Turn
@@ -40,34 +40,50 @@ def encode(engine, memories, adapter=""):
         pass
 
 
-def test_what_one_replica_erased_does_not_come_back_out_of_anothers_queue(loaded, tmp_path):
+def test_what_one_replica_erased_does_not_come_back_out_of_another(loaded, tmp_path):
     here, there = replica(loaded, tmp_path), replica(loaded, tmp_path)
     there.enqueue("n", [ADA, BO], "")
-    assert here.memories.forget("n", ["ada"]) == 0
-    while there.encode_some():
+    assert here.memories.forget("n", ["ada"], Erasure(generation=1, heads={0: 7})) == 0
+    while there.encode_some():  # queued before, and nobody told it
         pass
     assert len(files(tmp_path)) == 1
-    there.enqueue("n", [ADA], "")  # a request that had recalled it before
-    assert not there.busy
-    here.memories.written("n", ["ada"])  # told again, under the same id
-    encode(there, [ADA])
-    assert len(files(tmp_path)) == 2
-    removed = [engine.memories.forget("n", ["ada", "bo"]) for engine in (here, there)]
-    assert removed == [2, 0] and not files(tmp_path)
+    late = replica(loaded, tmp_path)
+    for engine in (there, late):
+        engine.enqueue("n", [ADA], "")  # a request that had recalled it before
+        assert not engine.busy
+    removed = [
+        engine.memories.forget("n", ["bo"], Erasure(generation=1, heads={0: 8})) for engine in (here, there)
+    ]
+    assert removed == [1, 0] and not files(tmp_path)
+
+
+@pytest.mark.parametrize("seq", [7, 8])
+def test_what_was_written_after_an_erasure_is_encoded_by_any_replica(loaded, tmp_path, seq):
+    here, there = replica(loaded, tmp_path), replica(loaded, tmp_path)
+    here.memories.forget("n", ["ada"], Erasure(generation=1, heads={0: 7}))
+    again = Written(id="ada", text=ADA.text, generation=1, shard=0, seq=seq)
+    there.memories.written("n", [again])
+    encode(there, [again])
+    assert len(files(tmp_path)) == (seq > 7)
 
 
 def test_marks_are_of_one_namespace_and_do_not_stay_for_ever(tmp_path, monkeypatch):
-    marks = BlockStore(tmp_path / "blocks", 0).erased
-    marks.add("n", ["ada"])
-    assert marks.has("n", "ada") and not marks.has("m", "ada") and not marks.has("n", "bo")
-    assert BlockStore(tmp_path / "blocks", 0).erased.has("n", "ada")
+    here, there = (BlockStore(tmp_path / "blocks", 0).erased for _ in range(2))
+    assert there.get("n", "ada") is None
+    for number in range(20):  # each seen at once, however close they come
+        here.add("n", [f"m{number}", "ada"], {"number": number})
+        assert there.get("n", f"m{number}") == there.get("n", "ada") == {"number": number}
+    assert there.get("m", "ada") is None and there.get("n", "bo") is None
     monkeypatch.setattr("models.erased.KEPT_S", -1.0)
-    assert not BlockStore(tmp_path / "blocks", 0).erased.has("n", "ada")
+    assert BlockStore(tmp_path / "blocks", 0).erased.get("n", "ada") is None
+    assert not [*(tmp_path / "blocks" / "erased").iterdir()]
 
 
 def test_a_block_written_twice_and_erased_meanwhile_is_whole_or_gone(tmp_path):
     states = torch.arange(2 * 2 * 3 * 40 * 16, dtype=torch.float32).reshape(2, 2, 3, 40, 16)
-    block = KVBlock("ada", "f", tuple(range(40)), "text", states)
+    block = KVBlock(
+        memory_id="ada", fingerprint="f", ids=tuple(range(40)), text="text", states=states, width=40
+    )
     writers = [BlockStore(tmp_path / "blocks", 0) for _ in range(2)]
     done, torn = threading.Event(), []
 
