@@ -1,5 +1,5 @@
-"""What the OpenAI routes, the adapter routes and every error answer, for `/openapi.json`. Nothing is checked against
-these at run time; a test does that."""
+"""What the OpenAI routes, the adapter routes and every error answer, for `/openapi.json`. Chats, completions and errors
+make their answers themselves: `tests/test_openapi.py` holds them to it."""
 
 from typing import Any, Literal
 

@@ -38,7 +38,7 @@ async def completions(body: CompletionBody, asking: Asking, answers: Answering) 
     return await answers.answer(body, asking)
 
 
-@router.post("/v1/embeddings", response_model=told.EmbeddingsAnswer)
+@router.post("/v1/embeddings", response_model=told.EmbeddingsAnswer, response_model_exclude_unset=True)
 async def embeddings(body: EmbeddingsBody, asking: Asking, parts: Here) -> Json:
     """Texts to the unit vectors by which memories are found."""
     name = parts.config.embed.model
@@ -67,7 +67,7 @@ async def embeddings(body: EmbeddingsBody, asking: Asking, parts: Here) -> Json:
     }
 
 
-@router.post("/v1/score", response_model=told.ScoresAnswer)
+@router.post("/v1/score", response_model=told.ScoresAnswer, response_model_exclude_unset=True)
 async def score(body: ScoreBody, asking: Asking, parts: Here, answers: Answering) -> Json:
     """Log-probability of each assistant message given what came before it, in nats."""
     adapter = parts.version(body.model, asking)
