@@ -19,6 +19,8 @@ from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from common.errors import NotReady, SharpwaveError
 from stores.entry import Entry, entry_of, vector_of
 from stores.index import Vectors
@@ -55,6 +57,24 @@ class Planned:
     counts: Mapping[str, int] = field(default_factory=dict)
 
 
+class Added:
+    """Memories that a batch adds to one namespace, with their vectors `[n, dim]`."""
+
+    def __init__(self, dim: int) -> None:
+        self.entries: list[Entry] = []
+        self._rows = np.empty((16, dim), np.float32)
+
+    @property
+    def vectors(self) -> Vectors:
+        return self._rows[: len(self.entries)]
+
+    def add(self, entry: Entry, vector: Vectors) -> None:
+        if len(self.entries) == len(self._rows):
+            self._rows = np.concatenate([self._rows, np.empty_like(self._rows)])
+        self._rows[len(self.entries)] = vector
+        self.entries.append(entry)
+
+
 class Pending:
     """What a batch has staged and the view does not show yet."""
 
@@ -63,8 +83,8 @@ class Pending:
         self.last: Record | None = None
         self._changed: set[Key] = set()
         self._shared: set[Key] = set()
-        self._unread: deque[Record] = deque()  # mostly nobody asks
-        self._added: dict[str, list[tuple[Entry, Vectors]]] = {}
+        self._unread: dict[str, list[Record]] = {}  # by namespace: mostly nobody asks
+        self._added: dict[str, Added] = {}
 
     def clash(self, ticket: "Ticket") -> bool:
         """Must the ticket wait for the next batch?"""
@@ -74,13 +94,14 @@ class Pending:
             and self._shared.isdisjoint(ticket.keys)
         )
 
-    def added(self, namespace: str) -> list[tuple[Entry, Vectors]]:
-        """Memories that the batch adds, with their vectors."""
-        while self._unread:
-            record = self._unread.popleft()
-            entry = entry_of(record, record.content())
-            self._added.setdefault(entry.memory["namespace"], []).append((entry, vector_of(record)))
-        return self._added.get(namespace, [])
+    def added(self, namespace: str) -> Added | None:
+        """What the batch adds there; None where it adds nothing."""
+        for record in self._unread.pop(namespace, ()):
+            vector = vector_of(record)
+            if namespace not in self._added:
+                self._added[namespace] = Added(len(vector))
+            self._added[namespace].add(entry_of(record, record.content()), vector)
+        return self._added.get(namespace)
 
     def add(self, ticket: "Ticket", operation: Operation) -> None:
         self.operations.append(operation)
@@ -88,7 +109,10 @@ class Pending:
         self._shared.update(ticket.shared)
         if operation.records:
             self.last = operation.records[-1]
-        self._unread.extend(record for record in operation.records if record.op in _WITH_MEMORY)
+        for record in operation.records:
+            if record.op in _WITH_MEMORY:
+                namespace = record.content()["memory"]["namespace"]
+                self._unread.setdefault(namespace, []).append(record)
 
 
 class Ticket:
@@ -110,23 +134,24 @@ class Ticket:
         self.done = self.leads = False
         self._result: Any = None
         self._error: Exception | None = None
-        self._woken = threading.Event()
+        self._asleep = threading.Lock()  # held until there is news: a lock is a third of an `Event`'s work
+        self._asleep.acquire()
 
     def wait(self) -> None:
         """Until the ticket is answered or told to lead."""
-        self._woken.wait()
+        self._asleep.acquire()
 
     def lead(self) -> None:
         self.leads = True
-        self._woken.set()
+        self._asleep.release()
 
     def answer(self, result: Any) -> None:
         self._result, self.done = result, True
-        self._woken.set()
+        self._asleep.release()
 
     def fail(self, error: Exception) -> None:
         self._error, self.done = error, True
-        self._woken.set()
+        self._asleep.release()
 
     def outcome(self) -> Any:
         if self._error is not None:

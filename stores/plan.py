@@ -5,6 +5,7 @@ from hashlib import blake2b
 from typing import Any
 
 import numpy as np
+import orjson
 
 from common.errors import InvalidInput
 from stores import gate, twins
@@ -24,7 +25,17 @@ def request_digest(*parts: Any) -> str:
 def put_digest(memories: Sequence[Memory]) -> str:
     """The same for a retried put, though our clock gave its memories a later time."""
     contents = [to_json(m) if m.timed else {**to_json(m), "time": 0.0} for m in memories]
-    return request_digest("put", [json_digest(content) for content in contents])
+    digests = [blake2b(_spell(content), digest_size=32).hexdigest() for content in contents]
+    return blake2b(_spell(("put", digests)), digest_size=8).hexdigest()
+
+
+def _spell(value: Any) -> bytes:
+    """As `canonical`, in a fifth of the time, but for numbers beyond 1e16 or below 1e-4, which orjson writes
+    otherwise."""
+    try:
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    except TypeError:  # what orjson does not take
+        return canonical(value)
 
 
 def check_vectors(vectors: Any, dim: int) -> Vectors:
@@ -37,7 +48,7 @@ def check_vectors(vectors: Any, dim: int) -> Vectors:
         array = np.empty(0, np.float32)
     if array.shape != (len(vectors), dim):
         raise InvalidInput(f"vector: every one must have shape ({dim},)", param="vector")
-    if not (abs(np.einsum("ij,ij->i", array, array) - 1.0) < 2e-3).all():  # false for NaN as well
+    if not (abs(np.vecdot(array, array) - 1.0) < 2e-3).all():  # false for NaN as well
         raise InvalidInput("vector: must have norm 1; normalise it after the embedder", param="vector")
     return array
 
@@ -75,14 +86,13 @@ def neighbours(
     found: list[list[tuple[float, Entry]]] = [[] for _ in namespaces]
     for namespace, places in gate.group(namespaces).items():
         committed = view.closest(namespace, vectors[places], twins.LOOKED_AT)
-        added = pending.added(namespace)
-        cosines = vectors[places] @ np.stack([vector for _, vector in added]).T if added else None
-        for row, (place, near) in enumerate(zip(places, committed, strict=True)):
-            if cosines is not None:
-                best = np.argsort(-cosines[row], kind="stable")[: twins.LOOKED_AT]
-                near += [(float(cosines[row, i]), added[i][0]) for i in best]
-                near.sort(key=lambda pair: -pair[0])
+        for place, near in zip(places, committed, strict=True):
             found[place] = near
+        if added := pending.added(namespace):
+            for place, cosines in zip(places, vectors[places] @ added.vectors.T, strict=True):
+                best = np.argsort(-cosines, kind="stable")[: twins.LOOKED_AT].tolist()
+                found[place] += [(float(cosines[i]), added.entries[i]) for i in best]
+                found[place].sort(key=lambda pair: -pair[0])
     return found
 
 

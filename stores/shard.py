@@ -101,8 +101,7 @@ class Shard(Moving, TurnWrites, LineWrites, GraphReads, Recollect):
     def _show(self, records: Sequence[Record]) -> None:
         """What has reached the disk becomes visible: all of a batch at once."""
         with self._viewing.write():
-            for record in records:
-                self._view.apply(record)
+            self._view.replay(records)
             self._state = self._log.state()
 
     def _destroy_keys_left_over(self) -> None:

@@ -243,10 +243,10 @@ def test_a_write_that_cannot_be_shown_stops_the_shard(tmp_path):
     shard = open_shard(tmp_path / "shard")
     put(shard, "m1")()
 
-    def fault(record):
+    def fault(records):
         raise MemoryError
 
-    shard._view.apply = fault
+    shard._view.replay = fault
     with pytest.raises(NotReady, match="may be on disk"):
         put(shard, "m2")()
     with pytest.raises(NotReady, match="restart the shard"):

@@ -80,11 +80,10 @@ class LmdbLog(BaseLog):
         try:
             with self._env.begin(write=True) as txn:
                 self._check_owner(txn)
-                for number, operation in enumerate(operations, start=self._meta["commits"] + 1):
-                    self._append(txn, operation.records)
-                    for seq in operation.erase:
-                        self._erase(txn, seq)
-                    self._remember(txn, number, operation)
+                self._append(txn, [record for operation in operations for record in operation.records])
+                for seq in (seq for operation in operations for seq in operation.erase):
+                    self._erase(txn, seq)
+                self._remember(txn, operations)
                 _write_meta(txn, meta)
         except lmdb.MapFullError as error:  # found before anything reaches the file: the log goes on
             raise NotReady(
@@ -208,14 +207,21 @@ class LmdbLog(BaseLog):
         record = records.decode(bytes(txn.get(key, default=b"", db=self._log)), seq)
         txn.put(key, records.encode(records.erase(record)), db=self._log)
 
-    def _remember(self, txn: lmdb.Transaction, number: int, operation: Operation) -> None:
-        """Keep the result for retries, and drop the oldest one."""
-        key, place = operation.op_id.encode(), _NUMBER.pack(number)
-        txn.put(key, records.seal(place + base.pack_result(operation)), db=self._results)
-        txn.put(place, key, db=self._order, append=True)
-        oldest = txn.pop(_NUMBER.pack(max(0, number - base.RESULTS_KEPT)), db=self._order)
-        if oldest is not None:
-            txn.delete(oldest, db=self._results)
+    def _remember(self, txn: lmdb.Transaction, operations: Sequence[Operation]) -> None:
+        """Keep the results for retries, and drop as many of the oldest."""
+        first = self._meta["commits"] + 1
+        numbers = range(first, first + len(operations))
+        order = [(_NUMBER.pack(n), o.op_id.encode()) for n, o in zip(numbers, operations, strict=True)]
+        results = [
+            (key, records.seal(place + base.pack_result(operation)))
+            for (place, key), operation in zip(order, operations, strict=True)
+        ]
+        txn.cursor(self._results).putmulti(results)
+        txn.cursor(self._order).putmulti(order, append=True)
+        for number in numbers[max(0, base.RESULTS_KEPT + 1 - first) :]:
+            oldest = txn.pop(_NUMBER.pack(number - base.RESULTS_KEPT), db=self._order)
+            if oldest is not None:
+                txn.delete(oldest, db=self._results)
 
 
 def lock_file(path: Path, wait_s: float) -> Any:
