@@ -9,6 +9,10 @@ committed. So a ticket names the `keys` it changes and the `shared` ones it coun
 that order does not matter to, as a count): one that would miss a change of this batch starts the next.
 Every write shares its namespace's `space_key`; who takes memories away or gives them other content takes
 it as its own. Memories that a batch adds are no clash: later tickets see them in `Pending`.
+
+Most plans look for the neighbours of some vectors. A ticket names them (`seeks`), so that the first plan
+of a batch looks for all that wait: one pass over an index, where one a ticket would also drive everything
+else out of the processor's cache (see `plan.neighbours`).
 """
 
 import threading
@@ -17,6 +21,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -57,6 +62,14 @@ class Planned:
     counts: Mapping[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Sought:
+    """Vectors `[n, dim]`, each to be compared with its namespace; equal to itself only."""
+
+    namespaces: Sequence[str]
+    vectors: Vectors
+
+
 class Added:
     """Memories that a batch adds to one namespace, with their vectors `[n, dim]`."""
 
@@ -76,9 +89,13 @@ class Added:
 
 
 class Pending:
-    """What a batch has staged and the view does not show yet."""
+    """What a batch has staged and the view does not show yet. `foreseen` are neighbours that were looked for
+    before their ticket's turn; see `plan.neighbours`."""
 
-    def __init__(self) -> None:
+    def __init__(self, waiting: Callable[[], Sequence["Ticket"]] = tuple) -> None:
+        """`waiting` tells the tickets behind the one whose turn it is, in order."""
+        self._waiting = waiting
+        self.foreseen: dict[Sought, Any] = {}
         self.operations: list[Operation] = []
         self.last: Record | None = None
         self._changed: set[Key] = set()
@@ -93,6 +110,17 @@ class Pending:
             and self._changed.isdisjoint(ticket.shared)
             and self._shared.isdisjoint(ticket.keys)
         )
+
+    def sought(self) -> list["Sought"]:
+        """What the next tickets seek, up to the first that may have to wait for the next batch."""
+        found: list[Sought] = []
+        changed: set[Key] = set()
+        for ticket in self._waiting():
+            if ticket.seeks is None or self.clash(ticket) or not changed.isdisjoint(ticket.keys):
+                break
+            changed |= ticket.keys
+            found.append(ticket.seeks)
+        return found
 
     def added(self, namespace: str) -> Added | None:
         """What the batch adds there; None where it adds nothing."""
@@ -127,10 +155,12 @@ class Ticket:
         now: float,
         keys: Iterable[Key] = (),
         shared: Iterable[Key] = (),
+        seeks: Sought | None = None,
     ) -> None:
         self.op_id, self.request, self.plan, self.now = op_id, request, plan, now
         self.keys = {("op", op_id), *keys}
         self.shared = {*shared}
+        self.seeks = seeks
         self.done = self.leads = False
         self._result: Any = None
         self._error: Exception | None = None
@@ -226,7 +256,7 @@ class Batcher:
 
     def _stage(self, taken: list[tuple[Ticket, Any]]) -> Pending:
         """Take tickets from the queue into `taken`, with their results, until one must wait."""
-        pending = Pending()
+        pending = Pending(self._waiting)
         while len(taken) < self._at_most and (ticket := self._next(pending)):
             taken.append((ticket, None))
             try:
@@ -259,6 +289,10 @@ class Batcher:
         if isinstance(error, Exception):
             return copy(error) if isinstance(error, SharpwaveError) else error
         return NotReady("the write was interrupted; send it again with the same op_id", code="interrupted")
+
+    def _waiting(self) -> list[Ticket]:
+        with self._mutex:
+            return [*islice(self._queue, self._at_most)]
 
     def _next(self, pending: Pending) -> Ticket | None:
         with self._mutex:

@@ -9,12 +9,14 @@ import orjson
 
 from common.errors import InvalidInput
 from stores import gate, twins
-from stores.batch import Pending
+from stores.batch import Pending, Sought
 from stores.entry import Entry
 from stores.graphs import routed
 from stores.index import Vectors
-from stores.memory import Memory, canonical, from_json, json_digest, same_content, to_json
+from stores.memory import Memory, canonical, from_json, same_content, to_json
 from stores.view import View
+
+Near = list[tuple[float, Entry]]  # cosine and entry, best first
 
 
 def request_digest(*parts: Any) -> str:
@@ -78,26 +80,44 @@ def nearest(view: View, namespaces: Sequence[str], vectors: Vectors) -> list[flo
     return found
 
 
-def neighbours(
-    view: View, pending: Pending, namespaces: Sequence[str], vectors: Vectors
-) -> list[list[tuple[float, Entry]]]:
+def sought(memories: Sequence[Memory], vectors: Vectors) -> Sought:
+    return Sought([memory.namespace for memory in memories], vectors)
+
+
+def neighbours(view: View, pending: Pending, asked: Sought) -> list[Near]:
     """For each vector the closest entries of its namespace, best first: committed ones, and those that
     the batch adds."""
-    found: list[list[tuple[float, Entry]]] = [[] for _ in namespaces]
-    for namespace, places in gate.group(namespaces).items():
-        committed = view.closest(namespace, vectors[places], twins.LOOKED_AT)
-        for place, near in zip(places, committed, strict=True):
-            found[place] = near
+    found: list[Near] | None = pending.foreseen.pop(asked, None)
+    if found is None:
+        waiting = pending.sought()
+        found, *others = _committed(view, [asked, *waiting])
+        pending.foreseen.update(zip(waiting, others, strict=True))
+    for namespace, places in gate.group(asked.namespaces).items():
         if added := pending.added(namespace):
-            for place, cosines in zip(places, vectors[places] @ added.vectors.T, strict=True):
+            for place, cosines in zip(places, asked.vectors[places] @ added.vectors.T, strict=True):
                 best = np.argsort(-cosines, kind="stable")[: twins.LOOKED_AT].tolist()
                 found[place] += [(float(cosines[i]), added.entries[i]) for i in best]
                 found[place].sort(key=lambda pair: -pair[0])
     return found
 
 
+def _committed(view: View, together: Sequence[Sought]) -> list[list[Near]]:
+    """The same of committed entries, for all that is sought at once."""
+    found: list[list[Near]] = [[[]] * len(asked.namespaces) for asked in together]
+    places: dict[str, list[tuple[int, int]]] = {}
+    for number, asked in enumerate(together):
+        for place, namespace in enumerate(asked.namespaces):
+            places.setdefault(namespace, []).append((number, place))
+    for namespace, where in places.items():
+        vectors = np.concatenate([together[number].vectors[place] for number, place in where])
+        closest = view.closest(namespace, vectors.reshape(len(where), -1), twins.LOOKED_AT)
+        for (number, place), near in zip(where, closest, strict=True):
+            found[number][place] = near
+    return found
+
+
 def novelties(
-    near: Sequence[Sequence[tuple[float, Entry]]], within: Sequence[float], elsewhere: Sequence[float] | None
+    near: Sequence[Near], within: Sequence[float], elsewhere: Sequence[float] | None
 ) -> list[float]:
     """1 - highest cosine to the namespace: this shard, earlier items of the call, other shards."""
     others = elsewhere if elsewhere is not None else [0.0] * len(near)

@@ -95,7 +95,7 @@ class Space:
     def index_waiting(self) -> None:
         if self.waiting:
             rows, vectors = zip(*self.waiting, strict=True)
-            self.index.add(rows, np.stack(vectors))
+            self.index.add(rows, np.concatenate(vectors).reshape(len(rows), -1))
             self.waiting.clear()
 
     def remove(self, entries: Sequence[Entry]) -> None:

@@ -266,7 +266,7 @@ def test_a_waiting_caller_that_leaves_does_not_stop_the_others(shard):
         while not shard._writes._queue:
             time.sleep(0.001)
         leaving = SimpleNamespace(
-            op_id="gone", request="r", keys=set(), shared=set(), done=False, leads=False
+            op_id="gone", request="r", keys=set(), shared=set(), seeks=None, done=False, leads=False
         )
         leaving.wait = lambda: (_ for _ in ()).throw(KeyboardInterrupt)
         with contextlib.suppress(KeyboardInterrupt):
