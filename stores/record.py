@@ -11,7 +11,7 @@ guess of the content against the digest.
 """
 
 import json
-import secrets
+import os
 import struct
 import zlib
 from dataclasses import dataclass, field, replace
@@ -113,7 +113,7 @@ def make(
 ) -> Record:
     """A record that follows the one whose anchor is `previous`. `salt` is random, and this record's alone:
     see `salts`."""
-    salt = salt or secrets.token_bytes(SALT_BYTES)
+    salt = salt or os.urandom(SALT_BYTES)
     digest = _digest(op, time, body, vector, salt)
     return Record(
         op=op,
@@ -132,7 +132,7 @@ def make(
 
 def salts(count: int) -> list[bytes]:
     """Salts for so many records, drawn at once: each draw is a call of the system."""
-    drawn = secrets.token_bytes(SALT_BYTES * count)
+    drawn = os.urandom(SALT_BYTES * count)
     return [drawn[start : start + SALT_BYTES] for start in range(0, len(drawn), SALT_BYTES)]
 
 

@@ -197,10 +197,10 @@ class LmdbLog(BaseLog):
             raise self._fenced()
 
     def _append(self, txn: lmdb.Transaction, staged: Sequence[Record]) -> None:
-        rows = [(_NUMBER.pack(record.seq), records.encode(record)) for record in staged]
-        consumed, added = txn.cursor(self._log).putmulti(rows, append=True) if rows else (0, 0)
-        if (consumed, added) != (len(rows), len(rows)):
-            raise lmdb.Error(f"{added} of {len(rows)} records were taken")
+        rows = ((_NUMBER.pack(record.seq), records.encode(record)) for record in staged)
+        _, added = txn.cursor(self._log).putmulti(rows, append=True)
+        if added != len(staged):
+            raise lmdb.Error(f"{added} of {len(staged)} records were taken")
 
     def _erase(self, txn: lmdb.Transaction, seq: int) -> None:
         key = _NUMBER.pack(seq)
@@ -212,10 +212,10 @@ class LmdbLog(BaseLog):
         first = self._meta["commits"] + 1
         numbers = range(first, first + len(operations))
         order = [(_NUMBER.pack(n), o.op_id.encode()) for n, o in zip(numbers, operations, strict=True)]
-        results = [
+        results = (
             (key, records.seal(place + base.pack_result(operation)))
             for (place, key), operation in zip(order, operations, strict=True)
-        ]
+        )
         txn.cursor(self._results).putmulti(results)
         txn.cursor(self._order).putmulti(order, append=True)
         for number in numbers[max(0, base.RESULTS_KEPT + 1 - first) :]:
@@ -261,4 +261,4 @@ def _read_meta(txn: lmdb.Transaction) -> dict[str, Any] | None:
 
 
 def _write_meta(txn: lmdb.Transaction, meta: Mapping[str, Any]) -> None:
-    txn.put(_META, records.seal(json.dumps(meta).encode()))
+    txn.put(_META, records.seal(base.spell(meta)))
