@@ -120,6 +120,33 @@ def test_an_erased_record_keeps_its_place_in_the_chain_and_nothing_else(record):
     assert not records.intact(replace(erased, body=b"back again"))
 
 
+# Spelling
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner, max_size=4)
+    ),
+    max_leaves=20,
+)
+
+
+@given(json_values)
+def test_a_body_is_json_that_reads_as_what_was_spelled(value):
+    """Whole numbers beyond 64 bits too, which orjson does not take."""
+    assert json.loads(base.spell(value)) == value
+
+
+def test_what_is_no_unicode_is_refused():
+    with pytest.raises(UnicodeEncodeError):
+        base.spell({"text": "\ud800"})
+
+
 # The log
 
 

@@ -88,9 +88,9 @@ class LmdbLog(BaseLog):
         try:
             with self._env.begin(write=True) as txn:
                 self._check_owner(txn)
-                for number, operation in enumerate(operations, start=self._meta["commits"] + 1):
-                    self._append(txn, operation.records)
-                    self._remember(txn, number, operation)
+                self._append(txn, [record for operation in operations for record in operation.records])
+                self._remember(txn, operations)
+                for operation in operations:
                     erased = [self._erase(txn, seq) for seq in operation.erase]
                     for op_id in {*operation.drop, *(r.op_id for r in erased if base.tells(r))}:
                         self._drop_result(txn, op_id)
@@ -228,10 +228,10 @@ class LmdbLog(BaseLog):
             raise self._fenced()
 
     def _append(self, txn: lmdb.Transaction, staged: Sequence[Record]) -> None:
-        rows = [(_NUMBER.pack(record.seq), records.encode(record)) for record in staged]
-        consumed, added = txn.cursor(self._log).putmulti(rows, append=True) if rows else (0, 0)
-        if (consumed, added) != (len(rows), len(rows)):
-            raise lmdb.Error(f"{added} of {len(rows)} records were taken")
+        rows = ((_NUMBER.pack(record.seq), records.encode(record)) for record in staged)
+        _, added = txn.cursor(self._log).putmulti(rows, append=True)
+        if added != len(staged):
+            raise lmdb.Error(f"{added} of {len(staged)} records were taken")
 
     def _erase(self, txn: lmdb.Transaction, seq: int) -> Record:
         key = _NUMBER.pack(seq)
@@ -239,14 +239,21 @@ class LmdbLog(BaseLog):
         txn.put(key, records.encode(records.erase(record)), db=self._log)
         return record
 
-    def _remember(self, txn: lmdb.Transaction, number: int, operation: Operation) -> None:
-        """Keep the result for retries, and drop the oldest one."""
-        key, place = operation.op_id.encode(), _NUMBER.pack(number)
-        txn.put(key, records.seal(place + base.pack_result(operation)), db=self._results)
-        txn.put(place, key, db=self._order, append=True)
-        oldest = txn.pop(_NUMBER.pack(max(0, number - base.RESULTS_KEPT)), db=self._order)
-        if oldest is not None:
-            txn.delete(oldest, db=self._results)
+    def _remember(self, txn: lmdb.Transaction, operations: Sequence[Operation]) -> None:
+        """Keep the results for retries, and drop as many of the oldest."""
+        first = self._meta["commits"] + 1
+        numbers = range(first, first + len(operations))
+        order = [(_NUMBER.pack(n), o.op_id.encode()) for n, o in zip(numbers, operations, strict=True)]
+        results = (
+            (key, records.seal(place + base.pack_result(operation)))
+            for (place, key), operation in zip(order, operations, strict=True)
+        )
+        txn.cursor(self._results).putmulti(results)
+        txn.cursor(self._order).putmulti(order, append=True)
+        for number in numbers[max(0, base.RESULTS_KEPT + 1 - first) :]:
+            oldest = txn.pop(_NUMBER.pack(number - base.RESULTS_KEPT), db=self._order)
+            if oldest is not None:
+                txn.delete(oldest, db=self._results)
 
     def _drop_result(self, txn: lmdb.Transaction, op_id: str) -> None:
         key = op_id.encode()
@@ -292,4 +299,4 @@ def _read_meta(txn: lmdb.Transaction) -> dict[str, Any] | None:
 
 
 def _write_meta(txn: lmdb.Transaction, meta: Mapping[str, Any]) -> None:
-    txn.put(_META, records.seal(json.dumps(meta).encode()))
+    txn.put(_META, records.seal(base.spell(meta)))
