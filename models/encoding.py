@@ -266,6 +266,9 @@ class Encoding:
                 del self._histories[key]
         return self._blocks.purge(self.fingerprint(adapter))
 
+    def block_counts(self) -> dict[str, int]:
+        return self._blocks.counts()
+
     def _head(self, model: Any, adapter: str) -> torch.Tensor:
         if adapter not in self._heads:
             self._heads[adapter] = kv.encode_head(model, self.builder.head)

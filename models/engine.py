@@ -159,7 +159,8 @@ class Engine:
     def _requests(self) -> int:
         return len(self._waiting) + len(self._running) + (self._filling is not None)
 
-    def status(self) -> dict[str, int]:
+    def status(self) -> dict[str, Any]:
+        encoder = self.memories.encoder
         return {
             "waiting": len(self._waiting),
             "running": len(self._running) + (self._filling is not None),
@@ -167,6 +168,11 @@ class Engine:
             "pending_blocks": self.memories.pending_blocks,
             "fallbacks": self.memories.fallbacks,
             "encode_failures": self.encode_failures,
+            "encoder": {
+                "name": encoder.label,
+                "report": encoder.report.to_dict() if encoder.report else None,
+            },
+            "blocks": self.memories.block_counts(),
         }
 
     def encode_some(self) -> int:
