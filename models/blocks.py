@@ -24,6 +24,7 @@ from torch import Tensor
 
 from common.errors import SharpwaveError
 from common.files import write_bytes
+from models.erased import ErasedMarks
 from models.prefix import KVBlock
 from models.quantised import Int8States
 from models.tiers import Key, Tier
@@ -47,7 +48,8 @@ class Sealer(Protocol):
 
 class BlockStore:
     """Thread-safe. `hits`, `device_hits`, `disk_hits` and `misses` count look-ups, `evicted` the files that went
-    for others. A device budget of 0, as on a CPU, means no such tier; a disk budget of 0 means no bound."""
+    for others. A device budget of 0, as on a CPU, means no such tier; a disk budget of 0 means no bound. `erased`
+    is for those who queue and write blocks."""
 
     def __init__(
         self,
@@ -60,6 +62,7 @@ class BlockStore:
         sealer: Sealer | None = None,
     ) -> None:
         self._folder = folder
+        self.erased = ErasedMarks(folder / "erased")
         self._sealer = sealer
         self._host = Tier(budget_bytes)
         self._on_device = Tier(device_bytes if device is not None and device.type == "cuda" else 0)
