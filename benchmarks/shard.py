@@ -1,6 +1,6 @@
 """A whole shard's search against bare Faiss: recall, latency, and both while memories are written and erased.
 
-    python benchmarks/shard.py [--memories 100000] [--load 10] [--out runs/shard.json]
+    python benchmarks/shard.py [--memories 100000] [--load 10] [--vectors FILE.npy] [--out runs/shard.json]
 
 The shard holds memories with texts, both indexes, statistics, and the log on disk; it is filled by import. Vectors and
 questions are those of `index.py`. Bare Faiss is the shard's own structure with its own parameters, called directly, in
@@ -140,8 +140,8 @@ def under_load(shard: Shard, vectors: Vectors, queries: Vectors, seconds: float)
     }
 
 
-def measure(size: int, load_s: float) -> Json:
-    vectors = textlike(size)
+def measure(vectors: Vectors, load_s: float) -> Json:
+    size = len(vectors)
     queries = asking(vectors[np.random.default_rng(1).choice(size, QUERIES)], seed=7)
     truth = exact_rows(vectors, queries)
     with TemporaryDirectory() as scratch:
@@ -192,13 +192,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--memories", type=int, default=100_000)
     parser.add_argument("--load", type=float, default=10.0, help="seconds")
+    parser.add_argument("--vectors", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/shard.json"))
     args = parser.parse_args()
     machine = {"cores": os.cpu_count(), "arch": platform.machine(), "faiss": faiss.__version__}
-    report = measure(args.memories, args.load)
+    vectors = np.load(args.vectors)[: args.memories] if args.vectors else textlike(args.memories)
+    report = measure(vectors, args.load)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(args.out, {"machine": machine, "memories": args.memories, **report})
-    print(table(args.memories, report))
+    given = args.vectors.name if args.vectors else "textlike"
+    write_json(args.out, {"machine": machine, "memories": len(vectors), "vectors": given, **report})
+    print(table(len(vectors), report))
 
 
 if __name__ == "__main__":

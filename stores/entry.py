@@ -135,6 +135,7 @@ def describe(entry: Entry, shard: int, *, shared: bool = False) -> dict[str, Any
     """A memory with what the shard knows of it; the caller may change the answer, unless its content is
     `shared` with the view."""
     closed = {} if entry.closed is None else {"valid_to": entry.closed}
+    versions: list[Entry | Version] = [entry, *reversed(entry.older)]
     return {
         **(entry.memory if shared else copied(entry.memory)),
         **closed,
@@ -153,8 +154,7 @@ def describe(entry: Entry, shard: int, *, shared: bool = False) -> dict[str, Any
         "seq": entry.seq,
         "origin": entry.origin,
         "versions": [
-            {"seq": version.seq, "anchor": version.anchor, "written": version.written}
-            for version in entry.versions
+            {"seq": version.seq, "anchor": version.anchor, "written": version.written} for version in versions
         ],
     }
 
