@@ -8,7 +8,6 @@ operation whole or not at all.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from copy import deepcopy
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import pyarrow as pa
 from common.config import StoreConfig
 from stores import changes, plan, rank, search, transfer, twins
 from stores.batch import Batcher, Pending
-from stores.entry import describe, history
+from stores.entry import describe, history, unshared
 from stores.filters import compile_filter
 from stores.graph_reads import GraphReads
 from stores.index import Vectors
@@ -222,7 +221,7 @@ class Shard(Moving, TurnWrites, LineWrites, GraphReads, Recollect):
             where=where,
         )
         results, _ = rank.ranked(retrieval, query, found["hits"], k, now=now, offset=offset)
-        return deepcopy(results)
+        return [{**hit, "memory": unshared(hit["memory"])} for hit in results]
 
     def candidates(
         self,
