@@ -226,7 +226,7 @@ class LmdbLog(BaseLog):
         txn.cursor(self._order).putmulti(order, append=True)
         full = numbers[max(0, base.RESULTS_KEPT + 1 - first) :]
         oldest = (txn.pop(_NUMBER.pack(number - base.RESULTS_KEPT), db=self._order) for number in full)
-        dropped = [key for key in oldest if key is not None]
+        dropped = [bytes(key) for key in oldest if key is not None]
         for key in dropped:
             txn.delete(key, db=self._results)
         return dropped
