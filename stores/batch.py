@@ -229,6 +229,8 @@ class Batcher:
 
     def _pass_on(self, ticket: Ticket) -> None:
         """Leave, and let the next in the queue lead where this one did."""
+        if ticket.done and not ticket.leads:
+            return
         with self._mutex:
             if not ticket.done and ticket in self._queue:  # the wait was interrupted
                 self._queue.remove(ticket)

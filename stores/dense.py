@@ -29,7 +29,7 @@ CALIBRATION = 64  # queries that a recall is measured with
 RECALL_K = 10
 SIDE_BY_SIDE = 32  # queries from which on one product of a flat index is quicker than Faiss's scans ...
 FEW = 8  # ... as long as each wants no more than so many rows
-CHUNK = 64  # queries of one product
+CHUNK = 256  # queries of one product: at most 10 MB of cosines
 WORN = 0.25  # tombstones of a graph, as a share of its rows, before it is built again
 
 

@@ -32,8 +32,8 @@ def put_digest(memories: Sequence[Memory]) -> str:
 
 
 def _spell(value: Any) -> bytes:
-    """As `canonical`, in a fifth of the time, but for numbers beyond 1e16 or below 1e-4, which orjson writes
-    otherwise."""
+    """As `canonical`, in a fifth of the time, but for numbers between -1e-4 and 1e-4, whose exponent orjson
+    writes otherwise: a retry that names one, of a write before an upgrade to orjson, would be a `Conflict`."""
     try:
         return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
     except TypeError:  # what orjson does not take

@@ -46,6 +46,7 @@ class Put:
         self._further: list[Draft] = []  # behind the memories: sightings, tellings, closings
         self._near = plan.neighbours(view, pending, sought)
         self._within = gate.nearest_earlier(sought.namespaces, sought.vectors)
+        self._close = max(self._within, default=0.0) >= config.dedupe_similarity
         self._novelties = plan.novelties(self._near, self._within, elsewhere)
         self._answers: list[Json] = []
         self._written: dict[tuple[str, str], int] = {}  # id -> place of the item that is written
@@ -127,7 +128,7 @@ class Put:
     def _earlier_twin(self, place: int, memory: Memory) -> int | None:
         """The place of the written item of this call that says the same. Texts are compared only where
         the vectors of the call come close at all."""
-        if max(self._within) < self._config.dedupe_similarity:
+        if not self._close:
             return None
         alike = self._texts.setdefault((memory.namespace, *twins.words(memory.text)), [])
         stored = [(self._cosine(place, other), to_json(self._memories[other])) for other in alike]

@@ -1,5 +1,6 @@
 """Records as bytes, and what is LMDB's own."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ from log_backends import append
 
 from common.errors import NotReady, StoreCorrupt
 from stores import record as records
+from stores.logs import base
 from stores.logs.lmdb import LmdbLog
 from stores.record import PLAIN, Op
 
