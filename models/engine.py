@@ -109,7 +109,8 @@ class Engine:
         with self._lock:
             self.steps += 1
             heard = [*self._prefill(), *self._decode()]
-            if not heard or self.steps % ENCODE_EVERY == 0:  # nobody waits for what this step has brought
+            # Otherwise somebody waits for what this step has brought, or for the rest of a prompt.
+            if not (heard or self._requests) or self.steps % ENCODE_EVERY == 0:
                 self._encode()
             return heard
 
