@@ -1,0 +1,351 @@
+"""A LoRA that teaches a model to read memories injected as blocks that do not see each other. Open `train` first.
+
+The teacher is the base model itself with the same memories as text: its own answer, where it is right, and its own
+probabilities at every token. The student is the base with the LoRA, with every memory encoded alone behind the head *by
+the student* and laid together as `models.prefix.assemble` lays them at serving (policy `none`), so gradients pass through
+the encoding. What is minimised is KL(teacher || student) on the answer, and on text without memory that the base
+wrote itself (`train.anchors`), so that the model stays what it is.
+
+One step is one scene (`train.reader_data`): its memories are encoded once, and all its questions stand behind them.
+Block-attention fine-tuning: arXiv 2409.15355; here without any label or text from outside.
+"""
+
+import copy
+import random
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils import load_peft_weights, set_peft_model_state_dict
+from torch import Tensor
+
+from common.files import read_json, write_json
+from models import prefix as kv
+from models.load import LoadedModel
+from models.prompt import PromptBuilder
+from train.anchors import TOP_K, Anchor, Anchors, anchor_batch, anchor_kl, batch_kl, load_or_make
+from train.chat import SYSTEMS
+from train.decode import write
+from train.evaluate import contains, distractors, sanity_accuracy
+from train.objective import common_start, make_batch, position_logits, row_mean
+from train.reader_data import Question, Scene, data_digest, scene
+from train.sanity import sanity_items
+
+ADAPTER = "adapter"
+OPTIMIZER = "optimizer.pt"
+CURSOR = "cursor.json"  # written last: a checkpoint without it is not one
+ANSWER_TOKENS = 12
+HELD_OUT = 10**9  # scenes from this number on are never trained on
+WARM_UP = 30  # steps
+AHEAD = 4  # lessons the teacher may be ahead of the student
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReaderConfig:
+    """`questions` a scene at most, before those the teacher gets wrong are left out; `anchor_weight` of the KL without
+    memory."""
+
+    steps: int = 600
+    lr: float = 5e-4
+    rank: int = 16
+    alpha: int = 32
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    questions: int = 5
+    anchors: int = 30
+    anchor_weight: float = 0.3
+    held_out: int = 12
+    checkpoint_every: int = 100
+    seed: int = 1337
+
+
+@dataclass
+class Cursor:
+    """Where the training stands; with adapter and optimizer all that a restart needs."""
+
+    next_scene: int = 0
+    steps: int = 0
+    asked: int = 0
+    taught: int = 0  # questions the teacher answered rightly
+    memories: int = 0
+    seconds: float = 0.0
+    resumes: int = 0
+    kinds: dict[str, list[int]] = field(default_factory=dict)  # taught, asked
+    held_out: dict[str, float] = field(default_factory=dict)  # step -> KL, nats a token
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A scene as token ids, and what the teacher says. An `Anchor`'s prompt is the tail behind the memories."""
+
+    head: list[int]
+    blocks: list[list[int]]
+    answers: list[Anchor]
+    kinds: dict[str, list[int]]  # taught, asked
+
+
+def train(
+    loaded: LoadedModel, config: ReaderConfig, out: Path, say: Callable[[str], None] = print
+) -> tuple[Path, dict[str, Any]]:
+    """Train, or go on after the last checkpoint in `out`. Returns the PEFT folder and its manifest."""
+    builder = PromptBuilder(loaded.tokenizer)
+    anchors = load_or_make(
+        out, loaded.model, loaded.tokenizer, loaded.digest,
+        others=(), count=config.anchors, seed=config.seed,
+    )  # fmt: skip
+    teacher = Teacher(loaded, builder, config)
+    model = add_lora(loaded.model, config)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=config.lr, weight_decay=0.0)
+    cursor = _resume(out, model, optimizer)
+    held = [lesson for i in range(config.held_out) if (lesson := teacher.lesson(HELD_OUT + i)).answers]
+    if not cursor.steps:
+        cursor.held_out["0"] = held_out_loss(model, held)
+        say(f"held out before: {cursor.held_out['0']:.3f}")
+    lessons = _ahead(teacher, cursor.next_scene)
+    while cursor.steps < config.steps:
+        started = time.monotonic()
+        lesson = next(lessons)
+        _count(cursor, lesson)
+        if lesson.answers:
+            losses = _step(model, optimizer, lesson, anchors, config, cursor.steps)
+            cursor.steps += 1
+            cursor.history.append({"step": cursor.steps, **losses})
+        cursor.seconds += time.monotonic() - started
+        if lesson.answers and cursor.steps % 20 == 0:
+            say(_progress(cursor, config))
+        if lesson.answers and (cursor.steps % config.checkpoint_every == 0 or cursor.steps == config.steps):
+            cursor.held_out[str(cursor.steps)] = held_out_loss(model, held)
+            say(f"step {cursor.steps}: held out {cursor.held_out[str(cursor.steps)]:.3f}")
+            _save(out, model, optimizer, cursor)
+    lessons.close()
+    return _last(out) / ADAPTER, manifest(loaded, config, cursor)
+
+
+def add_lora(model: Any, config: ReaderConfig) -> PeftModel:
+    torch.manual_seed(config.seed)
+    lora = LoraConfig(
+        r=config.rank, lora_alpha=config.alpha, target_modules=list(config.targets), task_type="CAUSAL_LM"
+    )
+    return get_peft_model(model, lora)
+
+
+def manifest(loaded: LoadedModel, config: ReaderConfig, cursor: Cursor) -> dict[str, Any]:
+    """What is kept beside the published adapter: where it comes from and what it took."""
+    last = cursor.history[-50:]
+    return {
+        "purpose": "reader",
+        "model_digest": loaded.digest,
+        "data_digest": data_digest(config.seed, cursor.next_scene, config.questions),
+        "created": time.time(),
+        "steps": cursor.steps,
+        "scenes": cursor.next_scene,
+        "memories": cursor.memories,
+        "questions": {"asked": cursor.asked, "taught": cursor.taught, "by_kind": cursor.kinds},
+        "loss": sum(each["loss"] for each in last) / len(last) if last else None,
+        "held_out": cursor.held_out,
+        "config": asdict(config),
+    }
+
+
+# Teacher
+
+
+class Teacher:
+    """The base with the memories as text, a copy of its own: it answers in a thread while the student learns."""
+
+    def __init__(self, loaded: LoadedModel, builder: PromptBuilder, config: ReaderConfig) -> None:
+        self._model = copy.deepcopy(loaded.model)
+        self._loaded, self._builder, self._config = loaded, builder, config
+
+    def lesson(self, number: int) -> Lesson:
+        return self.teach(scene(self._config.seed, number, self._config.questions))
+
+    @torch.inference_mode()
+    def teach(self, shown: Scene) -> Lesson:
+        """Answer greedily; what is right is kept, with how sure the base is of every token."""
+        head, blocks = self._builder.head, [self._builder.memory(text) for text in shown.memories]
+        system = {"role": "system", "content": SYSTEMS[len(shown.memories[0]) % len(SYSTEMS)]}
+        tails = [
+            self._builder.tail([system, {"role": "user", "content": each.text}]) for each in shown.questions
+        ]
+        start = common_start([tail[:-1] for tail in tails])
+        ids = [*head, *(token for block in blocks for token in block), *tails[0][:start]]
+        row = torch.tensor([ids], device=self._model.device)
+        states = self._model.get_decoder()(input_ids=row, use_cache=True).past_key_values
+        asked = [tail[start:] for tail in tails]
+        texts = write(self._model, asked, self._loaded.end_ids, max_new_tokens=ANSWER_TOKENS, states=states)
+        spoken = self._loaded.tokenizer.batch_decode(texts, skip_special_tokens=True)
+        right = [is_right(*pair) for pair in zip(spoken, shown.questions, strict=True)]
+        kinds: dict[str, list[int]] = {}
+        for each, good in zip(shown.questions, right, strict=True):
+            taught, of = kinds.get(each.kind, [0, 0])
+            kinds[each.kind] = [taught + good, of + 1]
+        kept = [number for number, good in enumerate(right) if good]
+        if not kept:
+            return Lesson(head, blocks, [], kinds)
+        batch = make_batch([(asked[i], texts[i]) for i in kept], 0, self._model.device)
+        top = position_logits(self._model, batch, states).log_softmax(-1).topk(TOP_K)
+        sizes = [len(texts[i]) for i in kept]
+        sure = zip(kept, top.values.split(sizes), top.indices.split(sizes), strict=True)
+        return Lesson(head, blocks, [Anchor(tails[i], texts[i], p, tokens) for i, p, tokens in sure], kinds)
+
+
+def _ahead(teacher: Teacher, first: int) -> Iterator[Lesson]:
+    """Lessons from number `first` on, without end, made while the earlier ones are learnt."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = deque(pool.submit(teacher.lesson, first + i) for i in range(AHEAD))
+        while True:
+            yield waiting.popleft().result()
+            first += 1
+            waiting.append(pool.submit(teacher.lesson, first + AHEAD - 1))
+
+
+def is_right(answer: str, question: Question) -> bool:
+    return contains(answer, question.answers) and not contains(answer, question.wrong)
+
+
+# Student
+
+
+def read_logits(model: PeftModel, lesson: Lesson, inverse_frequency: Tensor) -> Tensor:
+    """The student's logits `[positions, vocabulary]` at the tokens of the lesson's answers, memories injected."""
+    prefix = student_prefix(model, lesson, inverse_frequency)
+    batch = anchor_batch(lesson.answers, 0, model.device)
+    return position_logits(model, batch, kv.as_cache(prefix.states, model.config))
+
+
+def student_prefix(model: PeftModel, lesson: Lesson, inverse_frequency: Tensor) -> kv.Prefix:
+    """As `models.prefix` encodes and assembles it, policy `none`, but with gradients through the encoding."""
+    head, states = _encode(model, lesson)
+    blocks = [
+        kv.KVBlock(str(i), "", tuple(ids), "", each)
+        for i, (ids, each) in enumerate(zip(lesson.blocks, states, strict=True))
+    ]
+    return kv.assemble(head, blocks[::-1], inverse_frequency, "none", 1)  # takes the most relevant first
+
+
+def _encode(model: PeftModel, lesson: Lesson) -> tuple[Tensor, list[Tensor]]:
+    """States of the head and of each block alone behind it, each `[layers, 2, kv_heads, tokens, head_dim]`."""
+    decoder, start, count = model.get_decoder(), len(lesson.head), len(lesson.blocks)
+    row = torch.tensor([lesson.head], device=model.device)
+    cache = decoder(input_ids=row, use_cache=True).past_key_values
+    head = kv.stacked(cache)[:, :, 0]
+    cache.batch_repeat_interleave(count)
+    longest = max(map(len, lesson.blocks))
+    # Padding comes after a block's tokens, so no token attends to it.
+    ids = torch.tensor([block + [0] * (longest - len(block)) for block in lesson.blocks], device=model.device)
+    decoder(input_ids=ids, past_key_values=cache, use_cache=True)
+    states = kv.stacked(cache)
+    return head, [states[:, :, i, :, start : start + len(block)] for i, block in enumerate(lesson.blocks)]
+
+
+def lesson_loss(model: PeftModel, lesson: Lesson) -> Tensor:
+    """KL(teacher || student) in nats a token, mean over the lesson's answers."""
+    frequency = model.get_base_model().model.rotary_emb.inv_freq
+    return _mean_kl(read_logits(model, lesson, frequency), lesson.answers, model.device)
+
+
+def _mean_kl(logits: Tensor, anchors: Sequence[Anchor], device: Any) -> Tensor:
+    weights = torch.ones(len(anchors), device=device)
+    return row_mean(batch_kl(logits, anchors), anchor_batch(anchors, 0, device), weights)
+
+
+@torch.no_grad()
+def held_out_loss(model: PeftModel, lessons: Sequence[Lesson]) -> float:
+    """Mean loss of lessons that are never trained on; 0 where there are none."""
+    return sum(float(lesson_loss(model, lesson)) for lesson in lessons) / max(1, len(lessons))
+
+
+def _step(
+    model: PeftModel,
+    optimizer: torch.optim.Optimizer,
+    lesson: Lesson,
+    anchors: Anchors,
+    config: ReaderConfig,
+    number: int,
+) -> dict[str, float]:
+    """One optimiser step: the lesson, and an anchor in every second one, short and long ones by turns."""
+    loss = lesson_loss(model, lesson)
+    loss.backward()
+    kl = torch.zeros(())
+    pool = anchors.wide if number % 4 else anchors.near
+    if pool and number % 2 == 0:
+        chosen = [random.Random(f"{config.seed}/{number}").choice(pool)]
+        kl = _mean_kl(
+            position_logits(model, anchor_batch(chosen, 0, model.device)), chosen, model.device
+        )
+        (config.anchor_weight * kl).backward()
+    for group in optimizer.param_groups:
+        # Linear warm-up, then linear down to 0.
+        group["lr"] = config.lr * min(1.0, (number + 1) / WARM_UP) * (1 - number / config.steps)
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    torch.nn.utils.clip_grad_norm_(trained, 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return {"loss": loss.item(), "kl": kl.item()}
+
+
+def check_plain(model: Any, loaded: LoadedModel, anchors: Sequence[Anchor], seed: int) -> dict[str, float]:
+    """What must not get worse without memory: sanity items, general knowledge, distance to the base."""
+    accuracy, _ = sanity_accuracy(model, loaded.tokenizer, sanity_items(seed))
+    return {
+        "sanity": accuracy,
+        "known": distractors(model, loaded.tokenizer, ())["known"],
+        "anchor_kl": anchor_kl(model, anchors, 0),
+    }
+
+
+# Progress and checkpoints
+
+
+def _count(cursor: Cursor, lesson: Lesson) -> None:
+    cursor.next_scene += 1
+    cursor.memories += len(lesson.blocks)
+    for kind, (taught, asked) in lesson.kinds.items():
+        before = cursor.kinds.get(kind, [0, 0])
+        cursor.kinds[kind] = [before[0] + taught, before[1] + asked]
+        cursor.taught, cursor.asked = cursor.taught + taught, cursor.asked + asked
+
+
+def _progress(cursor: Cursor, config: ReaderConfig) -> str:
+    last = cursor.history[-20:]
+    loss, kl = (sum(each[key] for each in last) / len(last) for key in ("loss", "kl"))
+    return (
+        f"step {cursor.steps}/{config.steps} loss {loss:.3f} kl {kl:.3f} taught {cursor.taught} of "
+        f"{cursor.asked} {cursor.seconds:.0f} s"
+    )
+
+
+def _save(out: Path, model: PeftModel, optimizer: torch.optim.Optimizer, cursor: Cursor) -> None:
+    """A new checkpoint; the one before goes once this one is whole."""
+    folder = out / f"checkpoint-{cursor.steps:06d}"
+    shutil.rmtree(folder, ignore_errors=True)
+    model.save_pretrained(folder / ADAPTER, save_embedding_layers=False)
+    torch.save(optimizer.state_dict(), folder / OPTIMIZER)
+    write_json(folder / CURSOR, asdict(cursor))
+    for other in out.glob("checkpoint-*"):
+        if other != folder:
+            shutil.rmtree(other)
+
+
+def _last(out: Path) -> Path | None:
+    return max((path.parent for path in out.glob(f"checkpoint-*/{CURSOR}")), default=None)
+
+
+def _resume(out: Path, model: PeftModel, optimizer: torch.optim.Optimizer) -> Cursor:
+    folder = _last(out)
+    if folder is None:
+        return Cursor()
+    set_peft_model_state_dict(model, load_peft_weights(str(folder / ADAPTER), device=str(model.device)))
+    optimizer.load_state_dict(torch.load(folder / OPTIMIZER, weights_only=True))
+    cursor = Cursor(**read_json(folder / CURSOR))
+    cursor.resumes += 1
+    return cursor
