@@ -3,6 +3,7 @@
     python benchmarks/session.py [--model MODEL] [--dtype bfloat16] [--sizes 10,20,100,1000] [--out runs/session]
     python benchmarks/session.py --letta FOLDER | --locomo FILE ...
     python benchmarks/session.py --compare OTHER/report.json ...       # adds columns of differences
+    python benchmarks/session.py --adapter FOLDER ...                  # every mode by this adapter too: MODE@adapter
 
 Same facts, same questions, same prompt pieces for every mode:
 
@@ -25,7 +26,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -75,7 +76,12 @@ class Session:
         )
         self._history = [Recalled(id=fact.id, text=fact.text) for fact in facts.facts]
         blocks = BlockStore(folder / "blocks", 4 << 30)
-        weights = Weights(loaded, AdapterStore(folder / "adapters"), 1)
+        adapters = AdapterStore(folder / "adapters")
+        self._versions = {"": BASE}  # by what follows a mode's @
+        if options.adapter:
+            manifest = {"model_digest": loaded.digest}
+            self._versions["adapter"] = adapters.publish(options.adapter, manifest, alias=None)
+        weights = Weights(loaded, adapters, 1)
         self._engines: dict[str, Engine] = {}
         for name in options.modes:
             recall = _recall(name, self._exact, options)
@@ -103,11 +109,12 @@ class Session:
         started = time.perf_counter()
         chunked = [engine for name, engine in self._engines.items() if name.startswith(("prefix", "hybrid"))]
         if chunked:
-            chunked[0].memories.enqueue("session", self._history, BASE)
+            for version in self._versions.values():
+                chunked[0].memories.enqueue("session", self._history, version)
             while chunked[0].encode_some():
                 pass
         seconds = time.perf_counter() - started
-        count = len(texts)
+        count = len(texts) * len(self._versions)
         return {"encode_ms": 1e3 * seconds / count, "block_bytes": blocks.held_bytes / count}
 
     def retrieve(self, asked: Asked, retrieval: str) -> tuple[list[Recalled], float]:
@@ -119,7 +126,8 @@ class Session:
 
     def ask(self, asked: Asked, name: str) -> Json:
         """One question by one way: the answer, and what it took."""
-        mode = name.partition(":")[0]
+        way, _, version = name.partition("@")
+        mode = way.partition(":")[0]
         memories, retrieve_s = [], 0.0
         if mode == "full":
             memories = self._history
@@ -132,7 +140,7 @@ class Session:
             memories,
             namespace="session",
             mode=turn.mode,
-            adapter=BASE,
+            adapter=self._versions[version],
             sampling=Sampling(max_tokens=MAX_TOKENS),
             turn=turn,
         )
@@ -159,7 +167,7 @@ class Session:
 
 
 def _recall(name: str, exact: bool, options: argparse.Namespace) -> RecallConfig:
-    mode, _, policy = name.partition(":")
+    mode, _, policy = name.partition("@")[0].partition(":")
     chosen: Json = {"k": options.k}
     if policy:
         kind, _, number = policy.partition("-")
@@ -198,15 +206,22 @@ def measure(loaded: LoadedModel, facts: FactSet, options: argparse.Namespace) ->
                 "costs": session.costs,
                 "modes": {name: summary(rows, facts.questions) for name, rows in asked.items()},
                 "differences": {
-                    f"{name} - {base}": paired(asked[name], asked[base])
-                    for base in ("full", "text")
-                    for name in asked
-                    if base in asked and name.startswith(("prefix", "hybrid"))
+                    f"{name} - {base}": paired(asked[name], asked[base]) for name, base in _pairs(asked)
                 },
                 "raw": {name: rows for name, rows in asked.items()} if options.raw else None,
             }
         finally:
             session.close()
+
+
+def _pairs(names: Collection[str]) -> Iterator[tuple[str, str]]:
+    """What is compared: injection to text, by the same weights and by the base's; each adapted way to its own."""
+    for name in names:
+        way, _, version = name.partition("@")
+        others = [base for base in ("full", "text") if way.startswith(("prefix", "hybrid"))]
+        if version:
+            others = [*others, *(f"{base}@{version}" for base in others), way]
+        yield from ((name, other) for other in others if other in names)
 
 
 def summary(rows: Sequence[Json], questions: Sequence[Asked]) -> Json:
@@ -283,6 +298,7 @@ def main() -> None:
     parser.add_argument(
         "--modes", type=lambda text: text.split(","), default=[*MODES], help="also prefix:first_k-8"
     )
+    parser.add_argument("--adapter", type=Path, help="PEFT folder trained on this model")
     parser.add_argument("--k", type=int, default=RecallConfig().k)
     parser.add_argument("--questions", type=int, default=60, help="at most, of a public set")
     parser.add_argument("--exact-from", type=int, default=100)
@@ -291,6 +307,8 @@ def main() -> None:
     parser.add_argument("--compare", type=Path, help="report.json of an earlier run")
     parser.add_argument("--out", type=Path, default=Path("runs/session"))
     options = parser.parse_args()
+    if options.adapter:
+        options.modes += [f"{name}@adapter" for name in options.modes]
     loaded = load_model(options.model, options.dtype)
     report: Json = {
         "command": " ".join(["python", *sys.argv]),

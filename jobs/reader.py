@@ -19,8 +19,7 @@ from common.errors import SharpwaveError
 from common.files import write_json
 from models.adapters import AdapterStore
 from models.load import load_model
-from train.anchors import load_or_make
-from train.reader import ReaderConfig, check_plain, train
+from train.reader import ReaderConfig, train
 
 ALIAS = "reader"
 
@@ -32,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--steps", type=int, default=ReaderConfig().steps)
+    parser.add_argument("--scenes", type=int, default=ReaderConfig().scenes)
     parser.add_argument("--lr", type=float, default=ReaderConfig().lr)
     parser.add_argument("--seed", type=int, default=ReaderConfig().seed)
     parser.add_argument("--threads", type=int, default=1, help="of the student; the teacher has as many")
@@ -39,18 +39,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--store", type=Path, help="folder of the store to publish in; none: not published")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
-    config = ReaderConfig(steps=arguments.steps, lr=arguments.lr, seed=arguments.seed)
+    config = ReaderConfig(
+        steps=arguments.steps, scenes=arguments.scenes, lr=arguments.lr, seed=arguments.seed
+    )
     try:
         loaded = load_model(arguments.model, arguments.dtype)
         if loaded.device.type == "cpu":
             # The fused kernel's backward is several times slower than plain matrix products on a CPU.
             loaded.model.set_attn_implementation("eager")
         folder, report = train(loaded, config, arguments.out, lambda text: print(text, flush=True))
-        anchors = load_or_make(
-            arguments.out, loaded.model, loaded.tokenizer, loaded.digest,
-            others=(), count=config.anchors, seed=config.seed,
-        )  # fmt: skip
-        report["plain"] = check_plain(loaded, anchors.held_out, config.seed)
         write_json(arguments.out / "report.json", report)
         if arguments.store is not None:
             store = AdapterStore(arguments.store.expanduser() / "adapters")

@@ -26,6 +26,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import load_peft_weights, set_peft_model_state_dict
 from torch import Tensor
 
+from common.errors import InvalidInput
 from common.files import read_json, write_json
 from models import prefix as kv
 from models.load import LoadedModel
@@ -41,27 +42,29 @@ from train.sanity import sanity_items
 ADAPTER = "adapter"
 OPTIMIZER = "optimizer.pt"
 CURSOR = "cursor.json"  # written last: a checkpoint without it is not one
-ANSWER_TOKENS = 12
+ANSWER_TOKENS = 10
 HELD_OUT = 10**9  # scenes from this number on are never trained on
 WARM_UP = 30  # steps
 AHEAD = 4  # lessons the teacher may be ahead of the student
+HOPELESS = 200  # scenes without one right answer: no teacher
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReaderConfig:
-    """`questions` a scene at most, before those the teacher gets wrong are left out; `anchor_weight` of the KL without
-    memory."""
+    """`scenes` different ones, again and again; `questions` of a scene at most, before those are left out that the
+    teacher gets wrong; `anchor_weight` of the KL without memory."""
 
     steps: int = 600
+    scenes: int = 300
     lr: float = 5e-4
     rank: int = 16
     alpha: int = 32
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
-    questions: int = 5
-    anchors: int = 30
+    questions: int = 4
+    anchors: int = 18
     anchor_weight: float = 0.3
-    held_out: int = 12
-    checkpoint_every: int = 100
+    held_out: int = 8
+    checkpoint_every: int = 50
     seed: int = 1337
 
 
@@ -94,7 +97,10 @@ class Lesson:
 def train(
     loaded: LoadedModel, config: ReaderConfig, out: Path, say: Callable[[str], None] = print
 ) -> tuple[Path, dict[str, Any]]:
-    """Train, or go on after the last checkpoint in `out`. Returns the PEFT folder and its manifest."""
+    """Train, or go on after the last checkpoint in `out`. Returns the PEFT folder and its manifest.
+
+    Raises `InvalidInput` for a model that answers nothing rightly even with the memories as text.
+    """
     builder = PromptBuilder(loaded.tokenizer)
     anchors = load_or_make(
         out, loaded.model, loaded.tokenizer, loaded.digest,
@@ -113,7 +119,13 @@ def train(
     while cursor.steps < config.steps:
         started = time.monotonic()
         lesson = next(lessons)
-        _count(cursor, lesson)
+        _count(cursor, lesson, config.scenes)
+        if cursor.next_scene >= HOPELESS and not cursor.taught:
+            raise InvalidInput(
+                f"model {loaded.name!r} answered none of {cursor.asked} questions with the memories as text, so it "
+                "cannot teach; train a larger one",
+                param="model",
+            )
         if lesson.answers:
             losses = _step(model, optimizer, lesson, anchors, config, cursor.steps)
             cursor.steps += 1
@@ -126,7 +138,10 @@ def train(
             say(f"step {cursor.steps}: held out {cursor.held_out[str(cursor.steps)]:.3f}")
             _save(out, model, optimizer, cursor)
     lessons.close()
-    return _last(out) / ADAPTER, manifest(loaded, config, cursor)
+    plain = {"after": check_plain(model, loaded.tokenizer, anchors.held_out, config.seed)}
+    with model.disable_adapter():
+        plain["before"] = check_plain(model, loaded.tokenizer, anchors.held_out, config.seed)
+    return out / _folder(cursor.steps) / ADAPTER, {**manifest(loaded, config, cursor), "plain": plain}
 
 
 def add_lora(model: Any, config: ReaderConfig) -> PeftModel:
@@ -139,14 +154,14 @@ def add_lora(model: Any, config: ReaderConfig) -> PeftModel:
 
 def manifest(loaded: LoadedModel, config: ReaderConfig, cursor: Cursor) -> dict[str, Any]:
     """What is kept beside the published adapter: where it comes from and what it took."""
-    last = cursor.history[-50:]
+    last, scenes = cursor.history[-50:], min(cursor.next_scene, config.scenes)
     return {
         "purpose": "reader",
         "model_digest": loaded.digest,
-        "data_digest": data_digest(config.seed, cursor.next_scene, config.questions),
+        "data_digest": data_digest(config.seed, scenes, config.questions),
         "created": time.time(),
         "steps": cursor.steps,
-        "scenes": cursor.next_scene,
+        "scenes": scenes,
         "memories": cursor.memories,
         "questions": {"asked": cursor.asked, "taught": cursor.taught, "by_kind": cursor.kinds},
         "loss": sum(each["loss"] for each in last) / len(last) if last else None,
@@ -164,9 +179,14 @@ class Teacher:
     def __init__(self, loaded: LoadedModel, builder: PromptBuilder, config: ReaderConfig) -> None:
         self._model = copy.deepcopy(loaded.model)
         self._loaded, self._builder, self._config = loaded, builder, config
+        self._made: dict[int, Lesson] = {}
 
     def lesson(self, number: int) -> Lesson:
-        return self.teach(scene(self._config.seed, number, self._config.questions))
+        """Of the `number`-th scene shown; a scene that comes again is not asked again."""
+        number = number if number >= HELD_OUT else number % self._config.scenes
+        if number not in self._made:
+            self._made[number] = self.teach(scene(self._config.seed, number, self._config.questions))
+        return self._made[number]
 
     @torch.inference_mode()
     def teach(self, shown: Scene) -> Lesson:
@@ -279,9 +299,7 @@ def _step(
     pool = anchors.wide if number % 4 else anchors.near
     if pool and number % 2 == 0:
         chosen = [random.Random(f"{config.seed}/{number}").choice(pool)]
-        kl = _mean_kl(
-            position_logits(model, anchor_batch(chosen, 0, model.device)), chosen, model.device
-        )
+        kl = _mean_kl(position_logits(model, anchor_batch(chosen, 0, model.device)), chosen, model.device)
         (config.anchor_weight * kl).backward()
     for group in optimizer.param_groups:
         # Linear warm-up, then linear down to 0.
@@ -293,12 +311,11 @@ def _step(
     return {"loss": loss.item(), "kl": kl.item()}
 
 
-def check_plain(model: Any, loaded: LoadedModel, anchors: Sequence[Anchor], seed: int) -> dict[str, float]:
+def check_plain(model: Any, tokenizer: Any, anchors: Sequence[Anchor], seed: int) -> dict[str, float]:
     """What must not get worse without memory: sanity items, general knowledge, distance to the base."""
-    accuracy, _ = sanity_accuracy(model, loaded.tokenizer, sanity_items(seed))
     return {
-        "sanity": accuracy,
-        "known": distractors(model, loaded.tokenizer, ())["known"],
+        "sanity": sanity_accuracy(model, tokenizer, sanity_items(seed))[0],
+        "known": distractors(model, tokenizer, ())["known"],
         "anchor_kl": anchor_kl(model, anchors, 0),
     }
 
@@ -306,8 +323,10 @@ def check_plain(model: Any, loaded: LoadedModel, anchors: Sequence[Anchor], seed
 # Progress and checkpoints
 
 
-def _count(cursor: Cursor, lesson: Lesson) -> None:
+def _count(cursor: Cursor, lesson: Lesson, scenes: int) -> None:
     cursor.next_scene += 1
+    if cursor.next_scene > scenes:
+        return  # counted when it came first
     cursor.memories += len(lesson.blocks)
     for kind, (taught, asked) in lesson.kinds.items():
         before = cursor.kinds.get(kind, [0, 0])
@@ -326,7 +345,7 @@ def _progress(cursor: Cursor, config: ReaderConfig) -> str:
 
 def _save(out: Path, model: PeftModel, optimizer: torch.optim.Optimizer, cursor: Cursor) -> None:
     """A new checkpoint; the one before goes once this one is whole."""
-    folder = out / f"checkpoint-{cursor.steps:06d}"
+    folder = out / _folder(cursor.steps)
     shutil.rmtree(folder, ignore_errors=True)
     model.save_pretrained(folder / ADAPTER, save_embedding_layers=False)
     torch.save(optimizer.state_dict(), folder / OPTIMIZER)
@@ -334,6 +353,10 @@ def _save(out: Path, model: PeftModel, optimizer: torch.optim.Optimizer, cursor:
     for other in out.glob("checkpoint-*"):
         if other != folder:
             shutil.rmtree(other)
+
+
+def _folder(steps: int) -> str:
+    return f"checkpoint-{steps:06d}"
 
 
 def _last(out: Path) -> Path | None:

@@ -132,8 +132,12 @@ TIES = {  # what leads from one person to another in a chain
 }
 ONSETS = "Ar Bal Cor Dai Em Far Gus Hei Ig Jas Kor Lu Mor Nol Os Pip Rav Sil Tam Ur Vin Wil Yor".split()
 ENDINGS = "a en ia o us ette ley ric ford son well mond by dell".split()
-FIRST_NAMES = "Agnes Bruno Clara Diego Edith Felix Greta Hugo Irene Jakob Karin Leon Mabel Noel Priya Rosa".split()
-LAST_NAMES = "Abbot Becker Chand Duarte Ekdal Frost Gomez Huber Ibsen Jansen Keller Lang Munro Novak Ortiz".split()
+FIRST_NAMES = (
+    "Agnes Bruno Clara Diego Edith Felix Greta Hugo Irene Jakob Karin Leon Mabel Noel Priya Rosa".split()
+)
+LAST_NAMES = (
+    "Abbot Becker Chand Duarte Ekdal Frost Gomez Huber Ibsen Jansen Keller Lang Munro Novak Ortiz".split()
+)
 SIZES = (2, 2, 3, 3, 3, 4, 4, 5, 6, 7, 8)  # facts in a scene; as many as recall brings are the most
 WORDS_FOR = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
 
@@ -175,9 +179,7 @@ _Told = list[tuple[str, Topic, str]]
 
 def _singles(rng: random.Random, told: _Told) -> Iterator[Question]:
     for name, topic, answer in told:
-        yield Question(
-            text=rng.choice(topic.asks).format(x=name), answers=_as_written(answer), kind="one"
-        )
+        yield Question(text=rng.choice(topic.asks).format(x=name), answers=_as_written(answer), kind="one")
         if sum(other is topic and value == answer for _, other, value in told) == 1:
             yield Question(text=topic.who.format(a=answer), answers=(name,), kind="who")
 
@@ -205,7 +207,9 @@ def _several(rng: random.Random, told: _Told) -> Iterator[Question]:
 
 
 def _ask_tie(rng: random.Random, name: str, tie: str) -> str:
-    return rng.choice(("Who is the {tie} of {x}?", "What is the name of {x}'s {tie}?")).format(x=name, tie=tie)
+    return rng.choice(("Who is the {tie} of {x}?", "What is the name of {x}'s {tie}?")).format(
+        x=name, tie=tie
+    )
 
 
 def _as_written(answer: str) -> tuple[str, ...]:
