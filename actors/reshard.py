@@ -178,7 +178,8 @@ class _Reshard:
         self._results.extend(results)
 
     def _remember(self) -> None:
-        """Give the last operations to every new shard, and the counters to the first."""
+        """Give the last uses to every new shard, results to the shard that a retry goes to, and the counters to
+        the first."""
         uses, results = [*self._uses.by_op.items()], [*self._results]
         totals = [source.call("totals") for source in self._sources]
         names = [name for name, value in totals[0].items() if _counts(name, value)]
@@ -188,7 +189,14 @@ class _Reshard:
             some = slice(start, start + USES_AT_ONCE)
             for number, target in enumerate(self._targets):
                 counts = counters if (part, number) == (0, 0) else {}
-                target.call("remember", part, uses[some], results[some], counts)
+                kept = [result for result in results[some] if self._home_of(result) == number]
+                target.call("remember", part, uses[some], kept, counts)
+
+    def _home_of(self, result: Result) -> int:
+        placement = self._new.placement
+        if result.kind is None:
+            return placement.pick(result.namespace, result.name)
+        return placement.owner(result.namespace, result.name, result.kind)
 
     def _check(self) -> int:
         """Both sides hold as many memories of every namespace; how many."""

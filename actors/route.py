@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import ray
 from ray.exceptions import PendingCallsLimitExceeded, RayActorError, RayTaskError
 
 from actors.calls import GROUP_OF, Call, cause_of
@@ -62,6 +63,11 @@ class Router:
         if self._layout is None or layout.generation != self._layout.generation:
             self._layout, self._handles = layout, {}
         return layout
+
+    @property
+    def generation(self) -> int:
+        """Of the layout as it is known here: the one that holds, or an earlier one."""
+        return (self._layout or self._load()).generation
 
     def find(self, layout: Layout, number: int) -> Any:
         name = layout.actor_name(number)
@@ -123,6 +129,10 @@ class Route:
             await asyncio.sleep(min(pause, longest, max(0.0, self._deadline - time.monotonic())))
             pause = 2 * pause
         raise NotReady(f"{name}.{method}: {problem} within {self._deadline_s:g} s; send it again")
+
+    def kill(self, number: int) -> None:
+        """End a shard's process wherever it is stuck; Ray starts it again."""
+        ray.kill(self._router.find(self._layout, number), no_restart=False)
 
     def _again(self, number: int, error: Exception) -> str:
         """Why the call is to be sent again after what the shard raised; raises it where it is not."""

@@ -6,6 +6,7 @@ off, or that a reshard held up, are sent again, which is safe because every writ
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from hashlib import blake2b
 from heapq import merge
 from typing import Any
@@ -21,7 +22,7 @@ from actors.route import Route, Router, together
 from actors.shard import Json, Page, StoreShard
 from actors.start import start_shards, stop_shards
 from common.config import Config
-from common.errors import Conflict, InvalidInput
+from common.errors import Conflict, InvalidInput, SharpwaveError
 from stores import rank
 from stores.gate import nearest_earlier
 from stores.index import Vectors
@@ -34,6 +35,7 @@ Replies = list[Any]  # one a shard; named here since `ShardedStore.list` hides t
 Names = list[str]
 Tables = list[pa.Table]
 Broken = list[Json | None]
+ASKED_FIRST_S, ASKED_AGAIN_S = 5.0, 0.1  # around a restart
 _KNOWN = {"touch": "touched", "score": "scored"}  # where an answer lists the ids it found
 
 
@@ -46,6 +48,11 @@ class ShardedStore(GraphCalls, ErasureCalls):
 
     def __init__(self, config: Config) -> None:
         self._router = Router(config)
+
+    @property
+    def generation(self) -> int:
+        """Of the layout: what is written from now on is written under this one or a later one."""
+        return self._router.generation
 
     async def put(
         self, items: Sequence[tuple[Memory, Vectors]], *, op_id: str, now: float, partial: bool = False
@@ -170,6 +177,31 @@ class ShardedStore(GraphCalls, ErasureCalls):
             for name in ("memories", "gate_attempts", "gate_accepts", "duplicates")
         }
         return {**totals, "namespaces": namespaces, "shards": shards}
+
+    async def restart(self, number: int) -> Json:
+        """End a shard's process, so that Ray starts it anew and the log is opened again: what a log needs that
+        stopped at a failed write. Calls that this cuts off are sent again.
+
+        Returns `{shard, was, failure, seq, epoch, memories}`: why writes were refused before, and are now.
+        """
+
+        async def run(route: Route) -> Json:
+            if number not in route.placement.numbers:
+                raise InvalidInput(
+                    f"shard = {number}: must be 0 to {len(route.placement.numbers) - 1}", param="shard"
+                )
+            before: Json = {}
+            with suppress(SharpwaveError, TimeoutError):  # what hangs is restarted all the same
+                before = await asyncio.wait_for(route.call(number, "counts"), ASKED_FIRST_S)
+            route.kill(number)
+            after = await route.call(number, "counts")
+            while after["epoch"] == before.get("epoch"):  # the old process answered
+                await asyncio.sleep(ASKED_AGAIN_S)
+                after = await route.call(number, "counts")
+            told = {name: after[name] for name in ("failure", "seq", "epoch", "memories")}
+            return {"shard": number, "was": before.get("failure"), **told}
+
+        return await self._router.run(run)
 
     async def finals(self) -> Replies:
         """Where each shard's chain stands, for a seal: `{shard, seq, anchor}`."""

@@ -29,8 +29,8 @@ from common.files import write_json
 from models.adapters import BASE, AdapterStore
 from models.blocks import BlockStore
 from models.embed import Embedder
+from models.encoding import Recalled
 from models.engine import Engine
-from models.injection import Recalled
 from models.load import LoadedModel, load_model
 from models.prompt import PromptBuilder
 from models.sampling import Sampling

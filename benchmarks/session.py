@@ -12,6 +12,7 @@ Same facts, same questions, same prompt pieces for every mode:
     text       the k best memories of the full retrieval stack, as text        text_flat   those by cosine
     prefix     the same k injected as KV blocks (:policy where it is not the configured one)
     hybrid     prefix, and the best once more as text                          off         no memory
+    bias:S     no memory but the value states of the k as a bias of strength S; overlay:S (see models/values.py)
 
 A hit is an expected answer, normalised as SQuAD does, within the model's (greedy, 16 tokens); intervals are
 Wilson's, differences to `full` and `text` paired bootstraps, 95%. Modes take turns question by question, so that a
@@ -40,10 +41,11 @@ from benchmarks.session_report import write_report
 from benchmarks.session_sets import Asked, FactSet, letta, locomo, own
 from common.config import RecallConfig, ServeConfig, StoreConfig
 from models.adapters import BASE, AdapterStore
+from models.answer import Answer
 from models.blocks import BlockStore
 from models.embed import Embedder
+from models.encoding import Recalled
 from models.engine import Engine
-from models.injection import Recalled
 from models.load import LoadedModel, load_model
 from models.sampling import Sampling
 from models.turn import Turn
@@ -55,6 +57,7 @@ from train.evaluate import normalise, wilson
 
 MAX_TOKENS = 16
 MODES = ("full", "text", "text_flat", "prefix", "hybrid", "off")
+VALUES = ("bias", "overlay")  # of a strength: bias:2
 NOW = 1_800_000_000.0
 TOKENS = ("prompt_tokens", "prefix_tokens", "output_tokens")  # means
 TIMES = ("retrieve_ms", "prefill_ms", "generate_ms")  # medians
@@ -107,15 +110,25 @@ class Session:
         ]
         self._shard.put([*zip(memories, vectors, strict=True)], op_id="fill", now=NOW)
         started = time.perf_counter()
-        chunked = [engine for name, engine in self._engines.items() if name.startswith(("prefix", "hybrid"))]
+        chunked = [
+            engine for name, engine in self._engines.items() if not name.startswith(("full", "text", "off"))
+        ]
         if chunked:
-            for version in self._versions.values():
-                chunked[0].memories.enqueue("session", self._history, version)
-            while chunked[0].encode_some():
-                pass
-        seconds = time.perf_counter() - started
+            self._encode(chunked[0])
         count = len(texts) * len(self._versions)
-        return {"encode_ms": 1e3 * seconds / count, "block_bytes": blocks.held_bytes / count}
+        costs = {
+            "encode_ms": 1e3 * (time.perf_counter() - started) / count,
+            "block_bytes": blocks.held_bytes / count,
+        }
+        if self._exact and "full" in self._engines:
+            self._encode(self._engines["full"])
+        return costs
+
+    def _encode(self, engine: Engine) -> None:
+        for version in self._versions.values():
+            engine.memories.enqueue("session", self._history, version)
+            while engine.encode_some():
+                pass
 
     def retrieve(self, asked: Asked, retrieval: str) -> tuple[list[Recalled], float]:
         started = time.perf_counter()
@@ -124,8 +137,16 @@ class Session:
         memories = [Recalled(id=hit["memory"]["id"], text=hit["memory"]["text"]) for hit in found]
         return memories, time.perf_counter() - started
 
-    def ask(self, asked: Asked, name: str) -> Json:
-        """One question by one way: the answer, and what it took."""
+    def ask(self, questions: Sequence[Asked], name: str) -> list[Json]:
+        """Questions by one way, together: the answers, and what they took."""
+        engine, started = self._engines[name], [self._submit(asked, name) for asked in questions]
+        while not all(answer.done for answer, _, _ in started):
+            engine.step()
+        exact = name.startswith("full") and self._exact
+        return [_result(asked, *each, exact) for asked, each in zip(questions, started, strict=True)]
+
+    def _submit(self, asked: Asked, name: str) -> tuple[Answer, list[Recalled], float]:
+        """The answer that begins, the memories it goes by, and how long those were looked for."""
         way, _, version = name.partition("@")
         mode = way.partition(":")[0]
         memories, retrieve_s = [], 0.0
@@ -134,36 +155,43 @@ class Session:
         elif mode != "off":
             memories, retrieve_s = self.retrieve(asked, "flat" if mode == "text_flat" else "full")
         exact = mode == "full" and self._exact
-        turn = Turn(mode="prefix" if exact else mode.removesuffix("_flat"))
-        pieces = self._engines[name].answer(
+        turn = Turn(mode="prefix" if exact else "values" if mode in VALUES else mode.removesuffix("_flat"))
+        answer = self._engines[name].submit(
             [{"role": "system", "content": SHORTEST_SPAN}, {"role": "user", "content": asked.text}],
             memories,
             namespace="session",
-            mode=turn.mode,
             adapter=self._versions[version],
             sampling=Sampling(max_tokens=MAX_TOKENS),
             turn=turn,
         )
-        answer = "".join(pieces)
-        # A fallback would be another mode's result under this one's name.
-        assert turn.fallback is None or turn.fallback.startswith("kept"), turn.fallback
-        found = {memory.id for memory in memories} & asked.evidence
-        return {
-            "answer": answer,
-            "hit": any(normalise(each) in normalise(answer) for each in asked.answers),
-            "f1": max(f1(answer, each) for each in asked.answers),
-            "evidence": len(found) / len(asked.evidence) if asked.evidence else None,
-            "prompt_tokens": turn.prompt_tokens + (turn.prefix_tokens if exact else 0),
-            "prefix_tokens": 0 if exact else turn.prefix_tokens,
-            "output_tokens": turn.completion_tokens,
-            "retrieve_ms": 1e3 * retrieve_s,
-            "prefill_ms": 1e3 * turn.prefill_s,
-            "generate_ms": 1e3 * turn.generate_s,
-            "cut": turn.fallback,
-        }
+        return answer, memories, retrieve_s
 
     def close(self) -> None:
         self._shard.close()
+
+
+def _result(
+    asked: Asked, answer: Answer, memories: Sequence[Recalled], retrieve_s: float, exact: bool
+) -> Json:
+    if answer.error is not None:
+        raise answer.error
+    turn, text = answer.turn, "".join(answer.pieces)
+    # A fallback would be another mode's result under this one's name.
+    assert turn.fallback is None or turn.fallback.startswith("kept"), turn.fallback
+    found = {memory.id for memory in memories} & asked.evidence
+    return {
+        "answer": text,
+        "hit": any(normalise(each) in normalise(text) for each in asked.answers),
+        "f1": max(f1(text, each) for each in asked.answers),
+        "evidence": len(found) / len(asked.evidence) if asked.evidence else None,
+        "prompt_tokens": turn.prompt_tokens + (turn.prefix_tokens if exact else 0),
+        "prefix_tokens": 0 if exact else turn.prefix_tokens,
+        "output_tokens": turn.completion_tokens,
+        "retrieve_ms": 1e3 * retrieve_s,
+        "prefill_ms": 1e3 * turn.prefill_s,
+        "generate_ms": 1e3 * turn.generate_s,
+        "cut": turn.fallback,
+    }
 
 
 def _recall(name: str, exact: bool, options: argparse.Namespace) -> RecallConfig:
@@ -171,7 +199,10 @@ def _recall(name: str, exact: bool, options: argparse.Namespace) -> RecallConfig
     chosen: Json = {"k": options.k}
     if policy:
         kind, _, number = policy.partition("-")
-        chosen |= {"reprocess": kind, **({"first_k": int(number)} if number else {})}
+        if mode in ("bias", "overlay"):
+            chosen |= {mode: float(policy)}
+        else:
+            chosen |= {"reprocess": kind, **({"first_k": int(number)} if number else {})}
     if mode == "full" and exact:
         chosen |= {"encoder": "kv_exact"}
     return RecallConfig(**chosen)
@@ -189,16 +220,18 @@ def measure(loaded: LoadedModel, facts: FactSet, options: argparse.Namespace) ->
     with TemporaryDirectory() as scratch:
         session = Session(loaded, facts, Path(scratch), options)
         try:
-            session.ask(facts.questions[0], options.modes[0])  # warms up, and builds an exact history
+            session.ask(facts.questions[:1], options.modes[0])  # warms up
             asked: dict[str, list[Json]] = {name: [] for name in options.modes}
-            for number, question in enumerate(facts.questions):
+            for start in range(0, len(facts.questions), options.together):
+                questions = facts.questions[start : start + options.together]
                 for name in options.modes:
-                    asked[name].append(session.ask(question, name))
-                if number % 10 == 9 or number + 1 == len(facts.questions):
+                    asked[name] += session.ask(questions, name)
+                done = start + len(questions)
+                if done % 10 < len(questions) or done == len(facts.questions):
                     rates = {
                         name: f"{np.mean([row['hit'] for row in rows]):.2f}" for name, rows in asked.items()
                     }
-                    print(f"{facts.name} N={len(facts.facts)}, {number + 1} asked: {rates}", flush=True)
+                    print(f"{facts.name} N={len(facts.facts)}, {done} asked: {rates}", flush=True)
             return {
                 "set": facts.name,
                 "facts": len(facts.facts),
@@ -301,6 +334,12 @@ def main() -> None:
     parser.add_argument("--adapter", type=Path, help="PEFT folder trained on this model")
     parser.add_argument("--k", type=int, default=RecallConfig().k)
     parser.add_argument("--questions", type=int, default=60, help="at most, of a public set")
+    parser.add_argument(
+        "--together",
+        type=int,
+        default=1,
+        help="questions answered in one batch: quicker, but times are shared",
+    )
     parser.add_argument("--exact-from", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1337)
     parser.add_argument("--raw", action="store_true", help="keep every answer")

@@ -10,10 +10,10 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from common.errors import InvalidInput
 
@@ -170,16 +170,46 @@ class RecallConfig(Section):
 
     mode: Literal["full", "text", "prefix", "hybrid", "off"] = "prefix"
     k: int = Field(3, ge=1, le=1000)
+    encoder: Literal["kv_chunks", "kv_exact", "kv_compact", "soft_prompt"] = Field(
+        "kv_chunks",
+        description="what a KV block holds: kv_chunks all tokens of one memory; kv_exact the namespace's whole "
+        "history in order of time; kv_compact the tokens that matter most; soft_prompt learned embeddings",
+    )
+    compact: Literal[2, 4] = Field(2, description="kv_compact: one slot for so many tokens")
+    soft_prompt: str | None = Field(None, description="file of the trained encoder (soft_prompt)")
     reprocess: Literal["none", "first_k", "best_last"] = Field(
         "best_last",
         description="prefix assembly: which memory tokens are processed again with the question",
     )
     first_k: int = Field(8, ge=1, description="tokens of each later block processed again (first_k)")
-    block_cache_bytes: int = Field(1 << 30, ge=0, description="host memory for KV blocks; disk holds all")
+    bias: float = Field(
+        0.0, description="strength of the injected memories' value states as a bias of the logits; 0: off"
+    )
+    overlay: float = Field(
+        0.0, description="strength of the same as a low-rank overlay of the last output projection; 0: off"
+    )
+    block_dtype: Literal["model", "int8"] = Field(
+        "model", description="KV blocks at rest: as the model has them, or in eight bits with scales"
+    )
+    block_device_bytes: int = Field(1 << 30, ge=0, description="GPU memory for KV blocks, where there is one")
+    block_cache_bytes: int = Field(1 << 30, ge=0, description="host memory for KV blocks, behind that")
+    block_disk_bytes: int = Field(
+        0, ge=0, description="disk for KV blocks, behind that; those used longest ago go; 0: no bound"
+    )
     reranker: str | None = Field(
         None,
         description="cross-encoder that orders the best anew in retrieval full: an id or a folder; null: none",
     )
+
+    @model_validator(mode="after")
+    def _fits_the_encoder(self) -> Self:
+        if self.encoder == "soft_prompt" and not self.soft_prompt:
+            raise ValueError("encoder soft_prompt needs recall.soft_prompt, the file of a trained one")
+        if self.reprocess == "first_k" and self.encoder in ("kv_compact", "soft_prompt"):
+            raise ValueError(
+                f"reprocess first_k needs a slot for every token, which {self.encoder} lacks; use best_last or none"
+            )
+        return self
 
 
 class ServeConfig(Section):

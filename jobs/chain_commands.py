@@ -1,10 +1,10 @@
-"""The commands of an operator: seal, verify, snapshot, probe."""
+"""The commands of an operator: seal, verify, snapshot, probe, restart-shard."""
 
 from typing import Annotated
 
 import typer
 
-from jobs.options import BROKEN, DEFAULT_STORE, Json, Key, Store, Url, connect
+from jobs.options import BROKEN, DEFAULT_STORE, FAILED, OK, Json, Key, Store, Url, connect
 from jobs.output import emit, flat, note, rows, table
 
 
@@ -46,6 +46,27 @@ def snapshot(
     with connect(store, url, api_key) as client:
         made = client.post("/v1/snapshot", {}, safe=True)
     emit(made, as_json=as_json, text=table(flat(made)))
+
+
+def restart_shard(
+    shard: Annotated[int, typer.Argument(min=0, help="its number")],
+    store: Store = DEFAULT_STORE,
+    url: Url = None,
+    api_key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """Start one shard anew: after a full disk or a failed write its log refuses writes until it is opened again.
+    Everything that was acknowledged is there; calls under way are sent again. Exit code 1 where writes are still
+    refused.
+
+    \b
+    sharpwave status --json | jq '.ready.store.shards[].failure'
+    sharpwave restart-shard 2
+    """
+    with connect(store, url, api_key) as client:
+        found = client.post(f"/v1/shards/{shard}/restart", {}, safe=True)
+    emit(found, as_json=as_json, text=table(flat(found)))
+    raise typer.Exit(FAILED if found["failure"] else OK)
 
 
 def probe(

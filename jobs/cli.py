@@ -15,7 +15,7 @@ import yaml
 from common.config import Config, load, parse_override
 from common.errors import Conflict, InvalidInput, NotFound, NotReady, SharpwaveError
 from jobs import instance as instances
-from jobs.chain_commands import probe, seal, snapshot, verify
+from jobs.chain_commands import probe, restart_shard, seal, snapshot, verify
 from jobs.client import Client
 from jobs.job_commands import consolidate, evaluate, score
 from jobs.keys_command import keys
@@ -243,6 +243,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "verify": verify,
     "snapshot": snapshot,
     "probe": probe,
+    "restart-shard": restart_shard,
     "sql": sql,
     "keys": keys,
     "reshard": reshard,

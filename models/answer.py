@@ -24,6 +24,7 @@ class Answer:
         self.done = False
         self.error: Exception | None = None
         self.prefill: Prefill | None = None
+        self.bias: Tensor | None = None  # of the logits, [vocabulary]
         self.token = self.position = 0  # the last token chosen, which has not run yet, and where it stands
         self._ends = ends
         self._tokenizer = tokenizer
@@ -47,16 +48,21 @@ class Answer:
         self.turn.prefill_s = time.perf_counter() - self._started
         self.prefill = None
         self.position = position
+        logits = self._biased(logits)
         self._take(choose(logits, self.sampling, self._generator), logits)
 
     def next(self, logits: Tensor, best: int) -> None:
         """Its last token has run: `[vocabulary]` logits, the greatest of which is at `best`."""
         self.position += 1
-        greedy = self.sampling.temperature == 0.0
+        logits = self._biased(logits)
+        greedy = self.sampling.temperature == 0.0 and self.bias is None
         self._take(best if greedy else choose(logits, self.sampling, self._generator), logits)
 
     def fail(self, error: Exception) -> None:
         self.error, self.done = error, True
+
+    def _biased(self, logits: Tensor) -> Tensor:
+        return logits if self.bias is None else logits.float() + self.bias
 
     def _take(self, token: int, logits: Tensor) -> None:
         self.token = token

@@ -8,6 +8,7 @@ and leave between steps. `answer` drives it for one request; `serve.replicas` fo
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,13 +17,15 @@ from common.config import RecallConfig, ServeConfig
 from common.errors import InvalidInput
 from models.answer import Answer
 from models.blocks import BlockStore
-from models.injection import ENCODE_BATCH, ENCODE_TOKENS, Injection, Recalled
+from models.encoding import ENCODE_BATCH, ENCODE_TOKENS, Recalled
+from models.injection import Injection
 from models.load import LoadedModel
 from models.prefix import stacked
 from models.prompt import Message
 from models.sampling import Sampling
 from models.table import KVTable
 from models.turn import Turn
+from models.values import Overlay, logit_bias
 from models.weights import Weights
 
 ENCODE_EVERY = 16  # steps between two batches of blocks while requests run
@@ -48,6 +51,8 @@ class Engine:
         self._weights = weights
         self._serve = serve or ServeConfig()
         self._table = KVTable(self._serve.kv_cache_bytes)
+        self._bias = recall.bias
+        self._overlay = Overlay(loaded.model, recall.overlay) if recall.overlay else None
         self._waiting: deque[Answer] = deque()
         self._filling: Answer | None = None
         self._running: list[Answer] = []  # by row of the table
@@ -89,6 +94,9 @@ class Engine:
                     ends=self.loaded.end_ids,
                 )
                 self._check_room(answer.slots)
+                if prompt.values is not None and self._bias:
+                    with self._weights.using(adapter) as model:
+                        answer.bias = logit_bias(model, prompt.values, self._bias)
             except BaseException:
                 self._weights.release(adapter)
                 raise
@@ -199,7 +207,7 @@ class Engine:
         while room > 0 and (answer := self._next_to_fill()):
             try:
                 prefill = answer.prefill or answer.begin(self.loaded.model.config)
-                with self._weights.using(answer.adapter) as model:
+                with self._weights.using(answer.adapter) as model, self._overlaid([answer]):
                     room -= prefill.advance(model, room)
                 if not prefill.done:
                     break
@@ -233,7 +241,7 @@ class Engine:
         try:
             device = self.loaded.device
             step = self._table.begin_step()
-            with self._weights.mixed([answer.adapter for answer in heard]) as model:
+            with self._weights.mixed([answer.adapter for answer in heard]) as model, self._overlaid(heard):
                 logits = model(
                     input_ids=torch.tensor([[answer.token] for answer in heard], device=device),
                     position_ids=torch.tensor([[answer.position] for answer in heard], device=device),
@@ -254,6 +262,10 @@ class Engine:
                 self._leave(row)
                 self._weights.release(heard[row].adapter)
         return heard
+
+    def _overlaid(self, answers: Sequence[Answer]) -> AbstractContextManager[None]:
+        """Around a forward pass with a row for each of these."""
+        return self._overlay.rows([a.prompt.values for a in answers]) if self._overlay else nullcontext()
 
     def _leave(self, row: int) -> None:
         self._table.leave(row)

@@ -12,6 +12,8 @@ from common.files import read_json
 
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 
+_TOLD = ("digest", "model_digest", "data_digest", "purpose", "steps", "created")  # of a manifest
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoadReport:
@@ -91,5 +93,5 @@ def _provenance(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
         "base_model": config.get("base_model_name_or_path"),
         "peft_version": config.get("peft_version"),
         "rank": config["r"],
-        **{key: known[key] for key in ("digest", "model_digest", "data_digest", "purpose", "steps", "created") if key in known},
-    }  # fmt: skip
+        **{key: known[key] for key in _TOLD if key in known},
+    }

@@ -11,7 +11,10 @@ repairs in part:
                (EPIC's LegoLink, arXiv 2410.15332: most of the loss sits in each block's first tokens)
     best_last  the most relevant block stands last and runs again with the question
 
-Shapes: states are `[layers, 2, kv_heads, tokens, head_dim]`, keys at index 0 of the second axis.
+Which states a block has, and whether blocks stand behind each other, is the encoder's (`models.encoders`).
+
+Shapes: states are `[layers, 2, kv_heads, slots, head_dim]`, keys at index 0 of the second axis. A slot is a token
+where the encoder keeps them all.
 Rotation: RoPE, arXiv 2104.09864; R(a)R(b) = R(a+b), so rotating a key by the distance moved re-positions it.
 """
 
@@ -25,23 +28,40 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-ENCODER_VERSION = "kv_chunks-1"
+from models.quantised import Int8States
+
 Policy = Literal["none", "first_k", "best_last"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class KVBlock:
-    """The states of one memory for one fingerprint. `ids` and `text` stay beside them: text is the floor."""
+    """The states of one memory for one fingerprint. `ids` and `text` stay beside them: text is the floor.
+
+    `width`: positions that it takes up, which may be more than it has slots. A block of a history was encoded
+    behind others: `front` is the digest of everything before it, `behind` the ids of the memories there.
+    """
 
     memory_id: str
     fingerprint: str
     ids: tuple[int, ...]
     text: str
-    states: Tensor
+    states: Tensor | Int8States
+    width: int
+    front: str = ""
+    behind: tuple[str, ...] = ()
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return self.states.tensors() if isinstance(self.states, Int8States) else {"states": self.states}
 
     @property
     def size_bytes(self) -> int:
-        return self.states.numel() * self.states.element_size()
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
+
+    def dense(self, like: Tensor) -> Tensor:
+        """The states on the device of `like`, in its dtype or, where they lay in eight bits, in float32."""
+        states = self.states.to(like.device)
+        return states.dense() if isinstance(states, Int8States) else states
 
 
 @dataclass(frozen=True)
@@ -58,15 +78,17 @@ class Prefix:
     length: int
 
 
-def fingerprint(model_digest: str, adapter: str, head: Sequence[int], config: Any, dtype: torch.dtype) -> str:
-    """Digest of everything that KV states depend on, 16 hex digits."""
+def fingerprint(
+    model_digest: str, adapter: str, head: Sequence[int], config: Any, dtype: torch.dtype, encoder: str
+) -> str:
+    """Digest of everything that KV states depend on, 16 hex digits. `encoder`: its name and parameters."""
     parts = {
         "model": model_digest,
         "adapter": adapter,
         "head": list(head),
         "rope": getattr(config, "rope_parameters", None),
         "dtype": str(dtype),
-        "encoder": ENCODER_VERSION,
+        "encoder": encoder,
     }
     canonical = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()
@@ -78,6 +100,14 @@ def encode_head(model: Any, ids: Sequence[int]) -> Tensor:
     cache = DynamicCache(config=model.config)
     model(input_ids=_row(ids, model), past_key_values=cache, logits_to_keep=1)
     return stacked(cache)[:, :, 0].contiguous()
+
+
+@torch.inference_mode()
+def encode_behind(model: Any, front: Tensor, ids: Sequence[int]) -> Tensor:
+    """States of `ids` as they stand behind `front`, `[layers, 2, kv_heads, len(ids), head_dim]`."""
+    cache = as_cache(front, model.config)
+    model(input_ids=_row(ids, model), past_key_values=cache, logits_to_keep=1)
+    return stacked(cache)[:, :, 0, :, front.shape[3] :].contiguous()
 
 
 @torch.inference_mode()
@@ -100,18 +130,30 @@ def encode_blocks(model: Any, head: Tensor, blocks: Sequence[Sequence[int]]) -> 
 def assemble(
     head: Tensor, blocks: Sequence[KVBlock], inverse_frequency: Tensor, policy: Policy, first_k: int
 ) -> Prefix:
-    """Lay `blocks`, most relevant first, behind the head, most relevant last. No block is changed."""
+    """Lay `blocks`, most relevant first, behind the head, most relevant last. No block is changed.
+
+    `first_k` is for blocks with a slot for every token."""
     start = position = head.shape[3]
     parts, positions, again = [head], [torch.arange(start)], []
     for place, block in enumerate(reversed(blocks)):
-        length = block.states.shape[3]
-        skip = _tokens_again(policy, first_k, place, len(blocks), length)
+        tokens = len(block.ids)
+        skip = _tokens_again(policy, first_k, place, len(blocks), tokens)
         again += [(block.ids[i], position + i) for i in range(skip)]
-        if skip < length:
-            parts.append(rotated(block.states, position - start, inverse_frequency)[..., skip:, :].to(head))
-            positions.append(torch.arange(position + skip, position + length))
-        position += length
+        if skip == tokens:
+            position += tokens
+            continue
+        states = rotated(block.dense(head), position - start, inverse_frequency)[..., skip:, :].to(head)
+        parts.append(states)
+        positions.append(position + skip + torch.arange(states.shape[3]))
+        position += block.width
     return Prefix(torch.cat(parts, dim=3), torch.cat(positions), tuple(again), position)
+
+
+def laid(head: Tensor, history: Sequence[KVBlock]) -> Prefix:
+    """Head and blocks that were encoded one behind the other: they stand where they were encoded."""
+    states = torch.cat([head, *(block.dense(head).to(head) for block in history)], dim=3)
+    length = states.shape[3]
+    return Prefix(states, torch.arange(length), (), length)
 
 
 def _tokens_again(policy: Policy, first_k: int, place: int, blocks: int, length: int) -> int:

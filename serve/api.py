@@ -68,6 +68,7 @@ class Api:
             self._telemetry,
             config.serve.recall_deadline_s,
             reranks=config.recall.reranker is not None,
+            histories=config.recall.encoder == "kv_exact",
         )
         self._parts = Parts(
             config=config, store=self._store, engine=engine, embedder=embedder, adapters=self._adapters
@@ -86,6 +87,7 @@ class Api:
         asking.check(body.namespace)
         memories, refused = self._parse(body)
         vectors = await self._parts.embed([memory.text for memory in memories])
+        generation = self._store.generation
         results = await self._store.put(
             list(zip(memories, vectors, strict=True)),
             op_id=fresh_op(),
@@ -94,10 +96,8 @@ class Api:
         )
         stored = sum(result["stored"] for result in results)
         # Not of one that the store knows under another id: nobody would ask for its blocks, or erase them.
-        own = [
-            (m.id, m.text) for m, r in zip(memories, results, strict=True) if r["stored"] and r["id"] == m.id
-        ]
-        await self._parts.encode_soon(body.namespace, own)
+        own = [(m.text, r) for m, r in zip(memories, results, strict=True) if r["stored"] and r["id"] == m.id]
+        await self._parts.encode_soon(body.namespace, own, generation=generation)
         for i in sorted(refused):
             results.insert(i, refused[i])
         return {"memories": results, "written": len(results), "stored": stored}
@@ -254,8 +254,9 @@ class Api:
 
     async def encode_namespace(self, namespace: str) -> int:
         """Queue the KV blocks of all memories for the versions that aliases name now; returns how many memories."""
+        generation = self._store.generation
         memories = await self._recall.everything(namespace)
-        await self._parts.encode_soon(namespace, [(memory["id"], memory["text"]) for memory in memories])
+        await self._parts.encode_soon(namespace, [(m["text"], m) for m in memories], generation=generation)
         return len(memories)
 
     # Parts
@@ -285,8 +286,11 @@ class Api:
             namespace, ids=ids, where=where, everything=everything, op_id=fresh_op(), now=time.time()
         )
         forgotten = receipt["forgotten"]
+        erasure = {"generation": receipt.pop("generation"), "heads": dict(receipt.pop("heads"))}
         # Also ids the store no longer knows: a call that was cut off here is completed by sending it again.
-        receipt["kv_blocks"] = await self._engine.forget.remote(namespace, sorted({*forgotten, *(ids or ())}))
+        receipt["kv_blocks"] = await self._engine.forget.remote(
+            namespace, sorted({*forgotten, *(ids or ())}), erasure
+        )
         receipt["adapters"] = self._adapters.holding(namespace, set(forgotten))
         return receipt
 

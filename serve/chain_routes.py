@@ -1,5 +1,5 @@
-"""What an operator asks of all shards: seal, verify, snapshot, probe. These need a key of every namespace; to
-rotate the data keys of one namespace, its own will do."""
+"""What an operator asks of all shards (seal, verify, snapshot, probe), or does to one (restart). These need a key
+of every namespace; to rotate the data keys of one namespace, its own will do."""
 
 import time
 from typing import Any
@@ -38,6 +38,13 @@ async def snapshot(asking: Asking, parts: Here, body: NothingBody | None = None)
     return {
         "shards": [{"shard": number, "folder": folder and str(folder)} for number, folder in enumerate(made)]
     }
+
+
+@router.post("/v1/shards/{shard}/restart")
+async def restart(shard: int, asking: Asking, parts: Here, body: NothingBody | None = None) -> dict[str, Any]:
+    """End a shard's process and start it anew, so that its log is opened again; returns when it answers."""
+    asking.check(ALL)
+    return await parts.store.restart(shard)
 
 
 @router.post("/v1/probe")

@@ -1,7 +1,7 @@
 """What the routes work with. A router's handler finds it through `request.app.state.parts`."""
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, cast
 
@@ -45,11 +45,24 @@ class Parts:
             raise no_memory(memory_id, namespace)
         return found
 
-    async def encode_soon(self, namespace: str, memories: Sequence[tuple[str, str]]) -> None:
-        """Queue blocks of (id, text) for the base and for every version that an alias names; encoding comes later."""
+    async def encode_soon(
+        self, namespace: str, memories: Sequence[tuple[str, Mapping[str, Any]]], *, generation: int
+    ) -> None:
+        """Queue blocks for the base and for every version that an alias names; encoding comes later.
+
+        `memories`: each one's text, and `id`, `shard` and `seq` as the store gives them, which tell an erasure
+        from a later write of the same id; `generation`: of the store's layout, before they were written or read.
+        """
         if memories:
             versions = [BASE, *set(self.adapters.aliases().values())]
-            items = [{"id": id, "text": text} for id, text in memories]
+            items = [
+                {
+                    "text": text,
+                    "generation": generation,
+                    **{name: row[name] for name in ("id", "shard", "seq")},
+                }
+                for text, row in memories
+            ]
             await self.engine.enqueue.remote(namespace, items, versions)
 
 

@@ -22,7 +22,8 @@ FULL_PAGE = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Recalled:
-    """What recall gave a chat request. `memories`: most relevant first, or all by time in mode `full`."""
+    """What recall gave a chat request. `memories`: most relevant first, or all by time in mode `full` and where the
+    prefix is a history."""
 
     memories: list[dict[str, Any]] = field(default_factory=list)
     retrieved: list[dict[str, Any]] = field(default_factory=list)
@@ -43,19 +44,21 @@ class Recall:
         deadline_s: float,
         *,
         reranks: bool = False,
+        histories: bool = False,
     ) -> None:
         """`deadline_s`: how long a chat waits for memories before it is answered without; `reranks`: has the
-        embedder a cross-encoder."""
+        embedder a cross-encoder; `histories`: a prefix is a namespace's whole history."""
         self._store = store
         self._embedder = embedder
         self._telemetry = telemetry
         self._deadline_s = deadline_s
         self._reranks = reranks
+        self._all_by_time = ("full", "prefix") if histories else ("full",)
 
     async def for_chat(self, body: ChatBody, mode: str, default_k: int) -> Recalled:
         """Memories for a chat request. A store that does not answer degrades to none, and the answer says so."""
         question = _question(body.messages)
-        if mode == "off" or (mode != "full" and not question):
+        if mode == "off" or (mode not in self._all_by_time and not question):
             return Recalled()
         asked = body.memory
         started = time.perf_counter()
@@ -70,7 +73,7 @@ class Recall:
     async def _memories(
         self, asked: MemoryField, question: str, mode: str, k: int
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        if mode == "full":
+        if mode in self._all_by_time:
             return await self.everything(asked.namespace, asked.kinds, asked.filter), []
         results, _ = await self.search(
             asked.namespace, question, k, kinds=asked.kinds, where=asked.filter, retrieval=asked.retrieval

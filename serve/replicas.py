@@ -18,8 +18,8 @@ from models.adapters import AdapterStore
 from models.answer import Answer
 from models.blocks import BlockStore
 from models.embed import Embedder
+from models.encoding import Erasure, Recalled, Written
 from models.engine import Engine
-from models.injection import Recalled
 from models.load import load_model
 from models.rerank import Reranker
 from models.sampling import Sampling
@@ -49,7 +49,12 @@ class EngineReplica:
         loaded = load_model(config.model.name, config.model.dtype)
         weights = Weights(loaded, AdapterStore(config.store_dir / "adapters"), config.model.max_adapters)
         blocks = BlockStore(
-            config.store_dir / "blocks", config.recall.block_cache_bytes, sealer=block_ring(config.store)
+            config.store_dir / "blocks",
+            config.recall.block_cache_bytes,
+            disk_bytes=config.recall.block_disk_bytes,
+            device=loaded.device,
+            device_bytes=config.recall.block_device_bytes,
+            sealer=block_ring(config.store),
         )
         self._engine = Engine(loaded, weights, blocks, config.recall, config.serve)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
@@ -103,19 +108,21 @@ class EngineReplica:
         if not submitted.cancelled() and submitted.exception() is None:
             self._thread.submit(self._engine.cancel, submitted.result())
 
-    async def enqueue(self, namespace: str, memories: list[dict[str, str]], adapters: list[str]) -> None:
-        """Encode these memories' blocks soon, for each of these model versions; they have just been written."""
-        self._engine.memories.written(namespace, [memory["id"] for memory in memories])
-        recalled = [Recalled(**memory) for memory in memories]
+    async def enqueue(self, namespace: str, memories: list[dict[str, Any]], adapters: list[str]) -> None:
+        """Encode these memories' blocks soon, for each of these model versions; `memories`: fields of `Written`."""
+        written = [Written(**memory) for memory in memories]
+        self._engine.memories.written(namespace, written)
         for adapter in adapters:
-            await self._run(partial(self._engine.memories.enqueue, namespace, recalled, adapter))
+            await self._run(partial(self._engine.memories.enqueue, namespace, written, adapter))
         self._wanted.set()
 
     async def score(self, messages: list[dict[str, Any]], adapter: str) -> list[dict[str, Any]]:
         return await self._run(lambda: self._engine.score(messages, adapter))
 
-    async def forget(self, namespace: str, memory_ids: list[str]) -> int:
-        return await self._run(lambda: self._engine.memories.forget(namespace, memory_ids))
+    async def forget(self, namespace: str, memory_ids: list[str], erasure: dict[str, Any]) -> int:
+        """`erasure`: fields of `Erasure`. Returns how many files went."""
+        forget = self._engine.memories.forget
+        return await self._run(partial(forget, namespace, memory_ids, Erasure(**erasure)))
 
     async def status(self) -> dict[str, Any]:
         return {

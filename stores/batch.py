@@ -46,12 +46,13 @@ def graph_key(namespace: str) -> Key:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
     """What a ticket would do. The result is JSON, and not null: that is how a retry knows it. `settle`
-    makes it where it depends on the staged records."""
+    makes it where it depends on the staged records. `erase` and `drop`: see `Operation`."""
 
     drafts: Sequence[Draft]
     result: Any = None
     settle: Callable[[Sequence[Record]], Any] | None = None
     erase: Sequence[int] = ()
+    drop: Sequence[str] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -258,6 +259,7 @@ class Batcher:
             records=staged,
             result=result,
             erase=planned.erase,
+            drop=planned.drop,
             counts=planned.counts,
         )
         pending.add(ticket, operation)

@@ -161,6 +161,20 @@ def forget_texts(turns: Turns, namespace: str, texts: Container[str]) -> Planned
     return Planned(drafts=drafts, result=result, erase=erased)
 
 
+def named(planned: Planned) -> set[str]:
+    """The memories and conversations that an erasure speaks of."""
+    bodies = [body for _, body, _ in planned.drafts]
+    found = {name for body in bodies for part in ("ids", "conversations") for name in body.get(part, ())}
+    found |= {body[part] for body in bodies for part in ("id", "conversation") if part in body}
+    return found | {body["memory"]["id"] for body in bodies if "memory" in body}
+
+
+def unwritten(result: Any) -> set[str]:
+    """The memories that an answer to a put is about though no record says so: written before, or refused."""
+    answers = [answer for answer in result if isinstance(answer, dict)] if isinstance(result, list) else []
+    return {answer["id"] for answer in answers if answer.get("status") in ("existing", "refused")}
+
+
 def take(
     view: View, carried: Sequence[Json], memories: Sequence[Memory], vectors: Vectors, shard: int
 ) -> Planned:

@@ -1,4 +1,9 @@
-"""The half of `Shard` that asks the fact graph and the place map."""
+"""The half of `Shard` that asks the fact graph and the place map.
+
+Such questions can take long, and writers must not wait for them: facts are read in parts, between which
+writers go (see `ReadWriteLock.read_in_parts`), so that a long answer may hold what was written meanwhile or
+not; places are asked of a copy of the map, which is one moment.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -13,7 +18,7 @@ from stores.view import View
 Json = dict[str, Any]
 Page = list[Json]
 
-MAX_SOLUTIONS = 10_000  # of patterns joined, the partial ones included: readers hold writers back meanwhile
+MAX_SOLUTIONS = 10_000  # of patterns joined, the partial ones included
 
 
 class GraphReads:
@@ -32,9 +37,9 @@ class GraphReads:
         at: float | None = None,
     ) -> Page:
         """See `FactGraph.query`."""
-        with self._viewing.read():
+        with self._viewing.read_in_parts() as took:
             graph = self._graph(namespace)
-            return graph.query(subject, relation, object, at=at) if graph else []
+            return graph.query(subject, relation, object, at=at, took=took) if graph else []
 
     def solve_facts(
         self,
@@ -46,22 +51,22 @@ class GraphReads:
     ) -> Page:
         """See `FactGraph.solve`: `{values: {"?x": name}, facts}`, at most `limit`. Raises `InvalidInput` where
         more than `MAX_SOLUTIONS` are in hand at any step."""
-        with self._viewing.read():
+        with self._viewing.read_in_parts() as took:
             graph = self._graph(namespace)
-            found = graph.solve(patterns, at=at, at_most=MAX_SOLUTIONS) if graph else []
+            found = graph.solve(patterns, at=at, at_most=MAX_SOLUTIONS, took=took) if graph else []
         return [asdict(solution) for solution in found[:limit]]
 
     def recall_facts(self, namespace: str, text: str, *, k: int = 10, at: float | None = None) -> Page:
         """See `FactGraph.recall`."""
-        with self._viewing.read():
+        with self._viewing.read_in_parts() as took:
             graph = self._graph(namespace)
-            return graph.recall(text, k=k, at=at) if graph else []
+            return graph.recall(text, k=k, at=at, took=took) if graph else []
 
     def fact_path(self, namespace: str, a: str, b: str, *, at: float | None = None) -> Page | None:
         """See `FactGraph.path`."""
-        with self._viewing.read():
+        with self._viewing.read_in_parts() as took:
             graph = self._graph(namespace)
-            return graph.path(a, b, at=at) if graph else None
+            return graph.path(a, b, at=at, took=took) if graph else None
 
     def query_places(self, namespace: str, op: str, **asked: Any) -> Any:
         """What `PlaceMap` answers to one of `PLACES`, as JSON: an object, a list of them, or None."""
@@ -69,7 +74,11 @@ class GraphReads:
             raise InvalidInput(f"op = {op[:64]!r}: must be one of {', '.join(PLACES)}", param="op")
         with self._viewing.read():
             space = self._view.spaces.get(namespace)
-            found = PLACES[op](space.places.map if space else PlaceMap(), **asked)
+            places = space.places.still() if space else PlaceMap()
+        found = PLACES[op](places, **asked)
+        with self._viewing.read():
+            if space is not None:
+                space.places.learn(places)
         return [asdict(each) for each in found] if isinstance(found, list) else found and asdict(found)
 
     def _graph(self, namespace: str) -> FactGraph | None:

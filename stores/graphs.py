@@ -85,14 +85,28 @@ class Places:
 
     def __init__(self, config: StoreConfig) -> None:
         self.map = PlaceMap(aliases=config.aliases, epsilon=config.place_epsilon)
+        self._still: PlaceMap | None = None
 
     def add(self, entry: Entry, vector: Vectors) -> None:
         if entry.memory["kind"] == "spatial":
             self.map.add(entry.memory, entry.seq)
+            self._still = None
 
     def remove(self, entry: Entry) -> None:
         if entry.memory["kind"] == "spatial":
             self.map.remove(entry.memory["id"])
+            self._still = None
+
+    def still(self) -> PlaceMap:
+        """The map as it is now, for questions that take long; one copy between two changes."""
+        if self._still is None:
+            self._still = self.map.still()
+        return self._still
+
+    def learn(self, still: PlaceMap) -> None:
+        """What a question to `still` has worked out, where nothing has changed since."""
+        if still is self._still:
+            self.map.learn(still)
 
 
 class Planner:

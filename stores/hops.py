@@ -9,6 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from common.errors import InvalidInput
+from stores.locks import Took
 from stores.names import normalise
 
 if TYPE_CHECKING:
@@ -32,7 +33,12 @@ class Solution:
 
 
 def pagerank(
-    seeds: Mapping[str, float], edges: Edges, *, restart: float = RESTART, precision: float = PRECISION
+    seeds: Mapping[str, float],
+    edges: Edges,
+    *,
+    restart: float = RESTART,
+    precision: float = PRECISION,
+    took: Took = lambda things: None,
 ) -> dict[str, float]:
     """Personalised PageRank of the entities around `seeds` (weights, which are normalised).
 
@@ -56,6 +62,7 @@ def pagerank(
         ranks[entity] = ranks.get(entity, 0.0) + restart * mass
         if entity not in shares:
             shares[entity] = _shares(entity, edges) or start
+        took(len(shares[entity]))
         for other, share in shares[entity].items():
             waiting[other] = waiting.get(other, 0.0) + (1.0 - restart) * mass * share
             if waiting[other] > precision and other not in queued:
@@ -97,12 +104,12 @@ def shortest(start: str, goal: str, edges: Edges, max_hops: int) -> list[Fact] |
 
 
 def solve(
-    graph: FactGraph, patterns: Sequence[Pattern], at: float | None, at_most: int | None = None
+    graph: FactGraph, patterns: Sequence[Pattern], at: float | None, at_most: int | None, took: Took
 ) -> list[Solution]:
     """Join the patterns from the first to the last; see `FactGraph.solve`."""
     partial = [Solution({}, ())]
     for number, pattern in enumerate(patterns):
-        grown = (grown for solution in partial for grown in _extend(graph, solution, pattern, at))
+        grown = (grown for solution in partial for grown in _extend(graph, solution, pattern, at, took))
         partial = [*islice(grown, None if at_most is None else at_most + 1)]
         if at_most is not None and len(partial) > at_most:
             raise InvalidInput(
@@ -113,9 +120,11 @@ def solve(
     return sorted(partial, key=lambda s: max((f["valid_from"] for f in s.facts), default=0.0), reverse=True)
 
 
-def _extend(graph: FactGraph, solution: Solution, pattern: Pattern, at: float | None) -> Iterable[Solution]:
+def _extend(
+    graph: FactGraph, solution: Solution, pattern: Pattern, at: float | None, took: Took
+) -> Iterable[Solution]:
     known = [solution.values.get(part, None if part.startswith("?") else part) for part in pattern]
-    for fact in graph.query(*known, at=at):
+    for fact in graph.query(*known, at=at, took=took):
         values = dict(solution.values)
         for part, name in zip(pattern, ("subject", "relation", "object"), strict=True):
             value = values.setdefault(part, fact[name]) if part.startswith("?") else fact[name]

@@ -1,9 +1,10 @@
 """BM25 over the texts of one namespace, by tantivy in memory, rebuilt from the log.
 
 Each namespace has an index of its own, so no tenant's words count in another's statistics. Writes are
-kept aside and go into the index with the next search, or `BUFFER` at a time: so a search sees every write
-before it, and pays for at most `BUFFER` of them (tens of milliseconds; 5 for one). The writer, with its
-thread and its heap, lives only as long as that takes.
+kept aside and go into the index before the next search (`flush`), or in the background where `BUFFER` of them
+wait: so a search sees every write before it (tens of milliseconds for `BUFFER` of them; 5 for one). Whoever
+adds or removes never waits for that, nor for tantivy's merges. The writer, with its thread and its heap,
+lives only as long as they take.
 
 Statistics still count the words of removed texts until tantivy merges them away; no search finds those.
 """
@@ -16,7 +17,7 @@ import tantivy
 
 from stores.memory import KIND_FIELDS
 
-BUFFER = 1000  # writes that wait for a search at most
+BUFFER = 1000  # writes that wait for a search; of so many a flush begins by itself
 HEAP_BYTES = 15_000_000  # of the writer; tantivy takes no less
 MAX_SET = 4096  # chosen rows that become part of the query; of more, the hits are filtered
 MAX_TERMS = 128  # of one query: a text of 16 KB is not a question
@@ -76,7 +77,8 @@ class Stored(Protocol):
 
 
 class LexicalIndex:
-    """Texts by row number. Many threads may search; adding and removing need the index alone.
+    """Texts by row number. Many threads may search and flush; adding and removing wait for no flush, but for
+    each other, and `find` sees their rows whole: `Shard` has a lock for these three.
 
     While `live` is false all writes are kept aside: opening a log ends with `start`.
     """
@@ -89,7 +91,11 @@ class LexicalIndex:
         self._rows: set[int] = set()
         self._added: dict[int, str] = {}
         self._removed: list[int] = []
+        self._leaving: list[int] = []  # removed rows that a flush takes out now
+        self._unseen = False  # does a flush hold writes that no search sees yet?
+        self._aside = threading.Lock()  # around the above
         self._flushing = threading.Lock()
+        self._flusher: threading.Thread | None = None
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -104,15 +110,17 @@ class LexicalIndex:
     def put(self, rows: Sequence[int], texts: Sequence[str]) -> None:
         fresh = set(rows)
         assert len(fresh) == len(rows) and not fresh & self._rows, "a row is added once"
-        self._rows |= fresh
-        self._added.update(zip(rows, texts, strict=True))
+        with self._aside:
+            self._rows |= fresh
+            self._added.update(zip(rows, texts, strict=True))
         self._flush_if_many()
 
     def drop(self, rows: Sequence[int]) -> int:
         """Forget rows; those not there are passed over. Returns how many went."""
-        gone = self._rows.intersection(rows)
-        self._rows -= gone
-        self._removed += [row for row in gone if self._added.pop(row, None) is None]
+        with self._aside:
+            gone = self._rows.intersection(rows)
+            self._rows -= gone
+            self._removed += [row for row in gone if self._added.pop(row, None) is None]
         self._flush_if_many()
         return len(gone)
 
@@ -122,6 +130,11 @@ class LexicalIndex:
         """BM25 and rows of the `k` best texts, of all or of those in `among`, that share a content word
         with the query; best first. Any text is a query: nothing in it is syntax."""
         self.flush()
+        return self.find(query, k, among)
+
+    def find(self, query: str, k: int, among: Collection[int] | None = None) -> tuple[list[float], list[int]]:
+        """The same without a flush, for whoever holds a lock that writers wait for: texts added since the
+        last one are not found."""
         words = [*dict.fromkeys(terms(query))][:MAX_TERMS]
         total = len(self._rows)
         if min(k, total) <= 0 or not words or (among is not None and not among):
@@ -141,25 +154,36 @@ class LexicalIndex:
 
     def _best(self, query: tantivy.Query, k: int) -> tuple[list[float], list[int]]:
         searcher = self._index.searcher()
-        hits = searcher.search(query, k, False).hits
+        with self._aside:
+            leaving = len(self._removed) + len(self._leaving)
+        hits = searcher.search(query, k + leaving, False).hits
         rows = searcher.fast_field_values("row", [address for _, address in hits])
-        found = sorted((-score, int(row)) for (score, _), row in zip(hits, rows, strict=True))
+        pairs = zip(hits, map(int, rows), strict=True)
+        found = sorted((-score, row) for (score, _), row in pairs if row in self._rows)[:k]
         return [-score for score, _ in found], [row for _, row in found]  # equal scores: older first
 
     def flush(self) -> None:
-        """Put the writes kept aside into the index."""
+        """Put the writes kept aside into the index, those that another flush has in hand included."""
+        with self._aside:
+            if not (self._added or self._removed or self._unseen):
+                return
         with self._flushing:
-            if self._added or self._removed:
-                self._write(self._added, self._removed)
-                self._added, self._removed = {}, []
+            with self._aside:
+                added, self._added = self._added, {}
+                self._leaving, self._removed = self._removed, []
+                self._unseen = bool(added or self._leaving)
+            if self._unseen:
+                self._write(added, self._leaving)
 
     def start(self) -> None:
         self.live = True
         self._flush_if_many()
 
     def _flush_if_many(self) -> None:
-        if self.live and len(self._added) + len(self._removed) >= BUFFER:
-            self.flush()
+        many = self.live and len(self._added) + len(self._removed) >= BUFFER
+        if many and (self._flusher is None or not self._flusher.is_alive()):
+            self._flusher = threading.Thread(target=self.flush, name="lexical", daemon=True)
+            self._flusher.start()
 
     def _write(self, added: Mapping[int, str], removed: Sequence[int]) -> None:
         writer = self._index.writer(HEAP_BYTES, 1)
@@ -171,6 +195,9 @@ class LexicalIndex:
             document.add_text("words", _clean(text))
             writer.add_document(document)
         writer.commit()
+        self._index.reload()
+        with self._aside:
+            self._leaving, self._unseen = [], False
         writer.wait_merging_threads()
         self._index.reload()
 

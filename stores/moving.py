@@ -12,9 +12,10 @@ from functools import cached_property
 from itertools import count, islice
 from typing import Any
 
-from stores import plan
+from stores import changes, plan
 from stores.anew import Key, adopting, key_of, rows_of
 from stores.batch import Planned
+from stores.lines import key_of as key_of_line
 from stores.locks import ReadWriteLock
 from stores.logs.base import RESULTS_KEPT, Operation
 from stores.record import Op, Record
@@ -22,11 +23,29 @@ from stores.view import View
 from stores.writes import Writes
 
 Json = dict[str, Any]
-Result = tuple[str, str, Any]  # op_id, request, result
 
 _REMEMBERED = "remembered"  # stands for the request of those operations
 USES = {Op.TOUCH: "touch", Op.SCORE: "score"}  # an operation's ids may lie on several shards
-WHOLE = (Op.SUPERSEDE, Op.RACE, Op.TURNS)  # one shard did all of the operation, in either layout
+Whole = tuple[Key, bool]  # what an operation changed, and is it a conversation?
+Place = tuple[str, str, str, str | None]  # of a `Result`: op_id, namespace, name, kind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What a retry gets of an operation of which one shard did all, in either layout: a new version, a line, a
+    race, turns. It goes where the memory lives that it changed (where `kind` is None, the conversation), and
+    with it. `request` and `result` are None where that has been erased."""
+
+    op_id: str
+    request: str | None
+    result: Any
+    namespace: str
+    name: str
+    kind: str | None
+
+    @property
+    def place(self) -> Place:
+        return self.op_id, self.namespace, self.name, self.kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +71,7 @@ class Touched:
     keys: dict[Key, None] = field(default_factory=dict)
     conversations: dict[Key, None] = field(default_factory=dict)  # namespace, conversation
     uses: list[tuple[str, Json]] = field(default_factory=list)
-    whole: dict[str, None] = field(default_factory=dict)  # op_ids
+    whole: dict[str, Whole] = field(default_factory=dict)  # by op_id; see `Result`
 
 
 def read_touched(records: Iterator[Record], after: int, limit: int) -> Touched:
@@ -66,8 +85,10 @@ def read_touched(records: Iterator[Record], after: int, limit: int) -> Touched:
         found.conversations |= dict.fromkeys(_conversations(record, content))
         if record.op in USES:
             found.uses.append((record.op_id, _use(record, content)))
-        elif record.op in WHOLE:
-            found.whole[record.op_id] = None
+        elif record.op is Op.TURNS:
+            found.whole[record.op_id] = (content["namespace"], content["conversation"]), True
+        elif record.op in (Op.SUPERSEDE, Op.RACE) or (record.op is Op.PUT and key_of_line(content["memory"])):
+            found.whole[record.op_id] = next(_keys(content)), False
     return found
 
 
@@ -116,7 +137,10 @@ class Moving(Writes):
         with self._writes.lock:  # a scrub puts another file in the log's place
             last = self._log.seq
             found = read_touched(self._log.records(after), after, limit)
-            results = self._results(found.whole)
+            results = self._results(
+                (op_id, *key, None if turned else self._kind(key))
+                for op_id, (key, turned) in found.whole.items()
+            )
         with self._viewing.read():
             rows, gone = rows_of(self._view, found.keys, self.number)
             turns = turns_of(self._view, found.conversations)
@@ -166,12 +190,11 @@ class Moving(Writes):
         """Keep a part of the last uses and results, numbered from 0, as long as those of our own operations
         are kept; add the former shards' counters."""
         operations = [
-            Operation(op_id=op_id, request=request, records=(), result=result)
-            for op_id, request, result in results
+            Operation(op_id=r.op_id, request=r.request, records=(), result=r.result) for r in results
         ]
         with self._writes.lock:
             self._log.commit(operations)
-        kept = {"uses": [*uses], "whole": [op_id for op_id, _, _ in results]}
+        kept = {"uses": [*uses], "results": [result.place for result in results]}
         planned = Planned(drafts=[], result=kept, counts=counts)
         self.write(_part(part), _REMEMBERED, lambda pending: planned, now=now)
         self.__dict__.pop("_uses", None)
@@ -179,12 +202,32 @@ class Moving(Writes):
     def remembered(self) -> tuple[list[tuple[str, Json]], list[Result]]:
         """The uses and results that `remember` was told of."""
         with self._writes.lock:
-            results = self._results(op_id for kept in self._parts() for op_id in kept["whole"])
+            results = self._results(self._moved())
         return [*self._uses.by_op.items()], results
 
-    def _results(self, op_ids: Iterable[str]) -> list[Result]:
-        found = ((op_id, self._log.seen(op_id, None)) for op_id in op_ids)
-        return [(op_id, kept["request"], kept["result"]) for op_id, kept in found if kept is not None]
+    def _results(self, places: Iterable[Place]) -> list[Result]:
+        """Those that are kept. Of a put that wrote a line among other memories one shard did not do all: its
+        result is a list."""
+        found = ((place, self._log.seen(place[0], None)) for place in places)
+        return [
+            Result(op_id=op_id, namespace=namespace, name=name, kind=kind, **kept)
+            for (op_id, namespace, name, kind), kept in found
+            if kept is not None and not isinstance(kept["result"], list)
+        ]
+
+    def _moved(self) -> Iterator[Place]:
+        """Of the results that `remember` was told of."""
+        return (place for kept in self._parts() for place in kept.get("results", ()))
+
+    def _kind(self, key: Key) -> str:
+        entry = self._view.find(*key)
+        return str(entry.memory["kind"]) if entry else "episodic"
+
+    def _told_of(self, namespace: str, erasure: Planned, ids: Iterable[str] = ()) -> list[str]:
+        """Also the operations that changed what goes when it was on the shards of another layout."""
+        gone = {*ids, *changes.named(erasure)}
+        moved = (op_id for op_id, space, name, _ in self._moved() if space == namespace and name in gone)
+        return [*super()._told_of(namespace, erasure, ids), *moved]
 
     def _parts(self) -> Iterator[Json]:
         for part in count():

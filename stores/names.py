@@ -55,6 +55,12 @@ class Aliases:
                 if not self._others[one]:
                     del self._others[one]
 
+    def copy(self) -> "Aliases":
+        other = Aliases()
+        other._links = {source: [*pairs] for source, pairs in self._links.items()}
+        other._others = {name: others.copy() for name, others in self._others.items()}
+        return other
+
     def group(self, name: str) -> list[str]:
         """All names of the thing, sorted; the first stands for it."""
         if name not in self._others:

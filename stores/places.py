@@ -7,8 +7,9 @@ change, from the memories in order of (time, seq): the graph is a function of th
 import re
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 from stores.decision import Decision
 from stores.directions import Reading, Step, read
@@ -189,6 +190,27 @@ class PlaceGraph:
                 del self._edges[place][id]
                 if not self._edges[place]:
                     del self._edges[place]
+
+    def still(self) -> Self:
+        """The map as it is now, to be asked while this one changes. It begins with the layouts that are known
+        here, and may hand back those that it works out; see `learn`."""
+        other = copy(self)
+        other._aliases = self._aliases.copy()
+        other._whereabouts = self._whereabouts.copy(other._aliases)
+        other._observations = {**self._observations}
+        other._labels = {name: {**told} for name, told in self._labels.items()}
+        other._points = {place: {**told} for place, told in self._points.items()}
+        other._constraints = {**self._constraints}
+        other._edges = {place: {**told} for place, told in self._edges.items()}
+        other._roads = {**self._roads}
+        other._layouts = {**self._layouts}
+        other._changed()
+        return other
+
+    def learn(self, still: "PlaceGraph") -> None:
+        """Take over the layouts that a copy has worked out since nothing was told."""
+        if len(still._layouts) > len(self._layouts):
+            self._layouts.update(still._layouts)
 
     # Positions
 

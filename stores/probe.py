@@ -284,19 +284,20 @@ def probe_shard(
     each returns where it found something."""
     needles = canaries.needles()
     rows = {name: _Row(name, needles) for name in ("log", "memories", "turns", "lines", "index")}
-    with shard._writes.lock:
-        try:
-            for record in shard._log.records():
-                rows["log"].look(record.body + b"\0" + record.vector, f"record {record.seq}")
-        except SharpwaveError as error:
-            rows["log"].cannot("the log", error.message)
-    with shard._viewing.read():
-        for number, space in enumerate(shard._view.spaces.values()):
-            for entry in space.entries.values():
+    try:
+        for record in shard._log.records():
+            rows["log"].look(record.body + b"\0" + record.vector, f"record {record.seq}")
+    except SharpwaveError as error:
+        rows["log"].cannot("the log", error.message)
+    with shard._viewing.read_in_parts() as took:
+        for number, space in enumerate([*shard._view.spaces.values()]):
+            for entry in [*space.entries.values()]:
+                took(1)
                 for version in entry.versions:
                     said = canonical([version.memory, entry.rivals, entry.tellings])
                     rows["memories"].look(said, f"memory of record {version.seq}")
-            for conversation, turns in space.turns.everything():
+            for conversation, turns in [*space.turns.everything()]:
+                took(len(turns))
                 rows["turns"].look(canonical([conversation, turns]), f"conversation of space {number}")
             rows["lines"].look(space.lines.raw(), f"lines of space {number}")
             _look_in_index(rows["index"], space, canaries, number)

@@ -78,8 +78,7 @@ class Recollect:
     def weakest(self, namespace: str, n: int, *, now: float) -> Page:
         """The `n` episodes of least strength: `{memory, strength}`, weakest first."""
         with self._viewing.read():
-            space = self._view.spaces.get(namespace)
-            entries = [*space.by_row.values()] if space else []
+            entries = self._view.entries(namespace)
         episodes = (entry for entry in entries if entry.memory["kind"] == "episodic")  # writers go on
         found = nsmallest(n, ((self._strength(entry, now), entry.seq) for entry in episodes))
         with self._viewing.read():

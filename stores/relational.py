@@ -12,7 +12,9 @@ import math
 from bisect import bisect_right, insort
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import product
+from operator import itemgetter
 
 from common.config import FUNCTIONAL_RELATIONS, INVERSE_RELATIONS
 from stores import hops
@@ -31,9 +33,14 @@ from stores.facts import (
     not_a_triple,
     run_before,
 )
+from stores.locks import Took
 from stores.names import Aliases, Mentions, normalise, normalise_relation
 
 _AFTER_ALL = 1 << 62  # the `seq` of a fact that is only planned
+
+
+def _at_once(things: int) -> None:
+    """Nobody waits for this reader."""
 
 
 class FactGraph:
@@ -149,7 +156,7 @@ class FactGraph:
             if other in self._facts:
                 del self._facts[other].closed[id]
 
-    # Reading
+    # Reading. Whoever reads many facts says so by `took`, between two of them: they may change then
 
     def told_in(self, id: str) -> str | None:
         """The id of the fact that has the telling `id`."""
@@ -162,29 +169,42 @@ class FactGraph:
         object: str | None = None,
         *,
         at: float | None = None,
+        took: Took = _at_once,
     ) -> list[Json]:
         """Facts that match what is given, in order of (start, seq); see `describe`.
 
         `at` (seconds) keeps those that hold then; without it the whole history comes back. Where a
         relation has an inverse, facts told in the other direction are found and turned round.
         """
-        found = {
-            (fact.id, turned): (fact, turned)
-            for fact, turned in self._pattern(subject, relation, object)
-            if at is None or self.holds(fact, at)
-        }
-        ordered = sorted(found.values(), key=lambda pair: (pair[0].start, pair[0].seq, pair[1]))
-        return [self.describe(fact, turned) for fact, turned in ordered]
+        took(1)
+        found = {}
+        for fact, turned in [*self._pattern(subject, relation, object)]:
+            took(1)
+            if self._is_here(fact) and (at is None or self.holds(fact, at)):
+                row = self.describe(fact, turned)
+                found[fact.id, turned] = (row["valid_from"], fact.seq, turned), row
+        return [row for _, row in sorted(found.values(), key=itemgetter(0))]
 
     def solve(
-        self, patterns: Iterable[Triple], *, at: float | None = None, at_most: int | None = None
+        self,
+        patterns: Iterable[Triple],
+        *,
+        at: float | None = None,
+        at_most: int | None = None,
+        took: Took = _at_once,
     ) -> list[hops.Solution]:
         """All ways to fill the variables (`?x`) of several patterns at once, the newest facts first. Raises
         `InvalidInput` where one of the joins has more than `at_most`."""
-        return hops.solve(self, [*patterns], at, at_most)
+        return hops.solve(self, [*patterns], at, at_most, took)
 
     def recall(
-        self, text: str, *, k: int = 10, at: float | None = None, entities: Iterable[str] = ()
+        self,
+        text: str,
+        *,
+        k: int = 10,
+        at: float | None = None,
+        entities: Iterable[str] = (),
+        took: Took = _at_once,
     ) -> list[Json]:
         """The `k` facts nearest to the entities named in `text` over several hops, best first.
 
@@ -192,18 +212,22 @@ class FactGraph:
         its two ends' rank, times its confidence. Empty where no entity is known.
         """
         seeds = [*self._mentions.find(text), *map(normalise, entities)]
-        ranks = hops.pagerank({self.canonical(seed): 1.0 for seed in seeds}, lambda e: self._edges(e, at))
-        found: dict[str, float] = {}
+        edges = partial(self._edges, at=at, took=took)
+        ranks = hops.pagerank({self.canonical(seed): 1.0 for seed in seeds}, edges, took=took)
+        found: dict[str, tuple[float, int, Fact]] = {}
         for entity in ranks:
-            for fact, other, confidence in self._edges(entity, at):
-                found[fact.id] = confidence * (ranks[entity] + ranks.get(other, 0.0)) / 2.0
-        ordered = sorted(found, key=lambda id: (-found[id], self._facts[id].seq))
-        return [self.describe(self._facts[id]) | {"score": found[id]} for id in ordered[:k]]
+            for fact, other, confidence in edges(entity):
+                score = confidence * (ranks[entity] + ranks.get(other, 0.0)) / 2.0
+                found[fact.id] = -score, fact.seq, fact
+        best = sorted(found.values(), key=PLACE)[:k]
+        return [self.describe(fact) | {"score": -score} for score, _, fact in best if self._is_here(fact)]
 
-    def path(self, a: str, b: str, *, at: float | None = None, max_hops: int = 6) -> list[Json] | None:
+    def path(
+        self, a: str, b: str, *, at: float | None = None, max_hops: int = 6, took: Took = _at_once
+    ) -> list[Json] | None:
         """The fewest facts that lead from `a` to `b`, read in any direction; None where none do."""
         start, goal = (self.canonical(normalise(name)) for name in (a, b))
-        facts = hops.shortest(start, goal, lambda e: self._edges(e, at), max_hops)
+        facts = hops.shortest(start, goal, partial(self._edges, at=at, took=took), max_hops)
         return None if facts is None else [self.describe(fact) for fact in facts]
 
     def mentioned(self, text: str) -> list[str]:
@@ -246,6 +270,10 @@ class FactGraph:
         return min(ends)
 
     # Parts
+
+    def _is_here(self, fact: Fact) -> bool:
+        """Is it still the one that its id names?"""
+        return self._facts.get(fact.id) is fact
 
     def _read(self, memory: Json, seq: int) -> Fact:
         told = memory["subject"], memory["relation"], memory["object"]
@@ -359,14 +387,17 @@ class FactGraph:
                     found[new.id] = Closing(id=new.id, valid_to=end, by=rival.id)
         return [*found.values()]
 
-    def _edges(self, entity: str, at: float | None) -> Iterator[tuple[Fact, str, float]]:
+    def _edges(
+        self, entity: str, at: float | None, took: Took = _at_once
+    ) -> Iterator[tuple[Fact, str, float]]:
         """Facts about an entity in order of `seq`, the entity at the other end, and the confidence."""
         found = [
             (fact, end)
             for name in self._aliases.group(entity)
             for key, end in (((name, None, None), 2), ((None, None, name), 0))
             for fact in self._index.get(key, {}).values()
-            if at is None or self.holds(fact, at)
         ]
         for fact, end in sorted(found, key=lambda pair: (pair[0].seq, pair[1])):
-            yield fact, self.canonical(fact.triple[end]), fact.confidence
+            took(1)
+            if self._is_here(fact) and (at is None or self.holds(fact, at)):
+                yield fact, self.canonical(fact.triple[end]), fact.confidence

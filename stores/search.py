@@ -1,6 +1,8 @@
 """The candidates of one shard for a search: dense and lexical, admitted by kinds and filter.
 
-What is found is the state of one moment: one hold of the view's read lock. A filter is a Python predicate,
+What is found is the state of one moment: one hold of the view's read lock. Words of what was written before
+the search are put into the lexical index before that, since this can take long and nobody should wait for
+it; a memory that comes in between is found by its vector only. A filter is a Python predicate,
 and 100,000 of them take long, so it is first asked of the best candidates only. Where too few of those are
 admitted, all entries are asked without the lock, and one more hold searches exactly among the admitted:
 
@@ -72,6 +74,12 @@ def find(viewing: ReadWriteLock, view: View, wanted: Ask, shard: int) -> Json:
     """`{hits: [{memory, scores: {dense, lexical}}], ms: {dense, lexical}}`; memories are shared with the
     view and must not be changed."""
     clock = Clock()
+    if wanted.query:
+        with viewing.read():
+            space = view.spaces.get(wanted.namespace)
+        if space is not None:
+            space.lexical.flush()
+        clock.took("lexical")
     found = _first(viewing, view, wanted, shard, clock)
     if found is None:
         found = _among(viewing, view, wanted, shard, clock)
@@ -97,6 +105,7 @@ def _first(viewing: ReadWriteLock, view: View, wanted: Ask, shard: int, clock: C
     """The hits, or None where the filter leaves too few of the best candidates."""
     wide = WIDE * wanted.depth if wanted.filtered else wanted.depth
     with viewing.read():
+        clock.start()
         space = view.spaces.get(wanted.namespace)
         if space is None:
             return []
@@ -140,7 +149,7 @@ def _channels(space: Space, wanted: Ask, depth: int, among: Collection[int] | No
     clock.took("dense")
     lexical: dict[int, float] = {}
     if wanted.query:
-        scores, found = space.lexical.search(wanted.query, depth, among)
+        scores, found = space.lexical.find(wanted.query, depth, among)
         lexical = dict(zip(found, scores, strict=True))
         clock.took("lexical")
     return dense, lexical

@@ -34,7 +34,7 @@ from stores.record import Op, Record, fault
 from stores.snapshot import Capture, capture
 from stores.snapshots import Snapshots
 from stores.turn_writes import TurnWrites
-from stores.view import View, cursor_of
+from stores.view import View, cursor_of, statistics
 
 Json = dict[str, Any]
 Page = list[Json]
@@ -251,7 +251,8 @@ class Shard(Moving, TurnWrites, LineWrites, GraphReads, Recollect):
     def statistics(self, namespace: str) -> pa.Table:
         """One row a memory: id, kind, salience, usage, novelty, generation."""
         with self._viewing.read():
-            return self._view.statistics(namespace)
+            entries = self._view.entries(namespace)
+        return statistics(entries)  # writers go on
 
     def counts(self) -> Json:
         """`{memories, namespaces: {name: memories}, gate_attempts, gate_accepts, seq, epoch, anchor,
@@ -291,10 +292,9 @@ class Shard(Moving, TurnWrites, LineWrites, GraphReads, Recollect):
             return {"shard": self.number, "seq": self._state["seq"], "anchor": self._state["anchor"]}
 
     def verify(self, sealed: Mapping[str, Any] | None = None) -> Json | None:
-        """The first broken record of the log on disk as `{seq, op, op_id, reason}`, or None. Writes wait
-        meanwhile. With this shard's part of a seal, the log must also hold its anchor."""
-        with self._writes.lock:
-            return self._log.examine() or (self._unsealed(sealed) if sealed and sealed["seq"] else None)
+        """The first broken record of the log on disk, as far as it reaches now, as `{seq, op, op_id, reason}`,
+        or None; writers go on. With this shard's part of a seal, the log must also hold its anchor."""
+        return self._log.examine() or (self._unsealed(sealed) if sealed and sealed["seq"] else None)
 
     def _unsealed(self, sealed: Mapping[str, Any]) -> Json | None:
         if sealed["seq"] > self._log.seq:

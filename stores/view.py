@@ -335,20 +335,25 @@ class View:
         cosines, _ = space.index.search(vectors, 1)
         return [clip(cosine) for cosine in cosines[:, 0]] if cosines.size else [0.0] * len(vectors)
 
-    def statistics(self, namespace: str) -> pa.Table:
+    def entries(self, namespace: str) -> list[Entry]:
+        """In order of writing."""
         space = self.spaces.get(namespace)
-        rows = [
-            {
-                "id": entry.memory["id"],
-                "kind": entry.memory["kind"],
-                "salience": entry.salience,
-                "usage": entry.usage,
-                "novelty": entry.novelty,
-                "generation": entry.seq,
-            }
-            for entry in (space.by_row.values() if space else ())
-        ]
-        return pa.Table.from_pylist(rows, schema=STATISTICS_SCHEMA)
+        return [*space.by_row.values()] if space else []
+
+
+def statistics(entries: Iterable[Entry]) -> pa.Table:
+    rows = [
+        {
+            "id": entry.memory["id"],
+            "kind": entry.memory["kind"],
+            "salience": entry.salience,
+            "usage": entry.usage,
+            "novelty": entry.novelty,
+            "generation": entry.seq,
+        }
+        for entry in entries
+    ]
+    return pa.Table.from_pylist(rows, schema=STATISTICS_SCHEMA)
 
 
 def _has_state(name: str, part: Any) -> bool:

@@ -57,6 +57,11 @@ class Whereabouts:
         self._aliases = aliases
         self._events: dict[str, list[Event]] = {}
 
+    def copy(self, aliases: Aliases) -> "Whereabouts":
+        other = Whereabouts(aliases)
+        other._events = {thing: [*events] for thing, events in self._events.items()}
+        return other
+
     def add(self, thing: str, event: Event) -> None:
         insort(self._events.setdefault(thing, []), event)
 

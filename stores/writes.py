@@ -209,14 +209,16 @@ class Writes:
         those that were used before: copies of its data, wherever they are, can no longer be read.
 
         The receipt: `{namespace, forgotten: [ids], log_records, versions, index_rows, lexical_docs,
-        turns, snapshots, scrubbed, keys_destroyed}`, where `scrubbed` is false as long as the disk had no
+        turns, snapshots, heads: [[shard, seq]], scrubbed, keys_destroyed}`, where what was erased was written no
+        later than record `seq`, `scrubbed` is false as long as the disk had no
         room to rewrite the file, and `keys_destroyed` says whether there is no key of the namespace (None
         without encryption). Unknown ids are passed over.
         """
         if (ids is not None) + (where is not None) + bool(everything) != 1:
             raise InvalidInput("forget: give exactly one of ids, filter, all", param="ids")
         keep = None if where is None else compile_filter(where)
-        request = plan.request_digest("forget", namespace, ids and [*ids], where, everything)
+        # A digest of the filter would stay, and who guesses it learns what was sought
+        request = plan.request_digest("forget", namespace, ids and [*ids], where is not None, everything)
         old_keys: list[bytes] = []
 
         def planned(pending: Pending) -> Planned:
@@ -224,7 +226,9 @@ class Writes:
                 old_keys.extend(self._log.ring.rotate(namespace))
             erasure = changes.forget(self._view, namespace, ids, keep, self.number)
             snapshots = len(self._snapshots.folders()) if erasure.erase else 0
-            return replace(erasure, result={**erasure.result, "snapshots": snapshots})
+            # No write of the namespace is in this batch: whatever is erased here is no later than the log's last.
+            answer = {**erasure.result, "snapshots": snapshots, "heads": [[self.number, self._log.seq]]}
+            return replace(erasure, result=answer, drop=self._told_of(namespace, erasure, ids or ()))
 
         receipt = self.write(op_id, request, planned, now=now, owns=[namespace])
         return {**receipt, **self._clean_up(namespace, old_keys)}
@@ -248,12 +252,23 @@ class Writes:
             space = self._view.spaces.get(namespace)
             turns = space.turns if space else Turns()
             if conversations is not None:
-                return changes.forget_conversations(turns, namespace, conversations)
-            return changes.forget_texts(turns, namespace, {text.strip() for text in texts or ()})
+                erasure = changes.forget_conversations(turns, namespace, conversations)
+            else:
+                erasure = changes.forget_texts(turns, namespace, {text.strip() for text in texts or ()})
+            return replace(erasure, drop=self._told_of(namespace, erasure))
 
-        request = plan.request_digest("forget_turns", namespace, conversations, texts)
+        # A digest of the texts would outlive what it is of
+        request = plan.request_digest("forget_turns", namespace, conversations, texts is not None)
         receipt = self.write(op_id, request, planned, now=now, owns=[namespace])
         return {**receipt, **self._clean_up(namespace)}
+
+    def _told_of(self, namespace: str, erasure: Planned, ids: Iterable[str] = ()) -> list[str]:
+        """Operations that wrote none of the erased records, but were asked with content that goes. `ids` are
+        those to be forgotten, whether they are here or not."""
+        gone = {*ids, *changes.named(erasure)}
+        if not gone:
+            return []
+        return [op_id for op_id, result in self._log.results() if gone & changes.unwritten(result)]
 
     def _clean_up(self, namespace: str, old_keys: Sequence[bytes] = ()) -> Json:
         """See that what an erasure took from the log is nowhere else: scrub, and destroy keys. Where an

@@ -12,11 +12,12 @@ from common.config import RecallConfig, ServeConfig
 from common.errors import InvalidInput
 from models.adapters import BASE, AdapterStore
 from models.blocks import BlockStore
+from models.encoding import Recalled
 from models.engine import Engine
-from models.injection import Recalled
 from models.sampling import Sampling
 from models.table import KVTable
 from models.turn import Turn
+from models.values import Overlay, logit_bias, values_of
 from models.weights import Weights
 
 WORDS = "amber basil cedar dune ember fjord grove heron iris jade kelp linen".split()
@@ -32,10 +33,12 @@ def question(rng: random.Random) -> list[dict]:
     return [{"role": "user", "content": text}]
 
 
-def make(loaded, tmp_path, **serve) -> Engine:
+def make(loaded, tmp_path, recall=None, **serve) -> Engine:
     adapters = AdapterStore(tmp_path / "adapters")
     blocks = BlockStore(tmp_path / "blocks", 1 << 30)
-    return Engine(loaded, Weights(loaded, adapters, 4), blocks, RecallConfig(), ServeConfig(**serve))
+    return Engine(
+        loaded, Weights(loaded, adapters, 4), blocks, recall or RecallConfig(), ServeConfig(**serve)
+    )
 
 
 def encode(engine, memories, adapter=BASE):
@@ -270,3 +273,47 @@ def test_threads_may_share_an_engine(loaded, tmp_path):
     for thread in threads:
         thread.join()
     assert [found[number] for number in range(4)] == expected
+
+
+def test_bias_and_overlay_are_their_formulas(loaded, tmp_path):
+    engine = make(loaded, tmp_path)
+    rng = random.Random(29)
+    memories = [memory(i, rng) for i in range(2)]
+    encode(engine, memories)
+    values = values_of(engine.memories._find_blocks("n", memories, BASE), loaded.model.config, loaded.device)
+    projection = loaded.model.model.layers[-1].self_attn.o_proj
+    overlay = Overlay(loaded.model, 0.5)
+    with torch.inference_mode():
+        said = [projection.weight @ vector for vector in values.vectors]
+        whole = 2 / 3 * said[0] + 1 / 3 * said[1]
+        scores = loaded.model.lm_head(loaded.model.model.norm(whole / whole.norm()))
+        expected = 3.0 * (scores - scores.mean()) / scores.std()
+        assert torch.allclose(logit_bias(loaded.model, values, 3.0), expected, atol=1e-3)
+
+        changed = projection.weight.clone()
+        for weight, out, vector in zip((2 / 3, 1 / 3), said, values.vectors, strict=True):
+            changed += 0.5 * weight * torch.outer(out, vector) / vector.square().sum()
+        given = torch.randn(2, 3, projection.in_features)
+        with overlay.rows([values, None]):
+            found = projection(given)
+        overlay.remove()
+        assert torch.allclose(found[0], given[0] @ changed.T, atol=1e-4)
+        assert torch.allclose(found[1], projection(given)[1], atol=1e-6)
+
+
+def test_each_row_of_a_batch_keeps_its_own_bias_and_overlay(loaded, tmp_path):
+    recall = RecallConfig(bias=4.0, overlay=2.0)
+    engine = make(loaded, tmp_path, recall=recall)
+    rng = random.Random(31)
+    memories = [memory(i, rng) for i in range(4)]
+    encode(engine, memories)
+    asked = question(rng)
+    cases = [(asked, memories[i : i + 2], "values", BASE, Sampling(max_tokens=6)) for i in (0, 2)]
+    cases.append((asked, [], "off", BASE, Sampling(max_tokens=6)))
+    expected = [alone(engine, case) for case in cases]
+    answers = [submit(engine, case) for case in cases]
+    while engine.busy:
+        engine.step()
+    engine._overlay.remove()  # the model is shared with other tests
+    assert [text_of(answer) for answer in answers] == expected
+    assert len(set(expected)) == 3 and expected[2] == alone(make(loaded, tmp_path), cases[2])

@@ -12,8 +12,8 @@ from common.config import RecallConfig
 from common.errors import Conflict, InvalidInput, NotFound
 from models.adapters import BASE, AdapterStore
 from models.blocks import BlockStore
+from models.encoding import Erasure, Recalled, Written
 from models.engine import Engine
-from models.injection import Recalled
 from models.sampling import Sampling, TextStream, choose
 from models.turn import Turn
 from models.weights import Weights
@@ -62,6 +62,10 @@ def encode(engine, memories, adapter=BASE, namespace="n"):
         pass
 
 
+def written(memory, *, seq, shard=0, generation=2):
+    return Written(id=memory.id, text=memory.text, generation=generation, shard=shard, seq=seq)
+
+
 def test_prefix_with_one_block_answers_as_text_does_at_fewer_tokens(engine):
     encode(engine, [ADA])
     text, text_turn = ask(engine, [ADA], "text")
@@ -105,11 +109,31 @@ def test_an_erased_memory_does_not_come_back_through_a_request_that_waited(engin
     for _ in range(2):
         assert ask(engine, [ADA], "prefix")[1].fallback  # retrieved before the erasure, answered after it
         assert engine.encode_some() == 0
-    engine.memories.written("n", ["ada"])  # written anew
-    ask(engine, [ADA], "prefix")
+    engine.memories.written("n", [written(ADA, seq=1)])  # written anew
+    encode(engine, [ADA])
+    assert ask(engine, [ADA], "prefix")[1].fallback is None
+
+
+def test_a_write_that_an_erasure_has_met_is_never_encoded_however_late_it_is_told(engine, tmp_path):
+    """The write commits as record 7, the erasure follows it, and only then the engine hears of the write."""
+    engine.memories.forget("n", ["ada"], Erasure(generation=2, heads={0: 9, 1: 4}))
+    for met in (written(ADA, seq=7), written(ADA, seq=4, shard=1), written(ADA, seq=99, generation=1)):
+        engine.memories.written("n", [met])
+        engine.memories.enqueue("n", [met], BASE)
+        assert engine.memories.pending_blocks == 0
+    again = Written(id="ada", text="Ada Quill lives in Oslo.", generation=2, shard=0, seq=10)
+    engine.memories.written("n", [again])
+    engine.memories.enqueue("n", [ADA, again], BASE)  # the old text is still in a request that waits
     while engine.encode_some():
         pass
-    assert ask(engine, [ADA], "prefix")[1].fallback is None
+    engine.memories.enqueue("n", [ADA], BASE)
+    assert engine.memories.pending_blocks == 0
+    on_disk = b"".join(path.read_bytes() for path in (tmp_path / "blocks").rglob("*.safetensors"))
+    assert b"Oslo" in on_disk and b"Lisbon" not in on_disk
+    engine.memories.forget("n", ["ada"], Erasure(generation=3, heads={0: 1}))
+    engine.memories.written("n", [again])
+    engine.memories.enqueue("n", [again], BASE)
+    assert engine.memories.pending_blocks == 0
 
 
 def test_long_memories_are_encoded_in_bounded_batches(engine, monkeypatch):

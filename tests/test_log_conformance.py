@@ -15,7 +15,7 @@ from store_helpers import failing_fsync
 
 from common.errors import Conflict, InvalidInput, NotReady, StoreCorrupt
 from stores import record as records
-from stores.logs import base
+from stores.logs import Operation, base
 from stores.record import PLAIN, Op
 
 
@@ -154,7 +154,8 @@ def test_a_batch_is_one_step(log):
     log.commit(batch)
     assert (log.seq, log.anchor) == (9, staged.anchor)
     assert log.state()["gate_attempts"] == 14 and log.scrub_due
-    assert [log.seen(f"op-{i}", "r") for i in range(1, 6)] == [1, 2, 3, 4, 5]
+    assert [log.seen(f"op-{i}", "r") for i in range(3, 6)] == [3, 4, 5]
+    assert dict(log.results()) == {"op-1": None, "op-2": None, "op-3": 3, "op-4": 4, "op-5": 5}
     assert numbers(log) == [2, 3, 3, 4, 4, 5, 5] and log.verify() is None
 
 
@@ -273,7 +274,7 @@ def test_erased_content_is_gone_from_the_disk_and_the_chain_still_verifies(backe
         assert word.encode() not in backend.disk() and b"public" in backend.disk()
         assert log.verify() is None
         assert [record.seq for record in log.records() if record.erased] == secret
-        assert [i for i in range(1, 42) if log.seen(f"op-{i}", "r") != i] == []
+        assert [i for i in range(1, 42) if i not in secret and log.seen(f"op-{i}", "r") != i] == []
         append(log, log.seq + 1)
         log.close()
         log = backend.open()
@@ -290,6 +291,46 @@ def test_a_crash_before_the_scrub_is_made_good_on_open(backend):
         (log.path / "log.jsonl.new").write_bytes(b"half a copy of " + word.encode())
     log = backend.open()
     assert not log.scrub_due and word.encode() not in backend.disk() and log.verify() is None
+    log.close()
+
+
+def test_what_is_erased_takes_the_request_and_the_result_of_its_operation_along(backend):
+    """Both are told from the content without a salt. The end of a fact tells nothing of it."""
+    asked = [f"digest-{random.random()}" for _ in range(5)]
+    log = backend.open()
+    for number, op in enumerate([Op.PUT, Op.AGGREGATE, Op.CLOSE, Op.PUT, Op.PUT], start=1):
+        staged = log.stage(f"op-{number}", [draft(number, op=op)], now=0.0)
+        request, result = asked[number - 1], {"winner": f"of {asked[number - 1]}"}
+        log.commit([Operation(op_id=f"op-{number}", request=request, records=staged, result=result)])
+    assert all(request.encode() in backend.disk() for request in asked)
+    log.commit([operation(9, [], erase=[1, 2, 3], drop=["op-4", "op-unknown"])])
+    for scrubbed in (False, True):
+        for number in (1, 2, 4):
+            with pytest.raises(Conflict) as caught:
+                log.seen(f"op-{number}", asked[number - 1])
+            assert caught.value.code == "erased"
+            assert log.seen(f"op-{number}", None) == {"request": None, "result": None}
+        assert [log.seen(f"op-{n}", asked[n - 1])["winner"] for n in (3, 5)] == [
+            f"of {asked[2]}",
+            f"of {asked[4]}",
+        ]
+        assert log.seen("op-9", "r") == 9 and log.seen("op-unknown", "r") is None
+        if not scrubbed:
+            log.close()
+            log = backend.open()  # which makes the scrub good
+    assert [n for n in range(1, 6) if asked[n - 1].encode() in backend.disk()] == [3, 5]
+    log.close()
+
+
+def test_a_result_that_is_no_longer_kept_leaves_nothing_either(backend, monkeypatch):
+    monkeypatch.setattr(base, "RESULTS_KEPT", 3)
+    asked = f"digest-{random.random()}"
+    log = backend.open()
+    log.commit([Operation(op_id="op-0", request=asked, records=(), result=[])])
+    for i in range(1, 6):
+        append(log, i)
+    append(log, 6, erase=[1])
+    assert log.scrub() and asked.encode() not in backend.disk()
     log.close()
 
 

@@ -7,6 +7,7 @@ import pytest
 from log_backends import Backend, append, draft, numbers, operation
 
 from common.errors import StoreCorrupt
+from stores.logs import text
 from stores.record import Op
 
 
@@ -122,4 +123,25 @@ def test_a_first_opening_that_was_cut_off_begins_again(backend, content):
     log = backend.open()
     append(log, 1)
     assert log.epoch == 1 and log.verify() is None
+    log.close()
+
+
+def test_reading_on_from_a_record_reads_none_before_it(backend, monkeypatch):
+    """A reshard reads a log 500 records at a time."""
+    log = backend.open()
+    written = [append(log, i, body="x" * 100) for i in range(1, 41)]
+    append(log, 41, erase=[7])
+    log.scrub()  # which moves every line
+    read = []
+    kind = text.kind
+    monkeypatch.setattr(text, "kind", lambda line: read.append(line) or kind(line))
+    for reopened in (False, True):
+        if reopened:
+            log.close()
+            log = backend.open()
+        for after in (1, 20, 39, 40):
+            read.clear()
+            assert [record.seq for record in log.records(after)] == [*range(after + 1, 42)]
+            assert len([line for line in read if kind(line) == "record"]) == 42 - after
+        assert next(log.records(29)) == written[29]
     log.close()

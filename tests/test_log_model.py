@@ -23,7 +23,8 @@ def machine_on(backend):
         def begin(self):
             self.name = f"log-{next(names)}"
             self.bodies: list[str | None] = []  # None: erased
-            self.results: dict[str, tuple[str, object]] = {}
+            self.results: dict[str, object] = {}  # None: gone with what the operation wrote
+            self.writers: list[str] = []
             self.count, self.epoch = 0, 0
             self.log = None
             self.reopen()
@@ -50,11 +51,13 @@ def machine_on(backend):
                 staged = self.log.stage(op_id, drafts, now=1.5, after=last)
                 last = staged[-1] if staged else last
                 self.bodies += contents
+                self.writers += [op_id] * len(contents)
+                self.results[op_id] = result
                 self.count += len(contents)
                 erase = sorted(seq for seq in erase if seq <= len(self.bodies))
                 for seq in erase:
                     self.bodies[seq - 1] = None
-                self.results[op_id] = ("r", result)
+                    self.results[self.writers[seq - 1]] = None
                 counts = {"gate_attempts": len(contents)}
                 operations.append(
                     Operation(
@@ -69,11 +72,13 @@ def machine_on(backend):
 
         @rule(number=st.integers(0, 60))
         def retry(self, number):
-            request, result = self.results.get(f"op-{number}", ("r", None))
-            assert self.log.seen(f"op-{number}", request) == result
-            if result is not None:
-                with pytest.raises(Conflict):
-                    self.log.seen(f"op-{number}", "another")
+            op_id = f"op-{number}"
+            if op_id not in self.results or self.results[op_id] is not None:
+                assert self.log.seen(op_id, "r") == self.results.get(op_id)
+            for request in ("r", "another") if op_id in self.results else ():
+                if request == "another" or self.results[op_id] is None:
+                    with pytest.raises(Conflict):
+                        self.log.seen(op_id, request)
 
         @invariant()
         def equal(self):
@@ -90,6 +95,7 @@ def machine_on(backend):
             assert (state["seq"], state["anchor"]) == (len(found), anchor.hex())
             assert (state["epoch"], state["gate_attempts"]) == (self.epoch, self.count)
             assert self.log.verify() is None
+            assert dict(self.log.results()) == self.results
 
         def teardown(self):
             if getattr(self, "log", None):

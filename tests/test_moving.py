@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 
+from common.errors import Conflict
+from stores.lines import line_id
 from stores.shard import Shard
 from tests.store_helpers import NOW, memory, open_shard, unit
 
@@ -71,3 +73,33 @@ def test_turns_forgotten_while_they_are_copied_are_forgotten(pair: Any, by: str)
     copy(old, new, mark)
     assert new.peek("acme", "talk", 9) == []
     assert old.counts()["namespaces"] == new.counts()["namespaces"] == {}  # what a reshard compares
+
+
+def test_results_that_came_along_go_with_what_they_tell_of(pair: Any) -> None:
+    """In the new shard no record bears their `op_id`."""
+    old, new = pair
+    turns = [{"role": "user", "text": "a secret"}]
+    line = ("acme", "drink", "tea", unit(5))
+    other = ("acme", "food", "bread", unit(6))
+
+    def sent(shard: Shard, name: str) -> Any:
+        options = {"op_id": name, "now": NOW}
+        if name == "push":
+            return shard.push("acme", "talk", turns, **options)
+        return shard.put_line(*(line if name == "line" else other), **options)
+
+    first = {name: sent(old, name) for name in ("push", "line", "other")}
+    changes = old.changes(0, 100)
+    new.adopt(changes.rows, changes.gone, changes.turns, op_id="copy", now=NOW)
+    new.remember(0, changes.uses, changes.results, {}, now=NOW)
+    assert {name: sent(new, name) for name in first} == first, "a first line, too"
+    new.forget("acme", ids=[line_id("drink")], op_id="forget", now=NOW)
+    new.forget_turns("acme", conversations=["talk"], op_id="forget turns", now=NOW)
+    for name in ("push", "line"):
+        with pytest.raises(Conflict, match="has been erased"):
+            sent(new, name)
+    assert sent(new, "other") == first["other"] and new.peek("acme", "talk") == []
+    assert {result.op_id: result.result for result in new.remembered()[1]} == {
+        **{"push": None, "line": None},
+        "other": first["other"],
+    }

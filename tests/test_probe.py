@@ -3,6 +3,7 @@ import gzip
 import json
 import os
 import unicodedata
+from contextlib import closing
 
 import numpy as np
 import pyarrow as pa
@@ -10,13 +11,19 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from log_backends import BACKENDS, Backend
 from safetensors.numpy import save_file
 from store_helpers import NOW, axis, memory, open_shard, unit
 
+from common.errors import Conflict
 from stores import probe
 from stores.crypto import KeyRing
+from stores.line_writes import candidate
+from stores.lines import line_id, line_memory
 from stores.master import new_master
+from stores.plan import put_digest, request_digest
 from stores.probe import Canaries, probe_folder, probe_shard
+from stores.shard import Shard
 
 TEXT = 'Ada\'s ca\u00e9n\u00e4ry \u6f22\u5b57 \U0001f426 lives in "Lisbon"\\now'
 VECTOR = unit(7, 64)
@@ -201,6 +208,12 @@ def test_an_empty_folder_was_not_checked(tmp_path):
 SHARD_CANARIES = Canaries(texts=["canary sings"], vectors=[axis(3)], fragment=8)
 
 
+@pytest.fixture(params=BACKENDS)
+def backend(request, tmp_path):
+    server = request.getfixturevalue("redis_server") if request.param == "redis" else None
+    return Backend(request.param, tmp_path / f"store-{tmp_path.name}", server)
+
+
 @pytest.fixture(params=["plain", "encrypted"])
 def opened(request, tmp_path, monkeypatch):
     monkeypatch.setenv("TEST_MASTER", new_master().text)
@@ -263,6 +276,57 @@ def test_forgetting_ids_leaves_nothing_of_them_either(opened):
     for _ in range(2):
         assert found(looked(shard)) == []
         shard = opened()
+
+
+def test_no_digest_of_what_was_erased_is_left_to_test_a_guess_against(backend):
+    """Whoever has the files and guesses the content makes the digest of the request that wrote it."""
+    with closing(Shard(backend.folder / "s", number=0, dim=8, config=backend.config())) as shard:
+        fact = {"kind": "relational", "subject": "Ada", "relation": "hides", "object": "a bird"}
+        items = {
+            "put": memory("m", text="the canary sings"),
+            "existing": memory("m", text="the canary sings"),
+            "told": memory("f", text="Ada hides a bird", **fact),
+            "told again": memory("g", text="a bird is hidden by Ada", **fact),
+            "stays": memory("kept", text="something else"),
+        }
+        for number, (name, item) in enumerate(items.items()):
+            shard.put([(item, axis(number))], op_id=name, now=NOW)
+        turn = [{"role": "user", "text": "the canary sings"}]
+        shard.push("acme", "talk", turn, op_id="push", now=NOW)
+        values = [line_memory("acme", "bird", text, None, now=NOW, max_text_bytes=99) for text in ("a", "b")]
+        racing = [candidate(value, axis(7)) for value in values]
+        shard.race_line("acme", "bird", racing, generation=0, op_id="race", now=NOW)
+        guesses = {name: put_digest([item]) for name, item in items.items()}
+        guesses["push"] = request_digest("turns", "acme", "talk", ["push", turn])
+        guesses |= {f"value {i}": each.memory.id for i, each in enumerate(racing)}
+        assert all(guess.encode() in backend.disk() for guess in guesses.values())
+
+        ids = ["m", "f", "g", line_id("bird")]
+        receipt = shard.forget("acme", ids=ids, op_id="forget", now=NOW)
+        found = [name for name, guess in guesses.items() if guess.encode() in backend.disk()]
+        assert found == ["stays"]
+        for name in ("put", "existing", "told", "told again"):
+            with pytest.raises(Conflict, match="has been erased") as caught:
+                shard.put([(items[name], axis(0))], op_id=name, now=NOW)
+            assert caught.value.code == "erased"
+        assert [each["id"] for each in shard.list("acme")] == ["kept"], "nothing is written again"
+        assert shard.put([(items["stays"], axis(4))], op_id="stays", now=NOW)[0]["status"] == "new"
+        assert shard.forget("acme", ids=ids, op_id="forget", now=NOW) == receipt, "who erases may ask again"
+
+
+@pytest.mark.parametrize("by", ["filter", "texts"])
+def test_what_chose_the_erased_leaves_no_digest_either(backend, by):
+    with closing(Shard(backend.folder / "s", number=0, dim=8, config=backend.config())) as shard:
+        where = {"field": "text", "op": "contains", "value": "canary"}
+        shard.put([(memory("m", text="the canary sings"), axis(3))], op_id="put", now=NOW)
+        shard.push("acme", "talk", [{"role": "user", "text": "the canary sings"}], op_id="push", now=NOW)
+        if by == "filter":
+            shard.forget("acme", where=where, op_id="forget", now=NOW)
+            guess = request_digest("forget", "acme", None, where, False)
+        else:
+            shard.forget_turns("acme", texts=["the canary sings"], op_id="forget", now=NOW)
+            guess = request_digest("forget_turns", "acme", None, ["the canary sings"])
+        assert guess.encode() not in backend.disk() and shard.peek("acme", "talk") == []
 
 
 def test_what_was_left_in_one_place_is_named(opened):

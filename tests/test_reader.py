@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import load_peft_weights
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.session_sets import own
@@ -69,7 +70,8 @@ def served_prefix(model, lesson):
     head = kv.encode_head(model, lesson.head)
     states = kv.encode_blocks(model, head, lesson.blocks)
     blocks = [
-        kv.KVBlock("", "", tuple(ids), "", each) for ids, each in zip(lesson.blocks, states, strict=True)
+        kv.KVBlock(memory_id="", fingerprint="", ids=tuple(ids), text="", states=each, width=len(ids))
+        for ids, each in zip(lesson.blocks, states, strict=True)
     ]
     return kv.assemble(head, blocks[::-1], model.model.rotary_emb.inv_freq, "none", 1)
 
@@ -190,29 +192,33 @@ def test_a_model_that_cannot_answer_cannot_teach(small, tmp_path, monkeypatch):
 # What is loaded
 
 
-def test_a_folder_that_does_not_fit_is_reported_and_refused(small, loaded, trained, tmp_path):
-    from safetensors.torch import load_file, save_file
+def test_a_folder_that_does_not_fit_is_reported_and_refused(small, tmp_path):
+    folder = tmp_path / "adapter"
+    reader.add_lora(load_model(small.name, "float32").model, CONFIG).save_pretrained(folder)
+    whole = load_report(small.model, folder)
+    assert whole.complete and len(whole.loaded) == 2 * 2 * len(CONFIG.targets)
+    whole.check()
 
-    whole = load_report(loaded.model, trained[0])
-    assert whole.complete and len(whole.loaded) == 2 * 2 * loaded.model.config.num_hidden_layers
-    other = load_report(small.model, trained[0])  # two layers of the thirty, and those of another shape
-    assert not other.complete and len(other.shape_errors) == 8 and not other.loaded
-    assert len(other.skipped) == len(whole.loaded) - 8
-    assert all(shape != wanted for shape, wanted in other.shape_errors.values())
-
-    file = trained[1] / "adapter_model.safetensors"
-    tensors = load_file(file)
-    lost = next(name for name in tensors if "layers.0.self_attn.q_proj" in name)
-    save_file(
-        {name: tensor for name, tensor in tensors.items() if "layers.0.self_attn.q_proj" not in name}, file
+    narrow = LlamaConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, vocab_size=9
     )
-    part = load_report(loaded.model, trained[1])
-    assert part.missing == ["model.layers.0.self_attn.q_proj"] and lost not in part.loaded
-    assert json.loads(json.dumps(part.to_dict()))["provenance"]["rank"] == 4
+    other = load_report(LlamaForCausalLM(narrow), folder)  # one layer of the two, and that of another shape
+    assert len(other.shape_errors) == len(other.skipped) == 2 * len(CONFIG.targets) and not other.loaded
+    assert all(shape != wanted for shape, wanted in other.shape_errors.values())
+    with pytest.raises(Conflict, match="8 tensors of another shape, 8 without a module"):
+        other.check()
+
+    file = folder / "adapter_model.safetensors"
+    save_file(
+        {name: each for name, each in load_file(file).items() if "0.self_attn.q_proj" not in name}, file
+    )
+    part = load_report(small.model, folder)
+    assert part.missing == ["model.layers.0.self_attn.q_proj"] and len(part.loaded) == len(whole.loaded) - 2
+    assert json.loads(json.dumps(part.to_dict()))["provenance"]["rank"] == CONFIG.rank
     store = AdapterStore(tmp_path / "adapters")
-    digest = store.publish(trained[1], {"model_digest": loaded.digest}, alias=None)
+    digest = store.publish(folder, {"model_digest": small.digest}, alias=None)
     with pytest.raises(Conflict, match="1 modules without a tensor"):
-        Weights(loaded, store, 1).hold(digest)
+        Weights(small, store, 1).hold(digest)
 
 
 # The real model

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import signal
 import threading
 import time
@@ -13,6 +14,7 @@ import ray
 from ray_helpers import local_ray
 from store_helpers import DIM, NOW, axis, memory, unit
 
+from actors.placement import Placement
 from actors.shards import RAY_NAMESPACE, ShardedStore, start_shards
 from common.config import load
 from common.errors import Conflict, InvalidInput, NotReady, StoreCorrupt
@@ -207,6 +209,41 @@ def test_kill_9_while_a_client_writes_loses_nothing_acknowledged(store, space):
         killer.join(60)
     assert len(killed) >= 3
     asyncio.run(check(acknowledged, number))
+
+
+def limit_files(process, size):
+    """No file that the process writes may grow beyond `size` bytes: its disk is full."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.prlimit(process, resource.RLIMIT_FSIZE, (size, hard))
+
+
+def test_a_shard_whose_disk_was_full_is_restarted_alone(store, config, space):
+    async def check():
+        other, full = pid(1), pid(0)
+        mine = (f"m{i}" for i in range(1000))
+        homes = Placement(shards=SHARDS, spread=SHARDS)
+        names = [name for name in mine if homes.owner(space, name, "episodic") == 0][:40]
+        rows = [
+            (memory(name, namespace=space, text=name * 2000, time=i), unit(i)) for i, name in enumerate(names)
+        ]
+        await store.put(rows[:20], op_id="before", now=NOW)
+        limit_files(full, os.stat(config.store_dir / "shards/0000/data.mdb").st_size)
+        with pytest.raises(NotReady, match="sharpwave restart-shard 0") as caught:
+            await store.put(rows[20:], op_id="refused", now=NOW)
+        assert caught.value.code == "log_failed"
+        limit_files(full, resource.RLIM_INFINITY)
+        with pytest.raises(NotReady):  # a disk that is well again proves nothing of what it holds
+            await store.put(rows[20:21], op_id="still refused", now=NOW)
+        told = await store.restart(0)
+        assert "stopped at record" in told["was"] and told["failure"] is None and pid(0) != full
+        assert {m["id"] for m in (await store.list(space, limit=99))["memories"]} >= {*names[:20]}
+        await store.put(rows[20:], op_id="refused", now=NOW)
+        assert await memories(store, space) == 40 and set(await store.verify()) == {None}
+        assert pid(1) == other, "nobody else was disturbed"
+        with pytest.raises(InvalidInput, match="must be 0 to 1"):
+            await store.restart(2)
+
+    asyncio.run(check())
 
 
 def test_starting_again_changes_nothing_and_other_settings_are_refused(store, config, space):

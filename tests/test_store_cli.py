@@ -9,7 +9,7 @@ from stores.turns import format_transcript
 
 COMMANDS = (
     "search list get history update weakest export import facts places turns lines seal verify snapshot probe sql "
-    "reshard keys"
+    "reshard keys restart-shard"
 ).split()
 
 
@@ -72,6 +72,7 @@ def test_without_an_instance_the_message_says_how_to_start_one(run, command, tmp
         "turns": ("peek", "c"),
         "lines": ("get", "k"),
         "reshard": ("--shards", 2),
+        "restart-shard": (0,),
         "keys": ("rotate",),
     }
     code, out, err = run(command, *arguments.get(command, ()))
@@ -222,3 +223,15 @@ def test_the_chain_is_sealed_verified_and_probed(run, ask, remember, instance):
     assert not ask("probe", "Ada wrote a poem about kingfishers.", code=cli.BROKEN)["clean"]
     code, out, _ = run("probe", "Nobody ever wrote this sentence.", "--url", instance.url)
     assert (code, out) == (cli.OK, "not found anywhere\n")
+
+
+def test_a_shard_is_started_anew(run, ask, remember, instance):
+    remember("restarted", {"id": "kept", "text": "Ada moved to Lisbon."})
+    before = ask("status")["ready"]["store"]["shards"]
+    told = ask("restart-shard", 1)
+    assert (told["shard"], told["was"], told["failure"]) == (1, None, None)
+    assert (told["seq"], told["epoch"]) == (before[1]["seq"], before[1]["epoch"] + 1)
+    assert ask("get", "kept", namespace="restarted")["text"] == "Ada moved to Lisbon."
+    assert ask("status")["ready"]["store"]["shards"][0]["epoch"] == before[0]["epoch"]
+    code, _, err = run("restart-shard", 7, "--url", instance.url)
+    assert code == cli.USAGE and "must be 0 to 1" in err

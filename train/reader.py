@@ -1,10 +1,10 @@
 """A LoRA that teaches a model to read memories injected as blocks that do not see each other. Open `train` first.
 
 The teacher is the base model itself with the same memories as text: its own answer, where it is right, and its own
-probabilities at every token. The student is the base with the LoRA, with every memory encoded alone behind the head *by
-the student* and laid together as `models.prefix.assemble` lays them at serving (policy `none`), so gradients pass through
-the encoding. What is minimised is KL(teacher || student) on the answer, and on text without memory that the base
-wrote itself (`train.anchors`), so that the model stays what it is.
+probabilities at every token. The student is the base with the LoRA, with every memory encoded alone behind the head
+*by the student* and laid together as `models.prefix.assemble` lays them at serving (policy `none`), so gradients pass
+through the encoding. What is minimised is KL(teacher || student) on the answer, and on text without memory that the
+base wrote itself (`train.anchors`), so that the model stays what it is.
 
 One step is one scene (`train.reader_data`): its memories are encoded once, and all its questions stand behind them.
 Block-attention fine-tuning: arXiv 2409.15355; here without any label or text from outside.
@@ -246,8 +246,8 @@ def student_prefix(model: PeftModel, lesson: Lesson, inverse_frequency: Tensor) 
     """As `models.prefix` encodes and assembles it, policy `none`, but with gradients through the encoding."""
     head, states = _encode(model, lesson)
     blocks = [
-        kv.KVBlock(str(i), "", tuple(ids), "", each)
-        for i, (ids, each) in enumerate(zip(lesson.blocks, states, strict=True))
+        kv.KVBlock(memory_id="", fingerprint="", ids=tuple(ids), text="", states=each, width=len(ids))
+        for ids, each in zip(lesson.blocks, states, strict=True)
     ]
     return kv.assemble(head, blocks[::-1], inverse_frequency, "none", 1)  # takes the most relevant first
 

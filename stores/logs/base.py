@@ -35,16 +35,19 @@ Draft = tuple[Op, Any, bytes]  # what a record does, its body as JSON, its vecto
 class Operation:
     """One caller's request, all of it or nothing.
 
-    `request` is a digest of what is asked for: the same `op_id` with another one is a `Conflict`.
-    `records` follow those of the operation before it in the batch. `result` (JSON) is what a retry gets.
-    `erase` are numbers of records that lose their content, `counts` is added to the counters.
+    `request` is a digest of what is asked for: the same `op_id` with another one is a `Conflict`; None
+    where what it wrote has been erased. `records` follow those of the operation before it in the batch.
+    `result` (JSON) is what a retry gets. `erase` are numbers of records that lose their content, and with
+    them the operations that wrote them their request and result (see `answer`); so do those in `drop`.
+    `counts` is added to the counters.
     """
 
     op_id: str
-    request: str
+    request: str | None
     records: Sequence[Record]
     result: Any
     erase: Sequence[int] = ()
+    drop: Sequence[str] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -81,8 +84,12 @@ class Log(Protocol):
 
     def seen(self, op_id: str, request: str | None) -> Any:
         """The result of an operation already committed under this id, or None. Raises `Conflict` where
-        the id belongs to another request: the result may be another tenant's. A reshard asks with None
-        for `request`, and gets `{request, result}` to take along."""
+        the id belongs to another request (the result may be another tenant's), and with code "erased" where
+        its result went with what it wrote. A reshard asks with None for `request`, and gets `{request,
+        result}` to take along."""
+
+    def results(self) -> Iterator[tuple[str, Any]]:
+        """Every operation that is kept for retries: its id, and its result, None where that is gone."""
 
     def stage(
         self, op_id: str, drafts: Sequence[Draft], *, now: float, after: Record | None = None
@@ -238,7 +245,7 @@ class BaseLog:
         meta = {**self._meta, "counters": dict(self._meta["counters"])}
         meta["commits"] += len(operations)
         for operation in operations:
-            meta["scrub_due"] = meta["scrub_due"] or bool(operation.erase)
+            meta["scrub_due"] = meta["scrub_due"] or bool(operation.erase or operation.drop)
             for name, count in operation.counts.items():
                 meta["counters"][name] = meta["counters"].get(name, 0) + count
             if operation.records:
@@ -254,7 +261,7 @@ class BaseLog:
         """Take no more writes after a failed one; the error to raise."""
         self._failure = (
             f"log {self.path} stopped at record {self.seq}: a write failed ({error}). Reads go on; "
-            "free or repair the disk and restart the shard"
+            f"free or repair the disk, then `sharpwave restart-shard {self._identity.get('shard', 'N')}`"
         )
         return NotReady(self._failure, code="log_failed")
 
@@ -279,17 +286,45 @@ def op_key(op_id: str) -> bytes:
     return key
 
 
-def pack_result(operation: Operation) -> bytes:
-    """What is kept of an operation for retries."""
-    kept = {"request": operation.request, "result": operation.result}
+def pack_result(operation: Operation | None) -> bytes:
+    """What is kept of an operation for retries; None for one whose content is erased."""
+    kept = GONE if operation is None else {"request": operation.request, "result": operation.result}
     return _encode(kept).encode()
 
 
 def unpack_result(raw: bytes, op_id: str, request: str | None) -> Any:
-    """The result, for the request that it was the answer to; for None `{request, result}`."""
-    first = json.loads(raw)
+    """See `answer`."""
+    return answer(json.loads(raw), op_id, request)
+
+
+def result_of(raw: bytes) -> Any:
+    """What is kept as the result, whoever asked for it."""
+    return json.loads(raw)["result"]
+
+
+def tells(record: Record) -> bool:
+    """Could who has the result of the record's operation test a guess of the record's content against it? The
+    end of a fact names ids only, and belongs to an operation that wrote another fact."""
+    return record.op is not Op.CLOSE
+
+
+GONE = {"request": None, "result": None}  # what is kept of an operation when what it wrote is erased
+
+
+def answer(first: Mapping[str, Any], op_id: str, request: str | None) -> Any:
+    """The result in what is kept, for the request that it was the answer to; for None `{request, result}`.
+
+    Both are told from content without a salt: a digest of the request, and in the result names and digests.
+    So they go with the content, and who sends the operation again learns that it was done, not how."""
     if request is None:
         return {"request": first["request"], "result": first["result"]}
+    if first["request"] is None:
+        raise Conflict(
+            f"op_id {op_id!r} has been done; its result is no longer kept, since content that it concerned has "
+            "been erased. Read what is there, and give a fresh op_id to write again",
+            param="op_id",
+            code="erased",
+        )
     if first["request"] != request:
         raise Conflict(f"op_id {op_id!r} was used for another request; give a fresh one", param="op_id")
     return first["result"]

@@ -4,7 +4,7 @@
     folder/synced      how much of it is surely on disk
 
     {"record": 7, "op": "put", ..., "body": {...}, "vector": base64, "crc": "1f2e3d4c"}
-    {"commit": 5, "op_id": ..., "request": ..., "result": ..., "erase": [2], "crc": ...}
+    {"commit": 5, "op_id": ..., "request": ..., "result": ..., "erase": [2], "drop": [...], "crc": ...}
     {"state": {"seq": 7, "anchor": ..., "epoch": 3, ...}, "crc": ...}
 
 An operation is its records and its commit line; a batch of operations ends with a state line and one
@@ -12,13 +12,15 @@ fsync. What stands behind the last state line is the rest of a batch that a cras
 that it was written, and opening cuts it away. `synced` tells that apart from damage: it is written after
 every fsync, before anybody is told, so a line that cannot be read within that length was once whole.
 
-Erased records keep their lines until `scrub` writes the file anew without the content.
+Erased records, and results that are dropped, keep their lines until `scrub` writes the file anew without the
+content.
 """
 
 import io
 import json
 import os
 import threading
+from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,11 +41,15 @@ _COPY_BYTES = 1 << 20
 
 @dataclass(slots=True)
 class _Contents:
-    """What a log file holds: its last `meta`, where results are, what is erased, where its batches end."""
+    """What a log file holds: its last `meta`, where results and records are, what is erased, where its batches
+    end."""
 
     meta: dict[str, Any] | None = None
     results: OrderedDict[str, tuple[int, int]] = field(default_factory=OrderedDict)  # op_id -> offset, bytes
+    dropped: set[str] = field(default_factory=set)  # those whose lines still hold the result
     erased: set[int] = field(default_factory=set)  # records whose lines still hold content
+    places: "array[int]" = field(default_factory=lambda: array("Q"))  # offsets of the records' lines
+    damaged: bool = False  # then `places` may be wrong
     end: int = 0
 
     def take_all(self, lines: Iterable[tuple[str | None, bytes, int]]) -> None:
@@ -52,8 +58,13 @@ class _Contents:
             self._take(kind, line, offset)
 
     def _take(self, kind: str | None, line: bytes, offset: int) -> None:
-        if kind == "commit":
+        if kind == "record":
+            self.places.append(offset)
+            self.damaged |= text.number(line) != len(self.places)
+        elif kind == "commit":
             commit = json.loads(line)
+            self.dropped.discard(commit["op_id"])
+            self.dropped.update(commit.get("drop", ()))
             self.results[commit["op_id"]] = offset, len(line)
             if len(self.results) > base.RESULTS_KEPT:
                 self.results.popitem(last=False)
@@ -63,6 +74,9 @@ class _Contents:
             self.end = offset + len(line)
             if not self.scrub_due:
                 self.erased.clear()
+                self.dropped.clear()
+        else:
+            self.damaged = True
 
     @property
     def scrub_due(self) -> bool:
@@ -101,19 +115,32 @@ class JsonlLog(BaseLog):
             log, found = self._opened(), self._contents.results.get(op_id)
             if found is None:
                 return None
-            offset, size = found
-            line = os.pread(log.fileno(), size, offset)
-        if text.kind(line) != "commit":
-            raise StoreCorrupt(f"the result of operation {op_id!r} fails its checksum: restore this shard")
+            if op_id in self._contents.dropped:
+                return base.answer(base.GONE, op_id, request)
+            line = _commit_line(log.fileno(), op_id, found)
         return base.unpack_result(line, op_id, request)
+
+    def results(self) -> Iterator[tuple[str, Any]]:
+        with self._changing:
+            log, found = self._opened().fileno(), self._contents
+            lines = {
+                op_id: None if op_id in found.dropped else _commit_line(log, op_id, place)
+                for op_id, place in found.results.items()
+            }
+        for op_id, line in lines.items():
+            yield op_id, None if line is None else base.result_of(line)
 
     def commit(self, operations: Sequence[Operation]) -> None:
         self._check_writable()
         self._opened()
         first, lines = self._meta["commits"] + 1, []
+        staged: dict[int, Record] = {}
         for number, operation in enumerate(operations, start=first):
             lines += [text.encode(record) for record in operation.records]
-            lines.append(text.commit(number, operation))
+            staged.update((record.seq, record) for record in operation.records)
+            erased = (staged.get(seq) or self._record(seq) for seq in operation.erase)
+            dropped = {*operation.drop, *(record.op_id for record in erased if base.tells(record))}
+            lines.append(text.commit(number, operation, dropped))
         lines.append(text.state(self._after(operations)))
         if not self._owns_file():
             raise self._fenced()
@@ -124,8 +151,10 @@ class JsonlLog(BaseLog):
 
     def records(self, after: int = 0) -> Iterator[Record]:
         with self._changing:
-            meta, erased, file = self._meta, self._contents.erased, self._reader()
-        last, expected, anchor = meta["seq"], 1, self.chain.genesis
+            meta, erased, places = self._meta, self._contents.erased, self._contents.places
+            known = 0 < after <= len(places) and not self._contents.damaged
+            file = self._reader(places[after - 1] if known else 0)
+        last, expected, anchor = meta["seq"], after if known else 1, self.chain.genesis
         with file:
             for line in file:
                 kind = text.kind(line)
@@ -246,12 +275,25 @@ class JsonlLog(BaseLog):
             raise NotReady(f"log {self.path} is closed", code="log_closed")
         return self._log
 
-    def _reader(self) -> BinaryIO:
-        return _reader(self._opened().fileno(), self._contents.end)
+    def _reader(self, start: int = 0) -> BinaryIO:
+        return _reader(self._opened().fileno(), self._contents.end, start)
+
+    def _record(self, seq: int) -> Record:
+        """One record, as its line has it."""
+        found = self._contents
+        if found.damaged:
+            return next(self.records(seq - 1))
+        start = found.places[seq - 1]
+        end = found.places[seq] if seq < len(found.places) else found.end
+        line = os.pread(self._opened().fileno(), end - start, start).splitlines(keepends=True)[0]
+        if text.kind(line) != "record":
+            raise text.broken(line, seq, f"log {self.path}")
+        return text.decode(line)
 
     def _alive(self) -> Iterator[bytes]:
         """The lines that a rewritten file has."""
-        offset, kept = 0, {*self._contents.results.values()}
+        found = self._contents
+        offset, kept = 0, {place for op_id, place in found.results.items() if op_id not in found.dropped}
         with self._reader() as file:
             for line in file:
                 kind, place = text.kind(line), (offset, len(line))
@@ -306,8 +348,8 @@ def _scan(file: BinaryIO, synced: int, path: Path) -> _Contents:
 class _Span(io.RawIOBase):
     """An open file up to `end`, read at a place of its own: others read, append and rewrite meanwhile."""
 
-    def __init__(self, file: int, end: int) -> None:
-        self._handle, self._place, self._end = os.dup(file), 0, end
+    def __init__(self, file: int, start: int, end: int) -> None:
+        self._handle, self._place, self._end = os.dup(file), start, end
 
     def readable(self) -> bool:
         return True
@@ -324,8 +366,16 @@ class _Span(io.RawIOBase):
         super().close()
 
 
-def _reader(file: int, end: int) -> BinaryIO:
-    return io.BufferedReader(_Span(file, end), _COPY_BYTES)
+def _reader(file: int, end: int, start: int = 0) -> BinaryIO:
+    return io.BufferedReader(_Span(file, start, end), _COPY_BYTES)
+
+
+def _commit_line(file: int, op_id: str, place: tuple[int, int]) -> bytes:
+    offset, size = place
+    line = os.pread(file, size, offset)
+    if text.kind(line) != "commit":
+        raise StoreCorrupt(f"the result of operation {op_id!r} fails its checksum: restore this shard")
+    return line
 
 
 def _write(file: int, data: bytes, offset: int) -> None:

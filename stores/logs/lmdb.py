@@ -14,6 +14,7 @@ import os
 import shutil
 import socket
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ from stores.record import PLAIN, Chain, Record
 
 _NUMBER = struct.Struct(">Q")
 _META = b"meta"
+_PART_BYTES = 1 << 20  # of records that are read at once
 
 
 class LmdbLog(BaseLog):
@@ -48,6 +50,7 @@ class LmdbLog(BaseLog):
         """Own the folder; see `open_log` for the arguments and what it raises."""
         super().__init__(path, identity=identity, chain=chain)
         self._map_size = map_size_bytes
+        self._replacing = threading.Lock()  # readers of records ask while a writer puts a new file in place
         path.mkdir(parents=True, exist_ok=True)
         self._owner = lock_file(path / "owner.lock", wait_s)
         try:
@@ -65,14 +68,19 @@ class LmdbLog(BaseLog):
 
     def seen(self, op_id: str, request: str | None) -> Any:
         key = base.op_key(op_id)
-        if self._owner.closed:
-            raise NotReady(f"log {self.path} is closed", code="log_closed")
-        with self._env.begin(db=self._results) as txn:
+        with self._opened().begin(db=self._results) as txn:
             raw = txn.get(key)
         if raw is None:
             return None
         kept = records.unseal(raw, f"the result of operation {op_id!r}")[_NUMBER.size :]
         return base.unpack_result(kept, op_id, request)
+
+    def results(self) -> Iterator[tuple[str, Any]]:
+        with self._env.begin(db=self._results) as txn:
+            for key, raw in txn.cursor():
+                op_id = key.decode()
+                kept = records.unseal(raw, f"the result of operation {op_id!r}")[_NUMBER.size :]
+                yield op_id, base.result_of(kept)
 
     def commit(self, operations: Sequence[Operation]) -> None:
         self._check_writable()
@@ -82,9 +90,10 @@ class LmdbLog(BaseLog):
                 self._check_owner(txn)
                 for number, operation in enumerate(operations, start=self._meta["commits"] + 1):
                     self._append(txn, operation.records)
-                    for seq in operation.erase:
-                        self._erase(txn, seq)
                     self._remember(txn, number, operation)
+                    erased = [self._erase(txn, seq) for seq in operation.erase]
+                    for op_id in {*operation.drop, *(r.op_id for r in erased if base.tells(r))}:
+                        self._drop_result(txn, op_id)
                 _write_meta(txn, meta)
         except lmdb.MapFullError as error:  # found before anything reaches the file: the log goes on
             raise NotReady(
@@ -96,21 +105,35 @@ class LmdbLog(BaseLog):
         self._meta = meta
 
     def records(self, after: int = 0) -> Iterator[Record]:
+        last, last_anchor = self.seq, self.anchor
         expected, anchor = after + 1, None
+        while expected <= last and (part := self._part(expected, last)):
+            for raw in part:
+                record = records.decode(raw, expected)
+                yield record
+                anchor = record.anchor
+                expected += 1
+        if expected != last + 1 or anchor not in (None, last_anchor):
+            raise StoreCorrupt(f"log {self.path}: record {expected} is missing; the last is {last}")
+
+    def _part(self, first: int, last: int) -> list[bytes]:
+        """The next records of `first` to `last` as bytes. What is committed changes no more but by erasures,
+        so a reader needs no transaction that lasts, which would keep old pages in the file."""
+        found: list[bytes] = []
+        size = 0
         try:
-            with self._env.begin(db=self._log) as txn:
+            with self._replacing, self._opened().begin(db=self._log) as txn:
                 cursor = txn.cursor()
-                for key, raw in cursor if cursor.set_range(_NUMBER.pack(expected)) else ():
-                    if key != _NUMBER.pack(expected):
+                for key, raw in cursor if cursor.set_range(_NUMBER.pack(first)) else ():
+                    number = first + len(found)
+                    if key != _NUMBER.pack(number) or number > last or size > _PART_BYTES:
                         break
-                    record = records.decode(raw, expected)
-                    yield record
-                    anchor = record.anchor
-                    expected += 1
+                    found.append(raw)
+                    size += len(raw)
         except lmdb.Error as error:
-            raise StoreCorrupt(f"log {self.path}: record {expected} cannot be read: {error}") from error
-        if expected != self.seq + 1 or anchor not in (None, self.anchor):
-            raise StoreCorrupt(f"log {self.path}: record {expected} is missing; the last is {self.seq}")
+            if not found:
+                raise StoreCorrupt(f"log {self.path}: record {first} cannot be read: {error}") from error
+        return found
 
     def scrub(self) -> bool:
         """Write the file anew from what is alive, so that no page of it holds erased content.
@@ -147,11 +170,12 @@ class LmdbLog(BaseLog):
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        self._env.close()
-        os.replace(folder / "data.mdb", self.path / "data.mdb")
-        shutil.rmtree(folder)
-        self._open()
-        self._meta = meta
+        with self._replacing:
+            self._env.close()
+            os.replace(folder / "data.mdb", self.path / "data.mdb")
+            shutil.rmtree(folder)
+            self._open()
+            self._meta = meta
 
     def _copy_alive(
         self, folder: Path, meta: Mapping[str, Any], change: Callable[[bytes, int], bytes]
@@ -173,10 +197,16 @@ class LmdbLog(BaseLog):
 
     def close(self) -> None:
         """Give the folder back. Closing twice is fine."""
-        if hasattr(self, "_env"):
-            self._env.close()
-        if not self._owner.closed:
-            self._owner.close()
+        with self._replacing:
+            if hasattr(self, "_env"):
+                self._env.close()
+            if not self._owner.closed:
+                self._owner.close()
+
+    def _opened(self) -> lmdb.Environment:
+        if self._owner.closed:
+            raise NotReady(f"log {self.path} is closed", code="log_closed")
+        return self._env
 
     def _open(self) -> None:
         try:
@@ -203,10 +233,11 @@ class LmdbLog(BaseLog):
         if (consumed, added) != (len(rows), len(rows)):
             raise lmdb.Error(f"{added} of {len(rows)} records were taken")
 
-    def _erase(self, txn: lmdb.Transaction, seq: int) -> None:
+    def _erase(self, txn: lmdb.Transaction, seq: int) -> Record:
         key = _NUMBER.pack(seq)
         record = records.decode(bytes(txn.get(key, default=b"", db=self._log)), seq)
         txn.put(key, records.encode(records.erase(record)), db=self._log)
+        return record
 
     def _remember(self, txn: lmdb.Transaction, number: int, operation: Operation) -> None:
         """Keep the result for retries, and drop the oldest one."""
@@ -216,6 +247,12 @@ class LmdbLog(BaseLog):
         oldest = txn.pop(_NUMBER.pack(max(0, number - base.RESULTS_KEPT)), db=self._order)
         if oldest is not None:
             txn.delete(oldest, db=self._results)
+
+    def _drop_result(self, txn: lmdb.Transaction, op_id: str) -> None:
+        key = op_id.encode()
+        if raw := txn.get(key, db=self._results):
+            place = records.unseal(bytes(raw), f"the result of operation {op_id!r}")[: _NUMBER.size]
+            txn.put(key, records.seal(place + base.pack_result(None)), db=self._results)
 
 
 def lock_file(path: Path, wait_s: float) -> Any:

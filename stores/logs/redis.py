@@ -38,11 +38,14 @@ local found = redis.call('HGET', meta, 'commits')
 if found ~= before and found ~= after then return 'moved' end
 redis.call('HSET', meta, 'commits', after, 'meta', state)
 if found == after and before ~= after then return 'done' end
-local place, rows = 7, tonumber(ARGV[6])
+local rows, gone, drops = tonumber(ARGV[6]), ARGV[7], tonumber(ARGV[8])
+local place = 9
 for _ = 1, rows do
     redis.call('HSET', log, ARGV[place], ARGV[place + 1])
     place = place + 2
 end
+local dropped = place
+place = place + drops
 while place < #ARGV do
     local number, op_id, answer = unpack(ARGV, place, place + 2)
     redis.call('HSET', results, op_id, answer)
@@ -54,6 +57,11 @@ while place < #ARGV do
         redis.call('HDEL', order, old)
     end
     place = place + 3
+end
+for at = dropped, dropped + drops - 1 do
+    if redis.call('HEXISTS', results, ARGV[at]) == 1 then
+        redis.call('HSET', results, ARGV[at], gone)
+    end
 end
 return 'done'
 """
@@ -98,13 +106,18 @@ class RedisLog(BaseLog):
         kept = records.unseal(raw or b"", f"the result of operation {op_id!r}")
         return base.unpack_result(kept, op_id, request)
 
+    def results(self) -> Iterator[tuple[str, Any]]:
+        for op_id, raw in self._ask(lambda client: client.hgetall(self._results_key)).items():
+            name = op_id.decode()
+            yield name, base.result_of(records.unseal(raw, f"the result of operation {name!r}"))
+
     def commit(self, operations: Sequence[Operation]) -> None:
         self._check_writable()
-        rows = self._rows(operations)
+        rows, dropped = self._rows(operations)
         results: list[Any] = []
         for number, operation in enumerate(operations, start=self._meta["commits"] + 1):
             results += [number, operation.op_id, records.seal(base.pack_result(operation))]
-        self._write(self._after(operations), rows, results)
+        self._write(self._after(operations), rows, results, [*dropped])
         self._kept.update(dict.fromkeys(operation.op_id for operation in operations))
         while len(self._kept) > base.RESULTS_KEPT:
             self._kept.popitem(last=False)
@@ -158,13 +171,18 @@ class RedisLog(BaseLog):
         return meta
 
     def _write(
-        self, meta: dict[str, Any], rows: Mapping[int, bytes] = {}, results: Sequence[Any] = ()
+        self,
+        meta: dict[str, Any],
+        rows: Mapping[int, bytes] = {},
+        results: Sequence[Any] = (),
+        dropped: Sequence[str] = (),
     ) -> None:
         """One batch, which leaves `meta`; confirmed when it returns, and done once however often sent."""
         pairs = [part for row in rows.items() for part in row]
         before, after = self._meta["commits"], meta["commits"]
         command = ("EVAL", _COMMIT, len(self._keys), *self._keys, self.epoch, before, after, _pack(meta))
-        command += (base.RESULTS_KEPT, len(rows), *pairs, *results)
+        gone = records.seal(base.pack_result(None))
+        command += (base.RESULTS_KEPT, len(rows), gone, len(dropped), *pairs, *dropped, *results)
         try:
             answer = self._ask(lambda client: self._server.confirmed(client, *command))
         except (RedisError, NotReady) as error:
@@ -179,8 +197,9 @@ class RedisLog(BaseLog):
             raise self._stopped(RuntimeError("the server holds another state than the one this owner left"))
         self._meta = meta
 
-    def _rows(self, operations: Sequence[Operation]) -> dict[int, bytes]:
-        """What the log holds at each number that these operations change."""
+    def _rows(self, operations: Sequence[Operation]) -> tuple[dict[int, bytes], set[str]]:
+        """What the log holds at each number that these operations change; whose results are to be dropped."""
+        dropped = {op_id for operation in operations for op_id in operation.drop}
         rows = {
             record.seq: records.encode(record) for operation in operations for record in operation.records
         }
@@ -189,8 +208,10 @@ class RedisLog(BaseLog):
         found = dict(zip(stored, self._read(stored), strict=True)) if stored else {}
         for seq in erase:
             raw = rows.get(seq) or found.get(seq) or b""
-            rows[seq] = records.encode(records.erase(records.decode(raw, seq)))
-        return rows
+            record = records.decode(raw, seq)
+            rows[seq] = records.encode(records.erase(record))
+            dropped |= {record.op_id} if base.tells(record) else set()
+        return rows, dropped
 
     def _read(self, numbers: Sequence[int]) -> list[bytes | None]:
         return self._ask(lambda client: client.hmget(self._log_key, [*numbers]))

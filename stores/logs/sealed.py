@@ -20,7 +20,7 @@ from typing import Any
 
 from stores import record as records
 from stores.crypto import KeyRing
-from stores.logs.base import Backend, Draft, Operation, spell, unpack_result
+from stores.logs.base import Backend, Draft, Operation, answer, result_of, spell, unpack_result
 from stores.record import Op, Record
 
 SHARD = ""  # the namespace of what belongs to no namespace: results
@@ -69,11 +69,19 @@ class SealedLog:
         return self.inner.state()
 
     def seen(self, op_id: str, request: str | None) -> Any:
-        kept = self.inner.seen(op_id, _REQUEST)
+        kept = self.inner.seen(op_id, None)
         if kept is None:
             return None
-        raw = self.ring.open(SHARD, base64.b64decode(kept), op_id.encode())
-        return unpack_result(raw, op_id, request)
+        if kept["result"] is None:
+            return answer(kept, op_id, request)
+        return unpack_result(self._opened_result(op_id, kept["result"]), op_id, request)
+
+    def results(self) -> Iterator[tuple[str, Any]]:
+        for op_id, kept in self.inner.results():
+            yield op_id, None if kept is None else result_of(self._opened_result(op_id, kept))
+
+    def _opened_result(self, op_id: str, kept: str) -> bytes:
+        return self.ring.open(SHARD, base64.b64decode(kept), op_id.encode())
 
     def stage(
         self, op_id: str, drafts: Sequence[Draft], *, now: float, after: Record | None = None

@@ -7,14 +7,15 @@ import base64
 import json
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from common.errors import StoreCorrupt
-from stores.logs.base import Operation
+from stores.logs.base import GONE, Operation
 from stores.record import Op, Record
 
 START = b'{"state":'  # how a log begins
+_RECORD = b'{"record":'
 _CRC = b',"crc":"%08x"}\n'
 _CRC_BYTES = len(_CRC % 0)
 
@@ -39,15 +40,21 @@ def kind(text: bytes) -> str | None:
     return text[2 : text.index(b'"', 2)].decode()
 
 
-def commit(number: int, operation: Operation) -> bytes:
+def commit(number: int, operation: Operation, dropped: Iterable[str]) -> bytes:
+    """`dropped`: operations whose results go."""
     kept = {"request": operation.request, "result": operation.result, "erase": [*operation.erase]}
-    return _line({"commit": number, "op_id": operation.op_id, **kept})
+    return _line({"commit": number, "op_id": operation.op_id, **kept, "drop": sorted(dropped)})
 
 
 def without_result(text: bytes) -> bytes:
     fields = json.loads(text)
     del fields["crc"]
-    return _line({**fields, "result": None})
+    return _line({**fields, **GONE})
+
+
+def number(text: bytes) -> int:
+    """Of a record's line."""
+    return int(text[len(_RECORD) : text.index(b",", len(_RECORD))])
 
 
 def encode(record: Record) -> bytes:
