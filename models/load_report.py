@@ -57,7 +57,7 @@ def load_report(model: Any, folder: Path) -> LoadReport:
     with safe_open(folder / "adapter_model.safetensors", "pt") as file:
         for name in sorted(file.keys()):
             match = _KEY.fullmatch(name)
-            module = modules.get(match["module"]) if match else None
+            module: Any = modules.get(match["module"]) if match else None
             if match is None or not hasattr(module, "in_features"):
                 skipped.append(name)
                 continue

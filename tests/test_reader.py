@@ -26,6 +26,7 @@ from train.anchors import Anchors, anchor_batch, make_anchors
 from train.evaluate import normalise
 from train.objective import position_logits
 from train.reader_data import TIES, TOPICS, Question, data_digest, scene
+from train.reader_teacher import Lesson, is_right
 
 TOLERANCE = 1e-4  # float32, small states: two orders of the same sums
 CONFIG = reader.ReaderConfig(steps=20, lr=5e-3, rank=4, anchors=6, held_out=2)
@@ -62,7 +63,7 @@ def lesson(small):
     whole = [[*builder.head, *memories, *tail] for tail in tails]
     said = make_anchors(small.model, small.tokenizer, whole, 5, 0)
     answers = [replace(each, prompt=tail) for each, tail in zip(said, tails, strict=True)]
-    return reader.Lesson(builder.head, blocks, answers, {})
+    return Lesson(builder.head, blocks, answers, {})
 
 
 def served_prefix(model, lesson):
@@ -124,8 +125,8 @@ def test_nothing_measured_is_trained_on():
 
 def test_an_answer_that_names_both_is_not_right():
     asked = Question(text="Which of the two?", answers=("Ada Low",), wrong=("Bo Tarn",), kind="which")
-    assert reader.is_right("It is Ada Low.", asked)
-    assert not reader.is_right("Ada Low and Bo Tarn.", asked)
+    assert is_right("It is Ada Low.", asked)
+    assert not is_right("Ada Low and Bo Tarn.", asked)
 
 
 # Student

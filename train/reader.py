@@ -10,13 +10,10 @@ One step is one scene (`train.reader_data`): its memories are encoded once, and 
 Block-attention fine-tuning: arXiv 2409.15355; here without any label or text from outside.
 """
 
-import copy
 import random
 import shutil
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,22 +27,17 @@ from common.errors import InvalidInput
 from common.files import read_json, write_json
 from models import prefix as kv
 from models.load import LoadedModel
-from models.prompt import PromptBuilder
-from train.anchors import TOP_K, Anchor, Anchors, anchor_batch, anchor_kl, batch_kl, load_or_make
-from train.chat import SYSTEMS
-from train.decode import write
-from train.evaluate import contains, distractors, sanity_accuracy
-from train.objective import common_start, make_batch, position_logits, row_mean
-from train.reader_data import Question, Scene, data_digest, scene
+from train.anchors import Anchor, Anchors, anchor_batch, anchor_kl, batch_kl, load_or_make
+from train.evaluate import distractors, sanity_accuracy
+from train.objective import position_logits, row_mean
+from train.reader_data import data_digest
+from train.reader_teacher import HELD_OUT, Lesson, Teacher, lessons_ahead
 from train.sanity import sanity_items
 
 ADAPTER = "adapter"
 OPTIMIZER = "optimizer.pt"
 CURSOR = "cursor.json"  # written last: a checkpoint without it is not one
-ANSWER_TOKENS = 10
-HELD_OUT = 10**9  # scenes from this number on are never trained on
 WARM_UP = 30  # steps
-AHEAD = 4  # lessons the teacher may be ahead of the student
 HOPELESS = 200  # scenes without one right answer: no teacher
 
 
@@ -84,16 +76,6 @@ class Cursor:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Lesson:
-    """A scene as token ids, and what the teacher says. An `Anchor`'s prompt is the tail behind the memories."""
-
-    head: list[int]
-    blocks: list[list[int]]
-    answers: list[Anchor]
-    kinds: dict[str, list[int]]  # taught, asked
-
-
 def train(
     loaded: LoadedModel, config: ReaderConfig, out: Path, say: Callable[[str], None] = print
 ) -> tuple[Path, dict[str, Any]]:
@@ -101,12 +83,11 @@ def train(
 
     Raises `InvalidInput` for a model that answers nothing rightly even with the memories as text.
     """
-    builder = PromptBuilder(loaded.tokenizer)
     anchors = load_or_make(
         out, loaded.model, loaded.tokenizer, loaded.digest,
         others=(), count=config.anchors, seed=config.seed,
     )  # fmt: skip
-    teacher = Teacher(loaded, builder, config)
+    teacher = Teacher(loaded, seed=config.seed, scenes=config.scenes, questions=config.questions)
     model = add_lora(loaded.model, config)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=config.lr, weight_decay=0.0)
@@ -115,7 +96,7 @@ def train(
     if not cursor.steps:
         cursor.held_out["0"] = held_out_loss(model, held)
         say(f"held out before: {cursor.held_out['0']:.3f}")
-    lessons = _ahead(teacher, cursor.next_scene)
+    lessons = lessons_ahead(teacher, cursor.next_scene)
     while cursor.steps < config.steps:
         started = time.monotonic()
         lesson = next(lessons)
@@ -168,68 +149,6 @@ def manifest(loaded: LoadedModel, config: ReaderConfig, cursor: Cursor) -> dict[
         "held_out": cursor.held_out,
         "config": asdict(config),
     }
-
-
-# Teacher
-
-
-class Teacher:
-    """The base with the memories as text, a copy of its own: it answers in a thread while the student learns."""
-
-    def __init__(self, loaded: LoadedModel, builder: PromptBuilder, config: ReaderConfig) -> None:
-        self._model = copy.deepcopy(loaded.model)
-        self._loaded, self._builder, self._config = loaded, builder, config
-        self._made: dict[int, Lesson] = {}
-
-    def lesson(self, number: int) -> Lesson:
-        """Of the `number`-th scene shown; a scene that comes again is not asked again."""
-        number = number if number >= HELD_OUT else number % self._config.scenes
-        if number not in self._made:
-            self._made[number] = self.teach(scene(self._config.seed, number, self._config.questions))
-        return self._made[number]
-
-    @torch.inference_mode()
-    def teach(self, shown: Scene) -> Lesson:
-        """Answer greedily; what is right is kept, with how sure the base is of every token."""
-        head, blocks = self._builder.head, [self._builder.memory(text) for text in shown.memories]
-        system = {"role": "system", "content": SYSTEMS[len(shown.memories[0]) % len(SYSTEMS)]}
-        tails = [
-            self._builder.tail([system, {"role": "user", "content": each.text}]) for each in shown.questions
-        ]
-        start = common_start([tail[:-1] for tail in tails])
-        ids = [*head, *(token for block in blocks for token in block), *tails[0][:start]]
-        row = torch.tensor([ids], device=self._model.device)
-        states = self._model.get_decoder()(input_ids=row, use_cache=True).past_key_values
-        asked = [tail[start:] for tail in tails]
-        texts = write(self._model, asked, self._loaded.end_ids, max_new_tokens=ANSWER_TOKENS, states=states)
-        spoken = self._loaded.tokenizer.batch_decode(texts, skip_special_tokens=True)
-        right = [is_right(*pair) for pair in zip(spoken, shown.questions, strict=True)]
-        kinds: dict[str, list[int]] = {}
-        for each, good in zip(shown.questions, right, strict=True):
-            taught, of = kinds.get(each.kind, [0, 0])
-            kinds[each.kind] = [taught + good, of + 1]
-        kept = [number for number, good in enumerate(right) if good]
-        if not kept:
-            return Lesson(head, blocks, [], kinds)
-        batch = make_batch([(asked[i], texts[i]) for i in kept], 0, self._model.device)
-        top = position_logits(self._model, batch, states).log_softmax(-1).topk(TOP_K)
-        sizes = [len(texts[i]) for i in kept]
-        sure = zip(kept, top.values.split(sizes), top.indices.split(sizes), strict=True)
-        return Lesson(head, blocks, [Anchor(tails[i], texts[i], p, tokens) for i, p, tokens in sure], kinds)
-
-
-def _ahead(teacher: Teacher, first: int) -> Iterator[Lesson]:
-    """Lessons from number `first` on, without end, made while the earlier ones are learnt."""
-    with ThreadPoolExecutor(1) as pool:
-        waiting = deque(pool.submit(teacher.lesson, first + i) for i in range(AHEAD))
-        while True:
-            yield waiting.popleft().result()
-            first += 1
-            waiting.append(pool.submit(teacher.lesson, first + AHEAD - 1))
-
-
-def is_right(answer: str, question: Question) -> bool:
-    return contains(answer, question.answers) and not contains(answer, question.wrong)
 
 
 # Student
