@@ -3,6 +3,7 @@
     python benchmarks/session.py [--model MODEL] [--dtype bfloat16] [--sizes 10,20,100,1000] [--out runs/session]
     python benchmarks/session.py --letta FOLDER | --locomo FILE ...
     python benchmarks/session.py --compare OTHER/report.json ...       # adds columns of differences
+    python benchmarks/session.py --adapter FOLDER ...                  # every mode by this adapter too: MODE@adapter
 
 Same facts, same questions, same prompt pieces for every mode:
 
@@ -26,7 +27,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -40,6 +41,7 @@ from benchmarks.session_report import write_report
 from benchmarks.session_sets import Asked, FactSet, letta, locomo, own
 from common.config import RecallConfig, ServeConfig, StoreConfig
 from models.adapters import BASE, AdapterStore
+from models.answer import Answer
 from models.blocks import BlockStore
 from models.embed import Embedder
 from models.encoding import Recalled
@@ -77,7 +79,12 @@ class Session:
         )
         self._history = [Recalled(id=fact.id, text=fact.text) for fact in facts.facts]
         blocks = BlockStore(folder / "blocks", 4 << 30)
-        weights = Weights(loaded, AdapterStore(folder / "adapters"), 1)
+        adapters = AdapterStore(folder / "adapters")
+        self._versions = {"": BASE}  # by what follows a mode's @
+        if options.adapter:
+            manifest = {"model_digest": loaded.digest}
+            self._versions["adapter"] = adapters.publish(options.adapter, manifest, alias=None)
+        weights = Weights(loaded, adapters, 1)
         self._engines: dict[str, Engine] = {}
         for name in options.modes:
             recall = _recall(name, self._exact, options)
@@ -107,15 +114,21 @@ class Session:
             engine for name, engine in self._engines.items() if not name.startswith(("full", "text", "off"))
         ]
         if chunked:
-            _encode(chunked[0], self._history)
-        count = len(texts)
+            self._encode(chunked[0])
+        count = len(texts) * len(self._versions)
         costs = {
             "encode_ms": 1e3 * (time.perf_counter() - started) / count,
             "block_bytes": blocks.held_bytes / count,
         }
         if self._exact and "full" in self._engines:
-            _encode(self._engines["full"], self._history)
+            self._encode(self._engines["full"])
         return costs
+
+    def _encode(self, engine: Engine) -> None:
+        for version in self._versions.values():
+            engine.memories.enqueue("session", self._history, version)
+            while engine.encode_some():
+                pass
 
     def retrieve(self, asked: Asked, retrieval: str) -> tuple[list[Recalled], float]:
         started = time.perf_counter()
@@ -124,9 +137,18 @@ class Session:
         memories = [Recalled(id=hit["memory"]["id"], text=hit["memory"]["text"]) for hit in found]
         return memories, time.perf_counter() - started
 
-    def ask(self, asked: Asked, name: str) -> Json:
-        """One question by one way: the answer, and what it took."""
-        mode = name.partition(":")[0]
+    def ask(self, questions: Sequence[Asked], name: str) -> list[Json]:
+        """Questions by one way, together: the answers, and what they took."""
+        engine, started = self._engines[name], [self._submit(asked, name) for asked in questions]
+        while not all(answer.done for answer, _, _ in started):
+            engine.step()
+        exact = name.startswith("full") and self._exact
+        return [_result(asked, *each, exact) for asked, each in zip(questions, started, strict=True)]
+
+    def _submit(self, asked: Asked, name: str) -> tuple[Answer, list[Recalled], float]:
+        """The answer that begins, the memories it goes by, and how long those were looked for."""
+        way, _, version = name.partition("@")
+        mode = way.partition(":")[0]
         memories, retrieve_s = [], 0.0
         if mode == "full":
             memories = self._history
@@ -134,45 +156,46 @@ class Session:
             memories, retrieve_s = self.retrieve(asked, "flat" if mode == "text_flat" else "full")
         exact = mode == "full" and self._exact
         turn = Turn(mode="prefix" if exact else "values" if mode in VALUES else mode.removesuffix("_flat"))
-        pieces = self._engines[name].answer(
+        answer = self._engines[name].submit(
             [{"role": "system", "content": SHORTEST_SPAN}, {"role": "user", "content": asked.text}],
             memories,
             namespace="session",
-            mode=turn.mode,
-            adapter=BASE,
+            adapter=self._versions[version],
             sampling=Sampling(max_tokens=MAX_TOKENS),
             turn=turn,
         )
-        answer = "".join(pieces)
-        # A fallback would be another mode's result under this one's name.
-        assert turn.fallback is None or turn.fallback.startswith("kept"), turn.fallback
-        found = {memory.id for memory in memories} & asked.evidence
-        return {
-            "answer": answer,
-            "hit": any(normalise(each) in normalise(answer) for each in asked.answers),
-            "f1": max(f1(answer, each) for each in asked.answers),
-            "evidence": len(found) / len(asked.evidence) if asked.evidence else None,
-            "prompt_tokens": turn.prompt_tokens + (turn.prefix_tokens if exact else 0),
-            "prefix_tokens": 0 if exact else turn.prefix_tokens,
-            "output_tokens": turn.completion_tokens,
-            "retrieve_ms": 1e3 * retrieve_s,
-            "prefill_ms": 1e3 * turn.prefill_s,
-            "generate_ms": 1e3 * turn.generate_s,
-            "cut": turn.fallback,
-        }
+        return answer, memories, retrieve_s
 
     def close(self) -> None:
         self._shard.close()
 
 
-def _encode(engine: Engine, memories: Sequence[Recalled]) -> None:
-    engine.memories.enqueue("session", memories, BASE)
-    while engine.encode_some():
-        pass
+def _result(
+    asked: Asked, answer: Answer, memories: Sequence[Recalled], retrieve_s: float, exact: bool
+) -> Json:
+    if answer.error is not None:
+        raise answer.error
+    turn, text = answer.turn, "".join(answer.pieces)
+    # A fallback would be another mode's result under this one's name.
+    assert turn.fallback is None or turn.fallback.startswith("kept"), turn.fallback
+    found = {memory.id for memory in memories} & asked.evidence
+    return {
+        "answer": text,
+        "hit": any(normalise(each) in normalise(text) for each in asked.answers),
+        "f1": max(f1(text, each) for each in asked.answers),
+        "evidence": len(found) / len(asked.evidence) if asked.evidence else None,
+        "prompt_tokens": turn.prompt_tokens + (turn.prefix_tokens if exact else 0),
+        "prefix_tokens": 0 if exact else turn.prefix_tokens,
+        "output_tokens": turn.completion_tokens,
+        "retrieve_ms": 1e3 * retrieve_s,
+        "prefill_ms": 1e3 * turn.prefill_s,
+        "generate_ms": 1e3 * turn.generate_s,
+        "cut": turn.fallback,
+    }
 
 
 def _recall(name: str, exact: bool, options: argparse.Namespace) -> RecallConfig:
-    mode, _, policy = name.partition(":")
+    mode, _, policy = name.partition("@")[0].partition(":")
     chosen: Json = {"k": options.k}
     if policy:
         kind, _, number = policy.partition("-")
@@ -197,16 +220,18 @@ def measure(loaded: LoadedModel, facts: FactSet, options: argparse.Namespace) ->
     with TemporaryDirectory() as scratch:
         session = Session(loaded, facts, Path(scratch), options)
         try:
-            session.ask(facts.questions[0], options.modes[0])  # warms up
+            session.ask(facts.questions[:1], options.modes[0])  # warms up
             asked: dict[str, list[Json]] = {name: [] for name in options.modes}
-            for number, question in enumerate(facts.questions):
+            for start in range(0, len(facts.questions), options.together):
+                questions = facts.questions[start : start + options.together]
                 for name in options.modes:
-                    asked[name].append(session.ask(question, name))
-                if number % 10 == 9 or number + 1 == len(facts.questions):
+                    asked[name] += session.ask(questions, name)
+                done = start + len(questions)
+                if done % 10 < len(questions) or done == len(facts.questions):
                     rates = {
                         name: f"{np.mean([row['hit'] for row in rows]):.2f}" for name, rows in asked.items()
                     }
-                    print(f"{facts.name} N={len(facts.facts)}, {number + 1} asked: {rates}", flush=True)
+                    print(f"{facts.name} N={len(facts.facts)}, {done} asked: {rates}", flush=True)
             return {
                 "set": facts.name,
                 "facts": len(facts.facts),
@@ -214,15 +239,22 @@ def measure(loaded: LoadedModel, facts: FactSet, options: argparse.Namespace) ->
                 "costs": session.costs,
                 "modes": {name: summary(rows, facts.questions) for name, rows in asked.items()},
                 "differences": {
-                    f"{name} - {base}": paired(asked[name], asked[base])
-                    for base in ("full", "text")
-                    for name in asked
-                    if base in asked and name.startswith(("prefix", "hybrid"))
+                    f"{name} - {base}": paired(asked[name], asked[base]) for name, base in _pairs(asked)
                 },
                 "raw": {name: rows for name, rows in asked.items()} if options.raw else None,
             }
         finally:
             session.close()
+
+
+def _pairs(names: Collection[str]) -> Iterator[tuple[str, str]]:
+    """What is compared: injection to text, by the same weights and by the base's; each adapted way to its own."""
+    for name in names:
+        way, _, version = name.partition("@")
+        others = [base for base in ("full", "text") if way.startswith(("prefix", "hybrid"))]
+        if version:
+            others = [*others, *(f"{base}@{version}" for base in others), way]
+        yield from ((name, other) for other in others if other in names)
 
 
 def summary(rows: Sequence[Json], questions: Sequence[Asked]) -> Json:
@@ -299,14 +331,23 @@ def main() -> None:
     parser.add_argument(
         "--modes", type=lambda text: text.split(","), default=[*MODES], help="also prefix:first_k-8"
     )
+    parser.add_argument("--adapter", type=Path, help="PEFT folder trained on this model")
     parser.add_argument("--k", type=int, default=RecallConfig().k)
     parser.add_argument("--questions", type=int, default=60, help="at most, of a public set")
+    parser.add_argument(
+        "--together",
+        type=int,
+        default=1,
+        help="questions answered in one batch: quicker, but times are shared",
+    )
     parser.add_argument("--exact-from", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1337)
     parser.add_argument("--raw", action="store_true", help="keep every answer")
     parser.add_argument("--compare", type=Path, help="report.json of an earlier run")
     parser.add_argument("--out", type=Path, default=Path("runs/session"))
     options = parser.parse_args()
+    if options.adapter:
+        options.modes += [f"{name}@adapter" for name in options.modes]
     loaded = load_model(options.model, options.dtype)
     report: Json = {
         "command": " ".join(["python", *sys.argv]),

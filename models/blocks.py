@@ -162,13 +162,13 @@ class BlockStore:
 
     def counts(self) -> dict[str, int]:
         return {
-            "block_hits": self.hits,
-            "block_device_hits": self.device_hits,
-            "block_disk_hits": self.disk_hits,
-            "block_misses": self.misses,
-            "blocks_evicted": self.evicted,
-            "block_host_bytes": self.held_bytes,
-            "block_device_bytes": self.device_bytes,
+            "hits": self.hits,
+            "device_hits": self.device_hits,
+            "disk_hits": self.disk_hits,
+            "misses": self.misses,
+            "evicted": self.evicted,
+            "host_bytes": self.held_bytes,
+            "device_bytes": self.device_bytes,
         }
 
     def _hold(self, key: Key, block: KVBlock) -> None:

@@ -98,7 +98,7 @@ class Encoding:
         """Encode up to `limit` queued blocks of this version, as a padded batch of `tokens` (or of one block).
         Returns how many."""
         if self.encoder.history:
-            return self._encode_history(model, version, tokens)
+            return self._encode_history(model, version, limit, tokens)
         with self._queue_lock:
             queued = [(key, text) for key, text in self._queue.items() if key[2] == version][:limit]
         chosen: list[tuple[_Key, tuple[str, str]]] = []
@@ -124,8 +124,9 @@ class Encoding:
                 self._blocks.forget(key[0], [key[1]])
         return len(chosen)
 
-    def _encode_history(self, model: Any, version: str, tokens: int) -> int:
-        """Encode what is new of a history of this version, up to about `tokens`. Returns how many blocks."""
+    def _encode_history(self, model: Any, version: str, limit: int, tokens: int) -> int:
+        """Encode what is new of a history of this version, up to `limit` blocks and `tokens` (or one block).
+        Returns how many."""
         with self._queue_lock:
             space = next((space for space, of in self._unfinished if of == version), None)
             if space is None:
@@ -137,7 +138,7 @@ class Encoding:
         used = 0
         # What is longer than the context is never asked for.
         left = self._loaded.context_tokens - len(self.builder.head) - sum(len(block.ids) for block in done)
-        for memory in history[len(done) :]:
+        for memory in history[len(done) : len(done) + limit]:
             block = self.builder.memory(memory.text)
             used += len(block)
             if used > left or (chosen and used > tokens):
@@ -147,7 +148,7 @@ class Encoding:
         if not chosen:
             with self._queue_lock:
                 self._unfinished.pop((space, version), None)
-            return self._encode_history(model, version, tokens)  # another namespace's
+            return self._encode_history(model, version, limit, tokens)  # another namespace's
         encoded = self.encoder.encode(model, kv.laid(self._head(model, version), done).states, ids)
         fronts = _fronts([*(block.ids for block in done), *ids])[len(done) :]
         mark, behind = self.fingerprint(version), [memory.id for memory in history[: len(done)]]
@@ -284,6 +285,9 @@ class Encoding:
             for key in [key for key in self._histories if key[1] == adapter]:
                 del self._histories[key]
         return self._blocks.purge(self.fingerprint(adapter))
+
+    def block_counts(self) -> dict[str, int]:
+        return self._blocks.counts()
 
     def _head(self, model: Any, adapter: str) -> torch.Tensor:
         if adapter not in self._heads:

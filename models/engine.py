@@ -109,7 +109,8 @@ class Engine:
         with self._lock:
             self.steps += 1
             heard = [*self._prefill(), *self._decode()]
-            if not heard or self.steps % ENCODE_EVERY == 0:  # nobody waits for what this step has brought
+            # Otherwise somebody waits for what this step has brought, or for the rest of a prompt.
+            if not (heard or self._requests) or self.steps % ENCODE_EVERY == 0:
                 self._encode()
             return heard
 
@@ -160,7 +161,8 @@ class Engine:
     def _requests(self) -> int:
         return len(self._waiting) + len(self._running) + (self._filling is not None)
 
-    def status(self) -> dict[str, int]:
+    def status(self) -> dict[str, Any]:
+        encoder = self.memories.encoder
         return {
             "waiting": len(self._waiting),
             "running": len(self._running) + (self._filling is not None),
@@ -168,6 +170,11 @@ class Engine:
             "pending_blocks": self.memories.pending_blocks,
             "fallbacks": self.memories.fallbacks,
             "encode_failures": self.encode_failures,
+            "encoder": {
+                "name": encoder.label,
+                "report": encoder.report.to_dict() if encoder.report else None,
+            },
+            "blocks": self.memories.block_counts(),
         }
 
     def enqueue(self, namespace: str, memories: Sequence[Recalled], adapter: str) -> None:
