@@ -75,7 +75,11 @@ class ErasureCalls(HomeCalls):
             await together(one(number) for number in route.placement.asked([namespace]))
 
         await self._router.run(erase)
-        return merged([*receipts.values()])
+        last = max(generation for generation, _ in receipts)
+        for generation, number in receipts:
+            if generation < last and "heads" in receipts[generation, number]:  # of a log that is no more
+                receipts[generation, number]["heads"] = []
+        return {**merged([*receipts.values()]), "generation": last}
 
 
 def _added(receipt: Json, turned: Json) -> Json:

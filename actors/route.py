@@ -64,6 +64,11 @@ class Router:
             self._layout, self._handles = layout, {}
         return layout
 
+    @property
+    def generation(self) -> int:
+        """Of the layout as it is known here: the one that holds, or an earlier one."""
+        return (self._layout or self._load()).generation
+
     def find(self, layout: Layout, number: int) -> Any:
         name = layout.actor_name(number)
         if name not in self._handles:

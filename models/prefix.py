@@ -11,7 +11,10 @@ repairs in part:
                (EPIC's LegoLink, arXiv 2410.15332: most of the loss sits in each block's first tokens)
     best_last  the most relevant block stands last and runs again with the question
 
-Shapes: states are `[layers, 2, kv_heads, tokens, head_dim]`, keys at index 0 of the second axis.
+Which states a block has, and whether blocks stand behind each other, is the encoder's (`models.encoders`).
+
+Shapes: states are `[layers, 2, kv_heads, slots, head_dim]`, keys at index 0 of the second axis. A slot is a token
+where the encoder keeps them all.
 Rotation: RoPE, arXiv 2104.09864; R(a)R(b) = R(a+b), so rotating a key by the distance moved re-positions it.
 """
 
@@ -25,23 +28,40 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-ENCODER_VERSION = "kv_chunks-1"
+from models.quantised import Int8States
+
 Policy = Literal["none", "first_k", "best_last"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class KVBlock:
-    """The states of one memory for one fingerprint. `ids` and `text` stay beside them: text is the floor."""
+    """The states of one memory for one fingerprint. `ids` and `text` stay beside them: text is the floor.
+
+    `width`: positions that it takes up, which may be more than it has slots. A block of a history was encoded
+    behind others: `front` is the digest of everything before it, `behind` the ids of the memories there.
+    """
 
     memory_id: str
     fingerprint: str
     ids: tuple[int, ...]
     text: str
-    states: Tensor
+    states: Tensor | Int8States
+    width: int
+    front: str = ""
+    behind: tuple[str, ...] = ()
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return self.states.tensors() if isinstance(self.states, Int8States) else {"states": self.states}
 
     @property
     def size_bytes(self) -> int:
-        return self.states.numel() * self.states.element_size()
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
+
+    def dense(self, like: Tensor) -> Tensor:
+        """The states on the device of `like`, in its dtype or, where they lay in eight bits, in float32."""
+        states = self.states.to(like.device)
+        return states.dense() if isinstance(states, Int8States) else states
 
 
 @dataclass(frozen=True)
@@ -58,15 +78,17 @@ class Prefix:
     length: int
 
 
-def fingerprint(model_digest: str, adapter: str, head: Sequence[int], config: Any, dtype: torch.dtype) -> str:
-    """Digest of everything that KV states depend on, 16 hex digits."""
+def fingerprint(
+    model_digest: str, adapter: str, head: Sequence[int], config: Any, dtype: torch.dtype, encoder: str
+) -> str:
+    """Digest of everything that KV states depend on, 16 hex digits. `encoder`: its name and parameters."""
     parts = {
         "model": model_digest,
         "adapter": adapter,
         "head": list(head),
         "rope": getattr(config, "rope_parameters", None),
         "dtype": str(dtype),
-        "encoder": ENCODER_VERSION,
+        "encoder": encoder,
     }
     canonical = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()
@@ -78,6 +100,14 @@ def encode_head(model: Any, ids: Sequence[int]) -> Tensor:
     cache = DynamicCache(config=model.config)
     model(input_ids=_row(ids, model), past_key_values=cache, logits_to_keep=1)
     return stacked(cache)[:, :, 0].contiguous()
+
+
+@torch.inference_mode()
+def encode_behind(model: Any, front: Tensor, ids: Sequence[int]) -> Tensor:
+    """States of `ids` as they stand behind `front`, `[layers, 2, kv_heads, len(ids), head_dim]`."""
+    cache = as_cache(front, model.config)
+    model(input_ids=_row(ids, model), past_key_values=cache, logits_to_keep=1)
+    return stacked(cache)[:, :, 0, :, front.shape[3] :].contiguous()
 
 
 @torch.inference_mode()
@@ -100,18 +130,30 @@ def encode_blocks(model: Any, head: Tensor, blocks: Sequence[Sequence[int]]) -> 
 def assemble(
     head: Tensor, blocks: Sequence[KVBlock], inverse_frequency: Tensor, policy: Policy, first_k: int
 ) -> Prefix:
-    """Lay `blocks`, most relevant first, behind the head, most relevant last. No block is changed."""
+    """Lay `blocks`, most relevant first, behind the head, most relevant last. No block is changed.
+
+    `first_k` is for blocks with a slot for every token."""
     start = position = head.shape[3]
     parts, positions, again = [head], [torch.arange(start)], []
     for place, block in enumerate(reversed(blocks)):
-        length = block.states.shape[3]
-        skip = _tokens_again(policy, first_k, place, len(blocks), length)
+        tokens = len(block.ids)
+        skip = _tokens_again(policy, first_k, place, len(blocks), tokens)
         again += [(block.ids[i], position + i) for i in range(skip)]
-        if skip < length:
-            parts.append(rotated(block.states, position - start, inverse_frequency)[..., skip:, :].to(head))
-            positions.append(torch.arange(position + skip, position + length))
-        position += length
+        if skip == tokens:
+            position += tokens
+            continue
+        states = rotated(block.dense(head), position - start, inverse_frequency)[..., skip:, :].to(head)
+        parts.append(states)
+        positions.append(position + skip + torch.arange(states.shape[3]))
+        position += block.width
     return Prefix(torch.cat(parts, dim=3), torch.cat(positions), tuple(again), position)
+
+
+def laid(head: Tensor, history: Sequence[KVBlock]) -> Prefix:
+    """Head and blocks that were encoded one behind the other: they stand where they were encoded."""
+    states = torch.cat([head, *(block.dense(head).to(head) for block in history)], dim=3)
+    length = states.shape[3]
+    return Prefix(states, torch.arange(length), (), length)
 
 
 def _tokens_again(policy: Policy, first_k: int, place: int, blocks: int, length: int) -> int:
@@ -134,28 +176,53 @@ def rotated(states: Tensor, distance: int, inverse_frequency: Tensor) -> Tensor:
     return torch.stack((turned.to(states.dtype), states[:, 1]), dim=1)
 
 
-@torch.inference_mode()
+class Prefill:
+    """A prompt being run behind its prefix, some tokens at a time. Once `done`: `cache`, `logits` of the last
+    token (`[vocabulary]`), and `position`, the next one."""
+
+    def __init__(self, prefix: Prefix | None, ids: Sequence[int], config: Any) -> None:
+        self.cache = DynamicCache(config=config) if prefix is None else as_cache(prefix.states, config)
+        self.logits = torch.empty(0)
+        start = prefix.length if prefix else 0
+        again = prefix.again if prefix else ()
+        self.position = start + len(ids)
+        self._tokens = [token for token, _ in again] + list(ids)
+        self._queries = torch.tensor([p for _, p in again] + list(range(start, self.position)))
+        self._keys = prefix.positions if prefix else self._queries[:0]
+        self._next = 0
+
+    @property
+    def done(self) -> bool:
+        return self._next >= len(self._tokens)
+
+    @torch.inference_mode()
+    def advance(self, model: Any, limit: int | None = None) -> int:
+        """Run up to `limit` more tokens. Returns how many."""
+        end = len(self._tokens) if limit is None else min(self._next + limit, len(self._tokens))
+        tokens, queries = self._tokens[self._next : end], self._queries[self._next : end]
+        self._keys = torch.cat((self._keys, queries))
+        mask = None
+        if len(self._keys) > len(queries):
+            # Slots may stand out of order, so what a token sees is decided by position, never by slot.
+            mask = (self._keys[None] <= queries[:, None])[None, None].to(model.device)
+        out = model(
+            input_ids=_row(tokens, model),
+            past_key_values=self.cache,
+            position_ids=queries[None].to(model.device),
+            attention_mask=mask,
+            logits_to_keep=1,
+        )
+        self._next = end
+        if self.done:
+            self.logits = out.logits[0, -1]
+        return len(tokens)
+
+
 def prefill(model: Any, prefix: Prefix | None, ids: Sequence[int]) -> tuple[DynamicCache, Tensor, int]:
     """Run `ids` behind the prefix. Returns the cache, the last token's logits `[vocabulary]`, and the next position."""
-    if prefix is None:
-        cache = DynamicCache(config=model.config)
-        out = model(input_ids=_row(ids, model), past_key_values=cache, logits_to_keep=1)
-        return cache, out.logits[0, -1], len(ids)
-    tokens = [token for token, _ in prefix.again] + list(ids)
-    end = prefix.length + len(ids)
-    queries = torch.tensor([p for _, p in prefix.again] + list(range(prefix.length, end)))
-    keys = torch.cat((prefix.positions, queries))
-    # Slots may stand out of order, so what a token sees is decided by position, never by slot.
-    mask = (keys[None, :] <= queries[:, None])[None, None].to(model.device)
-    cache = as_cache(prefix.states, model.config)
-    out = model(
-        input_ids=_row(tokens, model),
-        past_key_values=cache,
-        position_ids=queries[None].to(model.device),
-        attention_mask=mask,
-        logits_to_keep=1,
-    )
-    return cache, out.logits[0, -1], end
+    running = Prefill(prefix, ids, model.config)
+    running.advance(model)
+    return running.cache, running.logits, running.position
 
 
 @torch.inference_mode()

@@ -11,13 +11,15 @@ REPLACEMENT = "\ufffd"  # what a tokenizer shows for the bytes of an unfinished 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """OpenAI's sampling parameters. `temperature` 0 is greedy and ignores `top_p` and `seed`."""
+    """OpenAI's sampling parameters. `temperature` 0 is greedy and ignores `top_p` and `seed`. `logprobs`: how
+    many of the best tokens to tell beside each chosen one; None: none, nor its own."""
 
     max_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
     stop: list[str] = field(default_factory=list)
+    logprobs: int | None = None
 
     def generator(self) -> torch.Generator | None:
         if self.seed is None:

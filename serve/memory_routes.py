@@ -21,6 +21,7 @@ async def update(memory_id: str, body: UpdateBody, asking: Asking, parts: Here) 
     if not versions:
         raise no_memory(memory_id, body.namespace)
     memory = changed(versions[0]["content"], body, parts.config.store.max_text_bytes)
+    generation = parts.store.generation
     written: Json = await parts.store.supersede(
         memory,
         await parts.embed_one(memory.text),
@@ -28,7 +29,7 @@ async def update(memory_id: str, body: UpdateBody, asking: Asking, parts: Here) 
         op_id=fresh_op(),
         now=time.time(),
     )
-    await parts.encode_soon(body.namespace, [(memory.id, memory.text)])
+    await parts.encode_soon(body.namespace, [(memory.text, written)], generation=generation)
     return written
 
 

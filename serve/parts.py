@@ -1,7 +1,7 @@
 """What the routes work with. A router's handler finds it through `request.app.state.parts`."""
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, cast
 
@@ -15,6 +15,7 @@ from common.config import Config
 from common.errors import NotFound
 from models.adapters import BASE, AdapterStore
 from serve.access import Principal
+from serve.engines import Engines
 
 Json = dict[str, Any]
 Vectors = NDArray[np.float32]
@@ -26,7 +27,7 @@ class Parts:
 
     config: Config
     store: ShardedStore
-    engine: DeploymentHandle
+    engines: Engines
     embedder: DeploymentHandle
     adapters: AdapterStore
 
@@ -45,12 +46,48 @@ class Parts:
             raise no_memory(memory_id, namespace)
         return found
 
-    async def encode_soon(self, namespace: str, memories: Sequence[tuple[str, str]]) -> None:
-        """Queue blocks of (id, text) for the base and for every version that an alias names; encoding comes later."""
+    async def encode_soon(
+        self, namespace: str, memories: Sequence[tuple[str, Mapping[str, Any]]], *, generation: int
+    ) -> None:
+        """Queue blocks for the base and for every version that an alias names; encoding comes later.
+
+        `memories`: each one's text, and `id`, `shard` and `seq` as the store gives them, which tell an erasure
+        from a later write of the same id; `generation`: of the store's layout, before they were written or read.
+        """
         if memories:
             versions = [BASE, *set(self.adapters.aliases().values())]
-            items = [{"id": id, "text": text} for id, text in memories]
-            await self.engine.enqueue.remote(namespace, items, versions)
+            items = [
+                {
+                    "text": text,
+                    "generation": generation,
+                    **{name: row[name] for name in ("id", "shard", "seq")},
+                }
+                for text, row in memories
+            ]
+            await self.engines.enqueue(namespace, items, versions)
+
+    def version(self, name: str, asking: Principal) -> str:
+        """The digest that a request's `model` means. Raises `NotFound`; a version of a namespace that the key may
+        not use does not exist for it."""
+        digest = self.adapters.resolve(name, self.config.model.name)
+        if digest is None or (digest != BASE and not self.visible(digest, asking)):
+            known = ", ".join(self.names(asking))
+            raise NotFound(
+                f"model {name!r} does not exist; known: {known}", param="model", code="model_not_found"
+            )
+        return digest
+
+    def visible(self, digest: str, asking: Principal) -> bool:
+        """May they know of this adapter version, and is it there?"""
+        try:
+            return asking.may(self.adapters.manifest(digest)["namespace"])
+        except NotFound:
+            return False
+
+    def names(self, asking: Principal) -> list[str]:
+        """What `version` knows."""
+        named = self.adapters.names(self.config.model.name)
+        return [n for n, digest in named.items() if digest == BASE or self.visible(digest, asking)]
 
 
 def parts_of(request: Request) -> Parts:

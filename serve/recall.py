@@ -12,8 +12,9 @@ from ray.serve.handle import DeploymentHandle
 
 from actors.shards import ShardedStore
 from common.errors import NotReady
+from models.messages import Conversation
 from serve.http import unwrap
-from serve.schema import ChatBody, MemoryField
+from serve.schema import MemoryField
 from serve.telemetry import Telemetry
 from stores.rank import Rerank
 
@@ -22,7 +23,8 @@ FULL_PAGE = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Recalled:
-    """What recall gave a chat request. `memories`: most relevant first, or all by time in mode `full`."""
+    """What recall gave a prompt. `memories`: most relevant first, or all by time in mode `full` and where the prefix
+    is a history."""
 
     memories: list[dict[str, Any]] = field(default_factory=list)
     retrieved: list[dict[str, Any]] = field(default_factory=list)
@@ -43,21 +45,24 @@ class Recall:
         deadline_s: float,
         *,
         reranks: bool = False,
+        histories: bool = False,
     ) -> None:
         """`deadline_s`: how long a chat waits for memories before it is answered without; `reranks`: has the
-        embedder a cross-encoder."""
+        embedder a cross-encoder; `histories`: a prefix is a namespace's whole history."""
         self._store = store
         self._embedder = embedder
         self._telemetry = telemetry
         self._deadline_s = deadline_s
         self._reranks = reranks
+        self._all_by_time = ("full", "prefix") if histories else ("full",)
 
-    async def for_chat(self, body: ChatBody, mode: str, default_k: int) -> Recalled:
-        """Memories for a chat request. A store that does not answer degrades to none, and the answer says so."""
-        question = _question(body.messages)
-        if mode == "off" or (mode != "full" and not question):
+    async def for_prompt(
+        self, prompt: Conversation, asked: MemoryField, mode: str, default_k: int
+    ) -> Recalled:
+        """Memories for a prompt. A store that does not answer degrades to none, and the answer says so."""
+        question = _question(prompt)
+        if mode == "off" or (mode not in self._all_by_time and not question):
             return Recalled()
-        asked = body.memory
         started = time.perf_counter()
         try:
             async with asyncio.timeout(self._deadline_s):
@@ -70,7 +75,7 @@ class Recall:
     async def _memories(
         self, asked: MemoryField, question: str, mode: str, k: int
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        if mode == "full":
+        if mode in self._all_by_time:
             return await self.everything(asked.namespace, asked.kinds, asked.filter), []
         results, _ = await self.search(
             asked.namespace, question, k, kinds=asked.kinds, where=asked.filter, retrieval=asked.retrieval
@@ -135,7 +140,9 @@ class Recall:
                 return found
 
 
-def _question(messages: list[dict[str, Any]]) -> str:
-    """The last user turn is what memories are sought for."""
-    asked = [m.get("content") for m in messages if m.get("role") == "user"]
+def _question(prompt: Conversation) -> str:
+    """What memories are sought for: the last user turn, or the whole text to continue."""
+    if isinstance(prompt, str):
+        return prompt
+    asked = [m.get("content") for m in prompt if m.get("role") == "user"]
     return str(asked[-1]) if asked else ""

@@ -1,12 +1,11 @@
 """The deployments behind the API: one holds the language model, one the embedder."""
 
 import asyncio
-import contextlib
 import dataclasses
 import logging
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -16,31 +15,26 @@ from ray import serve as ray_serve
 
 from common.config import Config
 from models.adapters import AdapterStore
+from models.answer import Answer
 from models.blocks import BlockStore
 from models.embed import Embedder
-from models.engine import Engine, Recalled, Turn
+from models.encoding import Erasure, Recalled, Written
+from models.engine import Engine
 from models.load import load_model
 from models.rerank import Reranker
 from models.sampling import Sampling
+from models.turn import Turn
 from models.weights import Weights
 from stores.logs import block_ring
 
-_END = object()
 logger = logging.getLogger(__name__)
 
 
-@ray_serve.deployment(
-    max_ongoing_requests=256,
-    health_check_timeout_s=120,
-    max_constructor_retry_count=1,
-    graceful_shutdown_timeout_s=5,
-    ray_actor_options={"num_cpus": 0.5},
-)
+@ray_serve.deployment(health_check_timeout_s=120, max_constructor_retry_count=1)
 class EngineReplica:
-    """A thin shell around `models.engine.Engine`.
+    """A thin shell around `models.engine.Engine`, whose steps one thread runs as long as there is work.
 
-    The model runs on one thread; `_turn` hands it to one request at a time, so that a slow client's request is not
-    interleaved with another's, and the encoding of new blocks takes the gaps.
+    What else needs the model (`score`) or its blocks waits for the step in hand and goes before the next.
     """
 
     def __init__(self, config: Config) -> None:
@@ -49,56 +43,86 @@ class EngineReplica:
         loaded = load_model(config.model.name, config.model.dtype)
         weights = Weights(loaded, AdapterStore(config.store_dir / "adapters"), config.model.max_adapters)
         blocks = BlockStore(
-            config.store_dir / "blocks", config.recall.block_cache_bytes, sealer=block_ring(config.store)
+            config.store_dir / "blocks",
+            config.recall.block_cache_bytes,
+            disk_bytes=config.recall.block_disk_bytes,
+            device=loaded.device,
+            device_bytes=config.recall.block_device_bytes,
+            sealer=block_ring(config.store),
         )
-        self._engine = Engine(loaded, weights, blocks, config.recall)
+        self._engine = Engine(loaded, weights, blocks, config.recall, config.serve)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
-        self._turn = asyncio.Lock()
+        self._news: dict[Answer, asyncio.Event] = {}
+        self._answered = 0
         self._wanted = asyncio.Event()
-        self._encode_failures = 0
-        self._encoder = asyncio.get_running_loop().create_task(self._encode_forever())
+        self._stepping = asyncio.get_running_loop().create_task(self._step_forever())
 
-    async def generate(self, request: dict[str, Any]) -> AsyncIterator[str | dict[str, Any]]:
-        """Pieces of text, then one dict: the finished `Turn`."""
+    async def generate(self, request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        """`{text, logprobs}` as the answer grows, then one dict more: the finished `Turn`."""
         turn = Turn(mode=request["mode"])
-        async with self._turn, self._encoding_missed():
-            pieces = self._engine.answer(
-                request["messages"],
-                [Recalled(**memory) for memory in request["memories"]],
-                namespace=request["namespace"],
-                mode=request["mode"],
-                adapter=request["adapter"],
-                sampling=Sampling(**request["sampling"]),
-                turn=turn,
-            )
-            async with contextlib.aclosing(self._pull(pieces)) as stream:
-                async for piece in stream:
-                    yield piece
+        answer = await self._submit(request, turn)
+        news = self._news[answer] = asyncio.Event()
+        told = 0
+        try:
+            while True:
+                done = answer.done  # before its pieces: none comes after
+                text = "".join(answer.pieces.popleft() for _ in range(len(answer.pieces)))
+                if text or len(turn.logprobs) > told:
+                    yield {"text": text, "logprobs": turn.logprobs[told:]}
+                    told = len(turn.logprobs)
+                if done:
+                    break
+                await news.wait()
+                news.clear()
+        finally:
+            del self._news[answer]
+            self._thread.submit(self._engine.cancel, answer)  # nothing where it is done
+        if answer.error is not None:
+            raise answer.error
+        self._answered += 1
         yield dataclasses.asdict(turn)
 
-    @contextlib.asynccontextmanager
-    async def _encoding_missed(self) -> AsyncIterator[None]:
-        """Blocks that a request missed are encoded after it, also where it failed or its client left."""
+    async def _submit(self, request: dict[str, Any], turn: Turn) -> Answer:
+        submitted = self._thread.submit(
+            self._engine.submit,
+            request["messages"],
+            [Recalled(**memory) for memory in request["memories"]],
+            namespace=request["namespace"],
+            adapter=request["adapter"],
+            sampling=Sampling(**request["sampling"]),
+            turn=turn,
+        )
         try:
-            yield
+            return await asyncio.wrap_future(submitted)
+        except asyncio.CancelledError:  # its client left; where it had begun, take it back
+            submitted.add_done_callback(self._take_back)
+            raise
         finally:
-            if self._engine.pending_blocks:
-                self._wanted.set()
+            self._wanted.set()  # also where it failed: blocks may have been queued
 
-    async def enqueue(self, namespace: str, memories: list[dict[str, str]], adapters: list[str]) -> None:
-        """Encode these memories' blocks soon, for each of these model versions; they have just been written."""
-        self._engine.written(namespace, [memory["id"] for memory in memories])
-        recalled = [Recalled(**memory) for memory in memories]
+    def _take_back(self, submitted: Future[Answer]) -> None:
+        if not submitted.cancelled() and submitted.exception() is None:
+            self._thread.submit(self._engine.cancel, submitted.result())
+
+    async def enqueue(self, namespace: str, memories: list[dict[str, Any]], adapters: list[str]) -> None:
+        """Encode these memories' blocks soon, for each of these model versions; `memories`: fields of `Written`."""
+        written = [Written(**memory) for memory in memories]
+        self._engine.memories.written(namespace, written)
         for adapter in adapters:
-            await self._run(partial(self._engine.enqueue, namespace, recalled, adapter))
+            await self._run(partial(self._engine.enqueue, namespace, written, adapter))
         self._wanted.set()
 
     async def score(self, messages: list[dict[str, Any]], adapter: str) -> list[dict[str, Any]]:
-        async with self._turn:
-            return await self._run(lambda: self._engine.score(messages, adapter))
+        return await self._run(lambda: self._engine.score(messages, adapter))
 
-    async def forget(self, namespace: str, memory_ids: list[str]) -> int:
-        return await self._run(lambda: self._engine.forget(namespace, memory_ids))
+    async def forget(self, namespace: str, memory_ids: list[str], erasure: dict[str, Any]) -> int:
+        """`erasure`: fields of `Erasure`. Returns how many files went."""
+        forget = self._engine.memories.forget
+        return await self._run(partial(forget, namespace, memory_ids, Erasure(**erasure)))
+
+    async def retire(self, adapter: str) -> int:
+        """Drop all that was made for this version, which is gone from the disk. Returns how many files went."""
+        return await self._run(lambda: self._engine.retire(adapter))
 
     async def status(self) -> dict[str, Any]:
         return {
@@ -106,39 +130,25 @@ class EngineReplica:
             "digest": self._engine.loaded.digest,
             "dtype": str(self._engine.loaded.dtype).removeprefix("torch."),
             "device": str(self._engine.loaded.device),
-            "pending_blocks": self._engine.pending_blocks,
-            "fallbacks": self._engine.fallbacks,
-            "encode_failures": self._encode_failures,
+            "answered": self._answered,
+            **self._engine.status(),
         }
 
     async def check_health(self) -> None:
-        if self._encoder.done():
-            self._encoder.result()  # raises what stopped it, and Serve replaces this replica
+        if self._stepping.done():
+            self._stepping.result()  # raises what stopped it, and Serve replaces this replica
 
-    async def _pull(self, pieces: Iterator[str]) -> AsyncGenerator[str]:
-        try:
-            while (piece := await self._run(lambda: next(pieces, _END))) is not _END:
-                yield piece
-        finally:
-            # A client that left cancels us in the middle of a step: the one thread finishes that step, then closes.
-            self._thread.submit(pieces.close)  # type: ignore[attr-defined]
-
-    async def _encode_forever(self) -> None:
+    async def _step_forever(self) -> None:
         while True:
             await self._wanted.wait()
             self._wanted.clear()
-            while self._engine.pending_blocks:
-                async with self._turn:
-                    try:
-                        await self._run(self._engine.encode_some)
-                    except (
-                        Exception
-                    ):  # one version's trouble must not keep the others waiting, nor end this task
-                        dropped = await self._run(self._engine.give_up)
-                        self._encode_failures += dropped
-                        logger.exception(
-                            "%d KV blocks could not be encoded; requests fall back to text", dropped
-                        )
+            while self._engine.busy:
+                for answer in await self._run(self._engine.step):
+                    if news := self._news.get(answer):
+                        news.set()
+                if error := self._engine.encode_error:
+                    self._engine.encode_error = None
+                    logger.error("KV blocks could not be encoded; requests fall back to text", exc_info=error)
 
     async def _run(self, call: Callable[[], Any]) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
@@ -161,6 +171,11 @@ class EmbedderReplica:
     async def encode(self, texts: list[str]) -> np.ndarray:
         """float32 `[len(texts), dim]` unit vectors."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._embedder.encode, texts)
+
+    async def encode_counted(self, texts: list[str]) -> tuple[np.ndarray, int]:
+        """The vectors, and how many tokens of the texts they tell of."""
+        count = asyncio.get_running_loop().run_in_executor(self._thread, self._embedder.count_tokens, texts)
+        return await self.encode(texts), await count
 
     async def rerank(self, texts: list[str], query: str) -> list[float]:
         """See `Reranker.scores`; only with `recall.reranker`."""

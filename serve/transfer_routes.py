@@ -79,11 +79,12 @@ def _import(path: Path, namespace: str, parts: Parts, loop: asyncio.AbstractEven
     statuses: Counter[str] = Counter()
 
     def take(rows: Sequence[Json], *, op_id: str, now: float) -> None:
+        generation = parts.store.generation
         answers = _wait(parts.store.take(rows, op_id=op_id, now=now), loop)
         statuses.update(answer["status"] for answer in answers)
-        texts = [(row["memory"]["id"], row["memory"]["text"]) for row in rows]
-        new = [pair for pair, answer in zip(texts, answers, strict=True) if answer["status"] == "new"]
-        _wait(parts.encode_soon(namespace, new), loop)
+        told = zip(rows, answers, strict=True)
+        new = [(row["memory"]["text"], answer) for row, answer in told if answer["status"] == "new"]
+        _wait(parts.encode_soon(namespace, new, generation=generation), loop)
 
     def embed(texts: Sequence[str]) -> Vectors:
         return _wait(parts.embed(texts), loop)

@@ -175,7 +175,7 @@ def _novelties(
     view: View, pending: Pending, memories: Sequence[Memory], vectors: Vectors, entry: Entry | None
 ) -> list[float]:
     """How new each is, the version that it replaces left aside."""
-    near = plan.neighbours(view, pending, [memory.namespace for memory in memories], vectors)
+    near = plan.neighbours(view, pending, plan.sought(memories, vectors))
     others = [[(cosine, found) for cosine, found in pairs if found is not entry] for pairs in near]
     return plan.novelties(others, [0.0] * len(memories), None)
 

@@ -100,8 +100,7 @@ class Shard(Moving, TurnWrites, LineWrites, GraphReads, Recollect):
     def _show(self, records: Sequence[Record]) -> None:
         """What has reached the disk becomes visible: all of a batch at once."""
         with self._viewing.write():
-            for record in records:
-                self._view.apply(record)
+            self._view.replay(records)
             self._state = self._log.state()
 
     def _destroy_keys_left_over(self) -> None:
@@ -116,7 +115,7 @@ class Shard(Moving, TurnWrites, LineWrites, GraphReads, Recollect):
         """The id of the memory here that says the same as each, or None; see `twins.py`."""
         vectors = plan.check_vectors(vectors, self.dim)
         with self._viewing.read():
-            near = plan.neighbours(self._view, Pending(), [memory.namespace for memory in memories], vectors)
+            near = plan.neighbours(self._view, Pending(), plan.sought(memories, vectors))
             return [
                 pairs[twin][1].memory["id"]
                 if (twin := twins.find(memory, [(c, e.memory) for c, e in pairs], self.config)) is not None

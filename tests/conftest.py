@@ -28,6 +28,26 @@ def builder(loaded):
     return PromptBuilder(loaded.tokenizer)
 
 
+@pytest.fixture
+def trained(loaded, tmp_path):
+    """Two PEFT folders whose weights change the answer: random, which is enough to tell versions apart."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    folders = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        base = AutoModelForCausalLM.from_config(loaded.model.config)
+        lora = LoraConfig(
+            r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM"
+        )
+        folder = tmp_path / f"adapter-{seed}"
+        get_peft_model(base, lora).save_pretrained(folder)
+        folders.append(folder)
+    return folders
+
+
 @pytest.fixture(scope="session")
 def instance(tmp_path_factory):
     """A running instance with two shards, as `sharpwave up` starts it; tests use namespaces of their own."""

@@ -15,7 +15,9 @@ TEXT = "the canary sings"
 
 def block(memory_id="m", text=TEXT):
     states = torch.arange(48, dtype=torch.float32).reshape(2, 2, 1, 3, 4)
-    return KVBlock(memory_id, "fingerprint", (1, 2, 3), text, states)
+    return KVBlock(
+        memory_id=memory_id, fingerprint="fingerprint", ids=(1, 2, 3), text=text, states=states, width=3
+    )
 
 
 @pytest.fixture

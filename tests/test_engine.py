@@ -12,8 +12,10 @@ from common.config import RecallConfig
 from common.errors import Conflict, InvalidInput, NotFound
 from models.adapters import BASE, AdapterStore
 from models.blocks import BlockStore
-from models.engine import Engine, Recalled, Turn
+from models.encoding import Erasure, Recalled, Written
+from models.engine import Engine
 from models.sampling import Sampling, TextStream, choose
+from models.turn import Turn
 from models.weights import Weights
 
 ADA = Recalled(id="ada", text="Ada Quill lives in Lisbon.")
@@ -55,9 +57,13 @@ def ask(engine, memories, mode, *, adapter=BASE, namespace="n", messages=QUESTIO
 
 
 def encode(engine, memories, adapter=BASE, namespace="n"):
-    engine.enqueue(namespace, memories, adapter)
+    engine.memories.enqueue(namespace, memories, adapter)
     while engine.encode_some():
         pass
+
+
+def written(memory, *, seq, shard=0, generation=2):
+    return Written(id=memory.id, text=memory.text, generation=generation, shard=shard, seq=seq)
 
 
 def test_prefix_with_one_block_answers_as_text_does_at_fewer_tokens(engine):
@@ -67,14 +73,14 @@ def test_prefix_with_one_block_answers_as_text_does_at_fewer_tokens(engine):
     assert prefix == text and "Lisbon" in text
     assert turn.fallback is None and turn.injected == ["ada"]
     assert turn.prompt_tokens + turn.prefix_tokens == text_turn.prompt_tokens
-    assert turn.prompt_tokens == len(engine.builder.tail(QUESTION))
+    assert turn.prompt_tokens == len(engine.memories.builder.tail(QUESTION))
 
 
 def test_a_missing_block_falls_back_to_text_says_so_and_is_queued(engine):
     text, _ = ask(engine, [ADA], "text")
     given, turn = ask(engine, [ADA], "prefix")
     assert given == text and turn.prefix_tokens == 0
-    assert turn.fallback.startswith("text: 1 of 1 blocks") and engine.fallbacks == 1
+    assert turn.fallback.startswith("text: 1 of 1 blocks") and engine.memories.fallbacks == 1
     while engine.encode_some():
         pass
     assert ask(engine, [ADA], "prefix")[1].fallback is None
@@ -90,30 +96,53 @@ def test_a_block_of_other_text_or_another_namespace_is_never_used(engine):
 
 def test_forgetting_removes_blocks_from_memory_disk_and_queue(engine, tmp_path):
     encode(engine, [ADA, BO])
-    engine.enqueue("n", [Recalled(id="cy", text="Cy keeps a goat.")], BASE)
-    assert engine.forget("n", ["ada", "cy"]) == 1
-    assert engine.pending_blocks == 0
+    engine.memories.enqueue("n", [Recalled(id="cy", text="Cy keeps a goat.")], BASE)
+    assert engine.memories.forget("n", ["ada", "cy"]) == 1
+    assert engine.memories.pending_blocks == 0
     on_disk = b"".join(path.read_bytes() for path in (tmp_path / "blocks").rglob("*.safetensors"))
     assert b"Bo Tarn" in on_disk and b"Ada Quill" not in on_disk
     assert ask(engine, [ADA], "prefix")[1].fallback
 
 
 def test_an_erased_memory_does_not_come_back_through_a_request_that_waited(engine):
-    engine.forget("n", ["ada"])
-    assert ask(engine, [ADA], "prefix")[1].fallback  # retrieved before the erasure, answered after it
-    assert engine.pending_blocks == 0
-    engine.written("n", ["ada"])  # written anew
-    ask(engine, [ADA], "prefix")
-    assert engine.pending_blocks == 1
+    engine.memories.forget("n", ["ada"])
+    for _ in range(2):
+        assert ask(engine, [ADA], "prefix")[1].fallback  # retrieved before the erasure, answered after it
+        assert engine.encode_some() == 0
+    engine.memories.written("n", [written(ADA, seq=1)])  # written anew
+    encode(engine, [ADA])
+    assert ask(engine, [ADA], "prefix")[1].fallback is None
+
+
+def test_a_write_that_an_erasure_has_met_is_never_encoded_however_late_it_is_told(engine, tmp_path):
+    """The write commits as record 7, the erasure follows it, and only then the engine hears of the write."""
+    engine.memories.forget("n", ["ada"], Erasure(generation=2, heads={0: 9, 1: 4}))
+    for met in (written(ADA, seq=7), written(ADA, seq=4, shard=1), written(ADA, seq=99, generation=1)):
+        engine.memories.written("n", [met])
+        engine.memories.enqueue("n", [met], BASE)
+        assert engine.memories.pending_blocks == 0
+    again = Written(id="ada", text="Ada Quill lives in Oslo.", generation=2, shard=0, seq=10)
+    engine.memories.written("n", [again])
+    engine.memories.enqueue("n", [ADA, again], BASE)  # the old text is still in a request that waits
+    while engine.encode_some():
+        pass
+    engine.memories.enqueue("n", [ADA], BASE)
+    assert engine.memories.pending_blocks == 0
+    on_disk = b"".join(path.read_bytes() for path in (tmp_path / "blocks").rglob("*.safetensors"))
+    assert b"Oslo" in on_disk and b"Lisbon" not in on_disk
+    engine.memories.forget("n", ["ada"], Erasure(generation=3, heads={0: 1}))
+    engine.memories.written("n", [again])
+    engine.memories.enqueue("n", [again], BASE)
+    assert engine.memories.pending_blocks == 0
 
 
 def test_long_memories_are_encoded_in_bounded_batches(engine, monkeypatch):
     monkeypatch.setattr("models.engine.ENCODE_TOKENS", 100)
-    engine.enqueue("n", [Recalled(id=str(i), text="word " * 45) for i in range(5)], BASE)
-    engine.enqueue(
+    engine.memories.enqueue("n", [Recalled(id=str(i), text="word " * 45) for i in range(5)], BASE)
+    engine.memories.enqueue(
         "n", [Recalled(id="huge", text="word " * 9000)], BASE
     )  # longer than the context: never injected
-    assert engine.pending_blocks == 5
+    assert engine.memories.pending_blocks == 5
     done = []
     while count := engine.encode_some():
         done.append(count)
@@ -193,25 +222,6 @@ def test_text_stream_holds_back_unfinished_characters_and_stop_strings(loaded):
     assert sent == "naïve 東京 🙂"
 
 
-@pytest.fixture
-def trained(loaded, tmp_path):
-    """Two PEFT folders whose weights change the answer: random, which is enough to tell versions apart."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    folders = []
-    for seed in (1, 2):
-        torch.manual_seed(seed)
-        base = AutoModelForCausalLM.from_config(loaded.model.config)
-        lora = LoraConfig(
-            r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM"
-        )
-        folder = tmp_path / f"adapter-{seed}"
-        get_peft_model(base, lora).save_pretrained(folder)
-        folders.append(folder)
-    return folders
-
-
 def test_versions_are_immutable_and_named_by_content(adapters, trained):
     first = adapters.publish(trained[0], {"namespace": "n", "created": 1.0, "memory_ids": ["ada"]})
     assert adapters.publish(trained[0], {"namespace": "other", "created": 2.0}) == first
@@ -246,16 +256,16 @@ def test_adapters_swap_per_request_and_kv_of_one_never_serves_another(loaded, ad
     assert adapters.resolve("base:latest", "m") == b
 
 
-def test_held_adapters_are_bounded_and_those_of_another_base_refused(loaded, adaptable, adapters, trained):
+def test_loaded_adapters_are_bounded_and_those_of_another_base_refused(loaded, adaptable, adapters, trained):
     weights = adaptable._weights
     weights._max = 1
     for folder in trained:
         manifest = {"namespace": "n", "created": 1.0, "model_digest": loaded.digest}
         with weights.using(adapters.publish(folder, manifest)):
-            assert len(weights._held) == 1
+            assert len(weights._loaded) == 1
     shutil.rmtree(adapters.folder)
     other = adapters.publish(trained[0], {"namespace": "n", "model_digest": "another"})
-    weights._held.clear()
+    weights._loaded.clear()
     with pytest.raises(Conflict, match="trained on base weights another"), weights.using(other):
         pass
 

@@ -1,5 +1,6 @@
 """Records as bytes, and what is LMDB's own."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ from log_backends import append
 
 from common.errors import NotReady, StoreCorrupt
 from stores import record as records
+from stores.logs import base
 from stores.logs.lmdb import LmdbLog
 from stores.record import PLAIN, Op
 
@@ -78,6 +80,33 @@ def test_an_erased_record_keeps_its_place_in_the_chain_and_nothing_else(record):
     assert (erased.digest, erased.anchor) == (record.digest, record.anchor)
     assert not erased.body and not erased.vector and erased.salt != record.salt
     assert not records.intact(replace(erased, body=b"back again"))
+
+
+# Spelling
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner, max_size=4)
+    ),
+    max_leaves=20,
+)
+
+
+@given(json_values)
+def test_a_body_is_json_that_reads_as_what_was_spelled(value):
+    """Whole numbers beyond 64 bits too, which orjson does not take."""
+    assert json.loads(base.spell(value)) == value
+
+
+def test_what_is_no_unicode_is_refused():
+    with pytest.raises(UnicodeEncodeError):
+        base.spell({"text": "\ud800"})
 
 
 def test_equal_contents_have_unequal_digests():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoConfig, LlamaConfig, MistralConfig
+from transformers import AutoConfig, GemmaConfig, LlamaConfig, MistralConfig
 
 from common.errors import InvalidInput
 from models import prefix as kv
@@ -30,7 +30,14 @@ def blocks(loaded, builder, head):
     ids = [builder.memory(text) for text in TEXTS]
     states = kv.encode_blocks(loaded.model, head, ids)
     return [
-        kv.KVBlock(str(i), "mark", tuple(tokens), text, state)
+        kv.KVBlock(
+            memory_id=str(i),
+            fingerprint="mark",
+            ids=tuple(tokens),
+            text=text,
+            states=state,
+            width=len(tokens),
+        )
         for i, (tokens, text, state) in enumerate(zip(ids, TEXTS, states, strict=True))
     ]
 
@@ -129,25 +136,30 @@ def test_batched_encoding_equals_one_by_one(loaded, builder, head, blocks):
 
 def test_fingerprint_depends_on_each_part(loaded, builder):
     config, dtype = loaded.model.config, torch.float32
-    base = kv.fingerprint("m", "", builder.head, config, dtype)
-    assert kv.fingerprint("m", "", builder.head, config, dtype) == base
+    base = kv.fingerprint("m", "", builder.head, config, dtype, "e")
+    assert kv.fingerprint("m", "", builder.head, config, dtype, "e") == base
     others = [
-        kv.fingerprint("n", "", builder.head, config, dtype),
-        kv.fingerprint("m", "adapter", builder.head, config, dtype),
-        kv.fingerprint("m", "", builder.head[:-1], config, dtype),
-        kv.fingerprint("m", "", builder.head, config, torch.bfloat16),
+        kv.fingerprint("n", "", builder.head, config, dtype, "e"),
+        kv.fingerprint("m", "adapter", builder.head, config, dtype, "e"),
+        kv.fingerprint("m", "", builder.head[:-1], config, dtype, "e"),
+        kv.fingerprint("m", "", builder.head, config, torch.bfloat16, "e"),
+        kv.fingerprint("m", "", builder.head, config, dtype, "f"),
     ]
-    assert len({base, *others}) == 5
+    assert len({base, *others}) == 6
 
 
 def test_architectures_that_would_be_served_wrongly_are_refused():
-    check_architecture(LlamaConfig())
-    check_architecture(AutoConfig.for_model("qwen2"))
-    with pytest.raises(InvalidInput, match="'mistral' is not supported"):
+    for config in (LlamaConfig(), MistralConfig(sliding_window=None), GemmaConfig()):
+        check_architecture(config)
+    for kind in ("qwen2", "qwen3"):
+        check_architecture(AutoConfig.for_model(kind))
+        with pytest.raises(InvalidInput, match="full_attention"):
+            check_architecture(AutoConfig.for_model(kind, use_sliding_window=True, max_window_layers=2))
+    with pytest.raises(InvalidInput, match="'gemma2' is not supported"):
+        check_architecture(AutoConfig.for_model("gemma2"))
+    with pytest.raises(InvalidInput, match="sliding window of 4096"):
         check_architecture(MistralConfig())
-    with pytest.raises(InvalidInput, match="full_attention"):
-        check_architecture(AutoConfig.for_model("qwen2", use_sliding_window=True, max_window_layers=2))
-    with pytest.raises(InvalidInput, match="RoPE"):
+    with pytest.raises(InvalidInput, match="'dynamic', whose angles change"):
         check_architecture(
-            LlamaConfig(rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4})
+            LlamaConfig(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4})
         )

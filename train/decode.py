@@ -4,6 +4,7 @@ Not `model.generate`: on a CPU its first step multiplies a strided slice by the 
 head once a row (64 rows of SmolLM2-135M: 3.6 GB in bfloat16, most of the time of a short answer).
 """
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,16 +32,18 @@ def write(
     *,
     max_new_tokens: int,
     sampler: torch.Generator | None = None,
+    states: Any = None,
 ) -> list[list[int]]:
     """Continuations in the order of `prompts`, each up to and with its end token if one came.
 
-    Greedy, or with `sampler` (a CPU generator) drawn from the model's own distribution, temperature 1.
+    Greedy, or with `sampler` (a CPU generator) drawn from the model's own distribution, temperature 1. `states`, a
+    cache of one row, stand before all prompts; they stay as they are.
     """
     texts: list[list[int]] = [[] for _ in prompts]
     for rows in batches_by_length([len(prompt) for prompt in prompts], BATCH_ROWS, BATCH_TOKENS):
         for row, text in zip(
             rows,
-            _write_batch(model, [prompts[row] for row in rows], ends, max_new_tokens, sampler),
+            _write_batch(model, [prompts[row] for row in rows], ends, max_new_tokens, sampler, states),
             strict=True,
         ):
             texts[row] = text
@@ -53,6 +56,7 @@ def _write_batch(
     ends: set[int],
     max_new_tokens: int,
     sampler: torch.Generator | None,
+    states: Any,
 ) -> list[list[int]]:
     """One left-padded batch; steps until every row has ended."""
     width = max(len(prompt) for prompt in prompts)
@@ -62,10 +66,13 @@ def _write_batch(
     mask = torch.tensor(
         [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device
     )
-    positions = (mask.cumsum(-1) - 1).clamp_min(0)
+    cache = copy.deepcopy(states)
+    if cache is not None:
+        mask = torch.nn.functional.pad(mask, (cache.get_seq_length(), 0), value=1)
+        cache.batch_repeat_interleave(len(prompts))
+    positions = (mask.cumsum(-1) - 1).clamp_min(0)[:, -width:]
     texts: list[list[int]] = [[] for _ in prompts]
     running = set(range(len(prompts)))
-    cache = None
     for _ in range(max_new_tokens):
         output = model.get_decoder()(
             input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True

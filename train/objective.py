@@ -60,18 +60,23 @@ def split_batch(batch: Batch, rows: int) -> tuple[Batch, Batch]:
     )
 
 
-def position_logits(model: Any, batch: Batch) -> Tensor:
+def position_logits(model: Any, batch: Batch, states: Any = None) -> Tensor:
     """Logits `[positions, vocabulary]` in float32; the head of the model runs at these positions only.
 
-    What all rows begin with, say the system turn, is run once: a third of the tokens of short questions.
+    What all rows begin with, say the system turn, is run once: a third of the tokens of short questions. `states`, a
+    cache of one row, stand before all rows; they are used up.
     """
-    decoder, states = model.get_decoder(), None
+    decoder = model.get_decoder()
+    before = 0 if states is None else states.get_seq_length()
     if batch.shared:
-        states = decoder(input_ids=batch.ids[:1, : batch.shared], use_cache=True).past_key_values
+        states = decoder(
+            input_ids=batch.ids[:1, : batch.shared], past_key_values=states, use_cache=True
+        ).past_key_values
+    if states is not None:
         states.batch_repeat_interleave(len(batch.ids))  # gradients of all rows meet in the one
     hidden = decoder(
         input_ids=batch.ids[:, batch.shared :],
-        attention_mask=batch.mask,
+        attention_mask=torch.nn.functional.pad(batch.mask, (before, 0), value=1),
         past_key_values=states,
         use_cache=states is not None,
     )[0]

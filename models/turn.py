@@ -1,0 +1,23 @@
+"""What happened in one request."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(kw_only=True)
+class Turn:
+    """Filled in as the request runs. `prompt_tokens` were processed, `prefix_tokens` injected; seconds count
+    from when the request was handed to the engine. `logprobs`: OpenAI's entry for each token, where asked for.
+    """
+
+    mode: str
+    injected: list[str] = field(default_factory=list)
+    prefix_tokens: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    fallback: str | None = None
+    finish_reason: str = "length"
+    queued_s: float = 0.0
+    prefill_s: float = 0.0
+    generate_s: float = 0.0
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
