@@ -124,6 +124,10 @@ class EngineReplica:
         forget = self._engine.memories.forget
         return await self._run(partial(forget, namespace, memory_ids, Erasure(**erasure)))
 
+    async def retire(self, adapter: str) -> int:
+        """Drop what was encoded with a version that is no longer served. Returns how many files went."""
+        return await self._run(partial(self._engine.memories.retire, adapter))
+
     async def status(self) -> dict[str, Any]:
         return {
             "model": self._engine.loaded.name,
