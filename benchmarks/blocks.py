@@ -171,6 +171,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--worlds", type=int, default=2, help="of 20 memories, 40 questions")
+    parser.add_argument("--questions", type=int, help="as many of them, evenly spread; none: all")
     parser.add_argument("--variants", default=",".join(VARIANTS), help="the first is compared against")
     parser.add_argument("--soft-prompt", help="file of a trained encoder, to be measured too")
     parser.add_argument("--out", type=Path, default=Path("runs/blocks.json"))
@@ -180,6 +181,8 @@ def main() -> None:
         variants["soft_prompt"] = {"encoder": "soft_prompt", "soft_prompt": given.soft_prompt}
     loaded = load_model(given.model, given.dtype)
     questions = [question for seed in range(given.worlds) for question in questions_of(seed)]
+    if given.questions:
+        questions = questions[:: max(1, len(questions) // given.questions)][: given.questions]
     found = {}
     for name, options in variants.items():
         with TemporaryDirectory() as scratch:
