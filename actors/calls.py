@@ -10,7 +10,7 @@ WRITES = (
     *("put", "sight", "take", "supersede", "race", "touch", "score", "forget"),
     *("put_line", "race_line"),
     *("push", "pop", "rewind", "forget_turns"),
-    *("rotate_key", "snapshot", "probe"),  # they hold writes back, and must not block reads
+    *("rotate_key", "snapshot"),  # they hold writes back, and must not block reads
 )
 READS = (
     *("prepare", "get", "history", "list", "candidates", "complete", "weakest", "statistics", "rows", "said"),
@@ -18,7 +18,7 @@ READS = (
     *("line", "query_lines", "bias_vector"),
     *("peek", "final"),
 )
-CONTROLS = ("counts", "verify")  # which no reshard waits for
+CONTROLS = ("counts", "verify", "probe")  # no reshard waits for them
 
 GROUP_OF = {
     **dict.fromkeys(WRITES, "write"),

@@ -15,6 +15,10 @@ from stores.rings import read_rings
 from stores.snapshot import CONTEXT
 
 Pages = list[Any]
+UNSEALED = (
+    "the last reshard made new logs with chains of their own, and no seal was made since: none from before it can be "
+    "held against them; run `sharpwave seal`"
+)
 
 
 def _probe_files(config: Config, canaries: Canaries) -> Page:
@@ -86,12 +90,15 @@ class GraphCalls(HomeCalls):
 
         return await self._router.run(ask)
 
-    async def sealed(self) -> Page:
-        """Each shard's part of the last seal, for `verify`; empty where there is none."""
+    async def sealed(self) -> Json:
+        """The last seal of these shards, for `verify`: `{sealed, shards, notice}`. Without one `sealed` is None, and
+        after a reshard `notice` says why."""
 
-        async def ask(route: Route) -> Page:
+        async def ask(route: Route) -> Json:
             found = await asyncio.to_thread(seal.read_seal, route.folder)
-            return found["shards"] if found else []
+            if found:
+                return {"sealed": found["sealed"], "shards": found["shards"], "notice": None}
+            return {"sealed": None, "shards": [], "notice": UNSEALED if route.generation > 1 else None}
 
         return await self._router.run(ask)
 

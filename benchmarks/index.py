@@ -1,13 +1,13 @@
 """The dense index against bare Faiss: recall, latency, changes under load, building; growth up to a million.
 
-    python benchmarks/index.py [--n 100000] [--kinds ivf,hnsw] [--growth 10000,100000,1000000] [--shard 100000]
-                               [--vectors FILE.npy] [--out runs/index.json]
+    python benchmarks/index.py [--n 100000] [--kinds ivf,hnsw] [--growth 10000,100000,1000000] [--vectors FILE.npy]
+                               [--out runs/index.json]
 
 Vectors are synthetic unless FILE gives others (float32 `[n, 384]`, unit rows): themes, topics within themes, and a few
 directions within topics, so that they are clustered and of low dimension locally, as sentence embeddings are. Queries
 lie as far from stored vectors as questions do from their answers (cosine 0.7). Exact search by Faiss is the truth; bare
-Faiss is the same structure with the same parameters, called directly, in alternation. `--growth` measures the index
-alone; `--shard` a whole shard: memories with texts, both indexes, the log on disk. Growth is drawn beside the report.
+Faiss is the same structure with the same parameters, called directly, in alternation. Growth is drawn beside the
+report. A whole shard is measured by `shard.py`.
 """
 
 import argparse
@@ -19,7 +19,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import faiss
@@ -28,13 +27,10 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.config import StoreConfig
 from common.files import write_json
 from stores.dense import Tree, Vectors, asking, recall_of
 from stores.index import IndexPlan, VectorIndex
 from stores.locks import ReadWriteLock
-from stores.memory import parse_memory
-from stores.shard import Shard
 
 DIM = 384
 K = 10
@@ -42,7 +38,6 @@ QUERIES = 200
 PASSES = 6
 LOAD_S = 4.0
 PAUSE_S = 0.002  # between two writes: a durable one waits for its fsync
-NOW = 1_700_000_000.0
 
 
 def textlike(n: int, seed: int = 0) -> Vectors:
@@ -207,74 +202,6 @@ def growth(sizes: list[int]) -> list[dict[str, Any]]:
     return points
 
 
-def shard(size: int) -> dict[str, Any]:
-    """A whole shard of `size` memories: written by puts of 1,000, searched, closed, opened again."""
-    vectors = textlike(size)
-    words = [f"w{i}" for i in range(20_000)]
-    rng = np.random.default_rng(2)
-    queries = asking(vectors[:QUERIES], seed=7)
-    with TemporaryDirectory() as scratch:
-        before = rss()
-        opened = Shard(Path(scratch), number=0, dim=DIM, config=StoreConfig())
-        started = time.perf_counter()
-        for start in range(0, size, 1000):
-            texts = [" ".join(words[i] for i in rng.zipf(1.3, 12) % 20_000) for _ in range(1000)]
-            items = [
-                (
-                    parse_memory(
-                        {"id": f"m{start + i}", "text": text}, namespace="n", now=NOW, max_text_bytes=9999
-                    ),
-                    vectors[start + i],
-                )
-                for i, text in enumerate(texts)
-            ]
-            opened.put(items, op_id=f"put-{start}", now=NOW)
-        written = time.perf_counter() - started
-        index = opened._view.spaces["n"].index
-        index.settle()
-        question = " ".join(words[:6])
-        timings: dict[str, float] = {}
-        for retrieval in ("flat", "full"):
-            for name, where in (
-                ("", None),
-                (" filtered 1/1000", {"field": "id", "op": "contains", "value": "777"}),
-            ):
-                seconds = [
-                    timed(
-                        lambda q=q, r=retrieval, w=where: opened.search(
-                            "n", q, K, query=question, retrieval=r, where=w, now=NOW
-                        )
-                    )
-                    for q in (queries if where is None else queries[:10])
-                ]
-                timings[f"{retrieval}{name} p50_ms"] = p(seconds, 50)
-        ours, bare = [], []
-        for turn in range(PASSES):
-            for query in queries:
-                calls = [
-                    (ours, lambda q=query: opened.search("n", q, K, retrieval="flat")),
-                    (bare, lambda q=query: direct(index, q[None])),
-                ]
-                for seconds, call in calls if turn % 2 else reversed(calls):
-                    seconds.append(timed(call))
-        used = (rss() - before) / size
-        opened.close()
-        started = time.perf_counter()
-        again = Shard(Path(scratch), number=0, dim=DIM, config=StoreConfig())
-        reopened = time.perf_counter() - started
-        again.close()
-        return {
-            "memories": size,
-            "puts_a_second": size / written,
-            "bytes_a_memory": used,
-            "open_s": reopened,
-            "kind": index.kind,
-            "flat p50_ms, in turn with": p(ours, 50),
-            "bare faiss p50_ms": p(bare, 50),
-            **timings,
-        }
-
-
 def exact_rows(vectors: Vectors, queries: Vectors) -> np.ndarray:
     return faiss.knn(queries, vectors, K, metric=faiss.METRIC_INNER_PRODUCT)[1]
 
@@ -339,7 +266,6 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=100_000)
     parser.add_argument("--kinds", default="flat,ivf")
     parser.add_argument("--growth", default="")
-    parser.add_argument("--shard", type=int, default=0)
     parser.add_argument("--vectors", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/index.json"))
     args = parser.parse_args()
@@ -365,15 +291,12 @@ def main() -> None:
         "n": args.n,
         "kinds": kinds,
         "growth": growth([int(size) for size in args.growth.split(",") if size]),
-        "shard": shard(args.shard) if args.shard else None,
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     write_json(args.out, report)
     if report["growth"]:
         plot(report["growth"], args.out.with_suffix(".png"))
     print(table(report))
-    if report["shard"]:
-        print(report["shard"])
 
 
 if __name__ == "__main__":

@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from common.errors import InvalidInput
 
@@ -229,6 +237,26 @@ class ServeConfig(Section):
     deadline_s: float = Field(120.0, gt=0.0)
     recall_deadline_s: float = Field(10.0, gt=0.0, description="then a chat is answered without memory")
     max_new_tokens: int = Field(256, ge=1, description="where the request gives none")
+    min_replicas: int = Field(1, ge=1, description="of the language model, each with weights of its own")
+    max_replicas: int = Field(1, ge=1, description="over min_replicas: as many as the load wants")
+    target_ongoing_requests: float = Field(
+        8.0, gt=0.0, description="requests of one replica that the number of replicas is scaled to"
+    )
+    replica_gpus: float = Field(0.0, ge=0.0, description="of one replica of the language model")
+    surge_percent: int = Field(
+        100,
+        ge=0,
+        le=100,
+        description="extra replicas while an update rolls: 100 needs room for both; at 0 the old go first, and "
+        "requests wait",
+    )
+
+    @field_validator("max_replicas")
+    @classmethod
+    def _not_below_min(cls, most: int, others: ValidationInfo) -> int:
+        if most < (least := others.data.get("min_replicas", 1)):
+            raise ValueError(f"must be at least serve.min_replicas, which is {least}")
+        return most
 
 
 class ScoreConfig(Section):

@@ -32,6 +32,8 @@ def verify(store: Store = DEFAULT_STORE, url: Url = None, api_key: Key = None, a
         found = client.post("/v1/verify", {}, safe=True)
     broken = [(str(shard["shard"]), str(shard["broken"])) for shard in found["shards"] if shard["broken"]]
     emit(found, as_json=as_json, text=rows(broken) if broken else "every chain is intact")
+    if found["notice"]:
+        note(found["notice"])
     raise typer.Exit(0 if found["intact"] else BROKEN)
 
 

@@ -89,6 +89,9 @@ def up(
     config: ConfigFile = None,
     settings: Settings = None,
     foreground: Annotated[bool, typer.Option("--foreground", help="stay; Ctrl-C stops the instance")] = False,
+    rolling: Annotated[
+        bool, typer.Option("--update", help="roll the running instance over to this configuration")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Start an instance on this machine; returns when it answers.
@@ -97,11 +100,12 @@ def up(
     sharpwave up
     sharpwave up --model smollm2-135m --store ~/memory --port 8099
     sharpwave up --store other --port 0           a second one beside it
+    sharpwave up --update --set serve.max_batch=16      while it answers
     """
     flags = {"model.name": model, "serve.port": port, "serve.host": host}
     resolved = _load(config, settings, flags | {"store.dir": None if store is None else str(store)})
     with _signals():
-        started = instances.up(resolved, say=note)
+        started = (instances.update if rolling else instances.up)(resolved, say=note)
         shown = {
             "url": started.url,
             "store": started.store,

@@ -1,6 +1,7 @@
 """A local instance: a Ray head of its own, the shards, and the HTTP application.
 
     up(config)     start it, and return when it answers
+    update(config) have it run with another configuration, while it answers
     read(store)    what is recorded about it, or None
     down(store)    stop what `up` started, and nothing else
 
@@ -29,7 +30,7 @@ import httpx
 import psutil
 import yaml
 
-from common.config import ENV_PREFIX, Config
+from common.config import ENV_PREFIX, Config, load
 from common.errors import Conflict, InvalidInput, NotReady, SharpwaveError
 from common.files import read_json, write_bytes, write_json
 from jobs import processes
@@ -117,6 +118,36 @@ def up(config: Config, *, say: Say = lambda message: None, deadline_s: float = D
             raise
 
 
+def update(config: Config, *, say: Say = lambda message: None, deadline_s: float = DEADLINE_S) -> Instance:
+    """Roll the store's running instance over to `config`; returns when nothing of the former one answers any more.
+
+    Requests go on: new replicas start before old ones finish what they have and end (`serve.surge_percent`). Its
+    address and its shards stay. Raises `NotReady` where no instance runs, and where the new one does not start: then
+    the old one goes on.
+    """
+    store = config.store_dir
+    with _locked(store):
+        found = read(store)
+        if found is None or not found.ready or not found.alive():
+            raise NotReady(f"store {str(store)!r} has no running instance; start one with: sharpwave up")
+        running = load(found.config_path, env={}).serve
+        serve = config.serve.model_copy(update={"host": running.host, "port": running.port})
+        config = _resolved(config.model_copy(update={"serve": serve}), port_is_ours=True)
+        return _rolled(found, config, say, time.monotonic() + deadline_s)
+
+
+def _rolled(instance: Instance, config: Config, say: Say, deadline: float) -> Instance:
+    former = instance.config_path.read_bytes()
+    say(f"rolling over to {config.model.name}")
+    _write_config(instance, config)
+    try:
+        _run_deploy(instance, config, Path(instance.store) / "logs" / "update.log", deadline)
+    except BaseException:
+        write_bytes(instance.config_path, former)
+        raise
+    return _record(instance, config_hash=config.hash, model=config.model.name)
+
+
 def down(store: Path) -> bool:
     """Stop the instance of `store`; False where there was none. Safe to call again."""
     store = store.expanduser().resolve()
@@ -143,7 +174,7 @@ def answers(url: str) -> bool:
         return False
 
 
-def _resolved(config: Config) -> Config:
+def _resolved(config: Config, *, port_is_ours: bool = False) -> Config:
     """Check what would fail later, and make paths and ports definite."""
     from transformers import AutoConfig  # with torch, seconds of import that the other commands need not wait
 
@@ -159,7 +190,7 @@ def _resolved(config: Config) -> Config:
     if Path(source).is_dir():
         check_architecture(AutoConfig.from_pretrained(source))
     port = config.serve.port or free_port(config.serve.host)
-    if config.ray.address is None and not is_free(config.serve.host, port):
+    if config.ray.address is None and not port_is_ours and not is_free(config.serve.host, port):
         raise InvalidInput(
             f"serve.port = {port}: another program listens there; choose another, or 0 for a free one",
             param="serve.port",
@@ -174,9 +205,7 @@ def _resolved(config: Config) -> Config:
 
 
 def _start(instance: Instance, config: Config, say: Say, deadline: float) -> Instance:
-    write_bytes(
-        instance.config_path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode()
-    )
+    _write_config(instance, config)
     logs = Path(instance.store) / "logs"
     logs.mkdir(exist_ok=True)
     if config.ray.address is None:
@@ -194,6 +223,11 @@ def _start(instance: Instance, config: Config, say: Say, deadline: float) -> Ins
     head = None if instance.head is None else processes.find(instance.head)
     recorded = () if head is None else tuple(processes.identify(process) for process in processes.tree(head))
     return _record(instance, url=url, dashboard=deployed["dashboard"], started=recorded, ready=True)
+
+
+def _write_config(instance: Instance, config: Config) -> None:
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    write_bytes(instance.config_path, text.encode())
 
 
 def _start_head(instance: Instance, config: Config, log: Path, deadline: float) -> Instance:

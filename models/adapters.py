@@ -7,9 +7,12 @@ A version is named by the digest of its weights and configuration, so a name nev
 Names in requests: `base`, `base:latest` (an alias), `base:<digest>`.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,31 +38,68 @@ class AdapterStore:
         if missing:
             raise InvalidInput(f"adapter folder {source} lacks {', '.join(missing)}", param="adapter")
         digest = adapter_digest(source)
-        if not self._has(digest):
+        if not self.has(digest):
             self._copy(source, digest, manifest)
         if alias is not None:
             self.set_alias(alias, digest)
         return digest
 
     def set_alias(self, alias: str, digest: str) -> None:
-        if not self._has(digest):
-            raise NotFound(f"adapter {digest!r} does not exist", param="adapter", code="adapter_not_found")
-        write_json(self.folder / "aliases.json", {**self.aliases(), alias: digest})
+        """Have `alias` name this version. Raises `NotFound`."""
+        with self._changing():
+            self.check(digest)
+            write_json(self.folder / "aliases.json", {**self.aliases(), alias: digest})
+
+    def retire(self, digest: str, *, with_aliases: bool = False) -> None:
+        """Take a version away. Raises `NotFound`, and `Conflict` where an alias names it, unless that goes too."""
+        with self._changing():
+            self.check(digest)
+            aliases = self.aliases()
+            naming = [alias for alias, named in aliases.items() if named == digest]
+            if naming and not with_aliases:
+                raise Conflict(
+                    f"adapter {digest} is what {', '.join(naming)} names; move the alias first, or retire it "
+                    "with its aliases",
+                    param="adapter",
+                    code="adapter_in_use",
+                )
+            if naming:
+                rest = {alias: named for alias, named in aliases.items() if named != digest}
+                write_json(self.folder / "aliases.json", rest)
+            grave = Path(tempfile.mkdtemp(dir=self.folder, prefix=".retired-"))
+            (self.folder / digest).rename(grave / digest)
+            sync_folder(self.folder)
+        shutil.rmtree(grave, ignore_errors=True)
 
     def aliases(self) -> dict[str, str]:
         path = self.folder / "aliases.json"
         return read_json(path) if path.is_file() else {}
 
-    def manifest(self, digest: str) -> dict[str, Any]:
-        if not self._has(digest):
+    def has(self, digest: str) -> bool:
+        return digest.isalnum() and (self.folder / digest / "manifest.json").is_file()
+
+    def check(self, digest: str) -> None:
+        """Raises `NotFound`."""
+        if not self.has(digest):
             raise NotFound(f"adapter {digest!r} does not exist", param="adapter", code="adapter_not_found")
-        return read_json(self.folder / digest / "manifest.json")
+
+    def manifest(self, digest: str) -> dict[str, Any]:
+        """Raises `NotFound`."""
+        self.check(digest)
+        try:
+            return read_json(self.folder / digest / "manifest.json")
+        except FileNotFoundError:  # retired between the two
+            self.check(digest)
+            raise
 
     def manifests(self) -> list[dict[str, Any]]:
         """Manifests of all versions, oldest first."""
         # Folders with a dot are copies in progress, which glob would match as well.
-        folders = [path for path in self.folder.glob("*/manifest.json") if path.parent.name.isalnum()]
-        found = [read_json(path) for path in folders]
+        digests = [path.parent.name for path in self.folder.glob("*/manifest.json")]
+        found = []
+        for digest in filter(str.isalnum, digests):
+            with contextlib.suppress(NotFound):  # retired meanwhile
+                found.append(self.manifest(digest))
         return sorted(found, key=lambda manifest: (manifest.get("created", 0.0), manifest["digest"]))
 
     def holding(self, namespace: str, memory_ids: set[str]) -> list[str]:
@@ -75,8 +115,12 @@ class AdapterStore:
         if name in ("base", model_name):
             return BASE
         base, _, version = name.partition(":")
-        digest = self.aliases().get(version, version)
-        return digest if base == "base" and version and self._has(digest) else None
+        if base != "base" or not version:
+            return None
+        digest, before = self.aliases().get(version, version), ""
+        while not self.has(digest) and digest != before:  # an alias that moved while it was looked up
+            digest, before = self.aliases().get(version, version), digest
+        return digest if self.has(digest) else None
 
     def require(self, name: str, model_name: str) -> str:
         """As `resolve`, for those who may see every version: raises `NotFound` naming them."""
@@ -97,8 +141,26 @@ class AdapterStore:
     def path(self, digest: str) -> Path:
         return self.folder / digest
 
-    def _has(self, digest: str) -> bool:
-        return digest.isalnum() and (self.folder / digest / "manifest.json").is_file()
+    @contextlib.contextmanager
+    def copied(self, digest: str) -> Iterator[Path]:
+        """A folder with the version's files, to read whole also where it retires meanwhile. Raises `NotFound`."""
+        self.check(digest)
+        with tempfile.TemporaryDirectory(dir=self.folder, prefix=".load-") as folder:
+            try:
+                for name in FILES:
+                    shutil.copyfile(self.folder / digest / name, Path(folder) / name)
+            except FileNotFoundError:
+                self.check(digest)
+                raise
+            yield Path(folder)
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        """One change of the aliases at a time, whichever process makes it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def _copy(self, source: Path, digest: str, manifest: dict[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -109,7 +171,7 @@ class AdapterStore:
             write_json(scratch / "manifest.json", {**manifest, "digest": digest})
             scratch.rename(self.folder / digest)
         except OSError as error:
-            if not self._has(digest):  # else another process published the same weights first
+            if not self.has(digest):  # else another process published the same weights first
                 raise Conflict(f"adapter {digest} could not be published: {error}") from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

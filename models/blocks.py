@@ -24,6 +24,7 @@ from torch import Tensor
 
 from common.errors import SharpwaveError
 from common.files import write_bytes
+from models.erased import ErasedMarks
 from models.prefix import KVBlock
 from models.quantised import Int8States
 from models.tiers import Key, Tier
@@ -47,7 +48,8 @@ class Sealer(Protocol):
 
 class BlockStore:
     """Thread-safe. `hits`, `device_hits`, `disk_hits` and `misses` count look-ups, `evicted` the files that went
-    for others. A device budget of 0, as on a CPU, means no such tier; a disk budget of 0 means no bound."""
+    for others. A device budget of 0, as on a CPU, means no such tier; a disk budget of 0 means no bound. `erased`
+    is for those who queue and write blocks."""
 
     def __init__(
         self,
@@ -60,6 +62,7 @@ class BlockStore:
         sealer: Sealer | None = None,
     ) -> None:
         self._folder = folder
+        self.erased = ErasedMarks(folder / "erased")
         self._sealer = sealer
         self._host = Tier(budget_bytes)
         self._on_device = Tier(device_bytes if device is not None and device.type == "cuda" else 0)
@@ -159,13 +162,13 @@ class BlockStore:
 
     def counts(self) -> dict[str, int]:
         return {
-            "block_hits": self.hits,
-            "block_device_hits": self.device_hits,
-            "block_disk_hits": self.disk_hits,
-            "block_misses": self.misses,
-            "blocks_evicted": self.evicted,
-            "block_host_bytes": self.held_bytes,
-            "block_device_bytes": self.device_bytes,
+            "hits": self.hits,
+            "device_hits": self.device_hits,
+            "disk_hits": self.disk_hits,
+            "misses": self.misses,
+            "evicted": self.evicted,
+            "host_bytes": self.held_bytes,
+            "device_bytes": self.device_bytes,
         }
 
     def _hold(self, key: Key, block: KVBlock) -> None:

@@ -36,6 +36,13 @@ class Embedder:
         )
         return np.ascontiguousarray(vectors, np.float32)
 
+    def count_tokens(self, texts: list[str]) -> int:
+        """Tokens that `encode` reads; a longer text is cut."""
+        if not texts:
+            return 0
+        limit = self._model.max_seq_length
+        return sum(map(len, self._model.tokenizer(texts, truncation=True, max_length=limit)["input_ids"]))
+
 
 def locate(name: str) -> str:
     if name not in PACKAGED:

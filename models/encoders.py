@@ -18,7 +18,7 @@ from common.config import RecallConfig
 from models import prefix as kv
 from models.compact import compacted
 from models.load import LoadedModel
-from models.soft_prompt import SoftPrompt, load_soft_prompt, soft_states
+from models.soft_prompt import LoadReport, SoftPrompt, load_soft_prompt, soft_states
 
 REPEAT = "\nThe same once more:\n"  # what stands between a memory and its repetition (kv_compact)
 
@@ -33,6 +33,7 @@ class Encoded(NamedTuple):
 class Encoder(Protocol):
     label: str
     history: bool
+    report: LoadReport | None  # of a trained one: what became of its file
 
     def encode(self, model: Any, front: Tensor, blocks: Sequence[Sequence[int]]) -> list[Encoded]:
         """Encode memories, given as token ids, behind `front`: the head, or for a history all before them."""
@@ -41,6 +42,7 @@ class Encoder(Protocol):
 class Chunks:
     label = "kv_chunks-1"
     history = False
+    report: LoadReport | None = None
 
     def encode(self, model: Any, front: Tensor, blocks: Sequence[Sequence[int]]) -> list[Encoded]:
         states = kv.encode_blocks(model, front, blocks)
@@ -50,6 +52,7 @@ class Chunks:
 class Exact:
     label = "kv_exact-1"
     history = True
+    report: LoadReport | None = None
 
     def encode(self, model: Any, front: Tensor, blocks: Sequence[Sequence[int]]) -> list[Encoded]:
         states = kv.encode_behind(model, front, [token for block in blocks for token in block])
@@ -59,6 +62,7 @@ class Exact:
 
 class Compact:
     history = False
+    report: LoadReport | None = None
 
     def __init__(self, ratio: int, tokenizer: Any) -> None:
         self.label = f"kv_compact-1:{ratio}"
@@ -73,8 +77,9 @@ class Compact:
 class Soft:
     history = False
 
-    def __init__(self, module: SoftPrompt, digest: str) -> None:
-        self.label = f"soft_prompt-1:{digest}"
+    def __init__(self, module: SoftPrompt, report: LoadReport) -> None:
+        self.label = f"soft_prompt-1:{report.digest}"
+        self.report: LoadReport | None = report
         self._module = module
 
     def encode(self, model: Any, front: Tensor, blocks: Sequence[Sequence[int]]) -> list[Encoded]:
@@ -93,5 +98,5 @@ def make_encoder(recall: RecallConfig, loaded: LoadedModel) -> Encoder:
         return Compact(recall.compact, loaded.tokenizer)
     if recall.encoder == "soft_prompt":
         module, report = load_soft_prompt(str(recall.soft_prompt), loaded)
-        return Soft(module, report.digest)
+        return Soft(module, report)
     return Chunks()

@@ -47,6 +47,15 @@ class Erasure:
     generation: int = 0
     heads: Mapping[int, int]
 
+    @property
+    def mark(self) -> dict[str, Any]:
+        """As JSON, for `of`."""
+        return {"generation": self.generation, "heads": [*map(list, self.heads.items())]}
+
+    @classmethod
+    def of(cls, mark: Mapping[str, Any]) -> "Erasure":
+        return cls(generation=mark["generation"], heads={shard: seq for shard, seq in mark["heads"]})
+
     def precedes(self, write: Written) -> bool:
         if write.generation != self.generation:  # records of different layouts have no order among them
             return write.generation > self.generation
@@ -89,7 +98,7 @@ class Encoding:
         """Encode up to `limit` queued blocks of this version, as a padded batch of `tokens` (or of one block).
         Returns how many."""
         if self.encoder.history:
-            return self._encode_history(model, version, tokens)
+            return self._encode_history(model, version, limit, tokens)
         with self._queue_lock:
             queued = [(key, text) for key, text in self._queue.items() if key[2] == version][:limit]
         chosen: list[tuple[_Key, tuple[str, str]]] = []
@@ -110,12 +119,14 @@ class Encoding:
                 wanted = self._queue.get(key) == (text, mark)
                 if wanted:
                     del self._queue[key]
+                wanted = wanted and self._admitted(key[0], Recalled(id=key[1], text=text))
             if not wanted:  # forgotten while it was being encoded
                 self._blocks.forget(key[0], [key[1]])
         return len(chosen)
 
-    def _encode_history(self, model: Any, version: str, tokens: int) -> int:
-        """Encode what is new of a history of this version, up to about `tokens`. Returns how many blocks."""
+    def _encode_history(self, model: Any, version: str, limit: int, tokens: int) -> int:
+        """Encode what is new of a history of this version, up to `limit` blocks and `tokens` (or one block).
+        Returns how many."""
         with self._queue_lock:
             space = next((space for space, of in self._unfinished if of == version), None)
             if space is None:
@@ -127,7 +138,7 @@ class Encoding:
         used = 0
         # What is longer than the context is never asked for.
         left = self._loaded.context_tokens - len(self.builder.head) - sum(len(block.ids) for block in done)
-        for memory in history[len(done) :]:
+        for memory in history[len(done) : len(done) + limit]:
             block = self.builder.memory(memory.text)
             used += len(block)
             if used > left or (chosen and used > tokens):
@@ -137,7 +148,7 @@ class Encoding:
         if not chosen:
             with self._queue_lock:
                 self._unfinished.pop((space, version), None)
-            return self._encode_history(model, version, tokens)  # another namespace's
+            return self._encode_history(model, version, limit, tokens)  # another namespace's
         encoded = self.encoder.encode(model, kv.laid(self._head(model, version), done).states, ids)
         fronts = _fronts([*(block.ids for block in done), *ids])[len(done) :]
         mark, behind = self.fingerprint(version), [memory.id for memory in history[: len(done)]]
@@ -146,7 +157,9 @@ class Encoding:
             behind.append(memory.id)
         with self._queue_lock:
             now = self._histories.get((space, version), {})
-            gone = [memory.id for memory in history[: len(behind)] if now.get(memory.id) != memory.text]
+            kept = {id for id, text in now.items() if self._admitted(space, Recalled(id=id, text=text))}
+            behind_now = history[: len(behind)]
+            gone = [m.id for m in behind_now if m.id not in kept or now[m.id] != m.text]
         if gone:  # forgotten while it was being encoded: what was encoded behind goes too
             self._blocks.forget(space, gone)
         return len(chosen)
@@ -210,9 +223,9 @@ class Encoding:
         erasure met, though it is told of only now, may not."""
         with self._queue_lock:
             for write in writes:
-                key = (namespace, write.id)
-                if key in self._erased and self._erased[key][0].precedes(write):
-                    self._erased[key] = (self._erased[key][0], write.text)
+                erased = self._erasure_of(namespace, write.id)
+                if erased is not None and erased[0].precedes(write):
+                    self._erased[namespace, write.id] = (erased[0], write.text)
 
     def enqueue(self, namespace: str, memories: Sequence[Recalled], adapter: str) -> None:
         """Have these memories' blocks encoded for this model version, where they are not yet; of a history, behind
@@ -237,16 +250,23 @@ class Encoding:
                     self._queue[(namespace, memory.id, adapter)] = (memory.text, mark)
 
     def _admitted(self, namespace: str, memory: Recalled) -> bool:
-        erased = self._erased.get((namespace, memory.id))
+        erased = self._erasure_of(namespace, memory.id)
         return erased is None or erased[1] == memory.text
+
+    def _erasure_of(self, namespace: str, memory_id: str) -> tuple[Erasure, str | None] | None:
+        """As in `_erased`, also where only another process was told of it."""
+        told = self._erased.get((namespace, memory_id))
+        mark = self._blocks.erased.get(namespace, memory_id) if told is None else None
+        return told if mark is None else (Erasure.of(mark), None)
 
     def forget(self, namespace: str, memory_ids: Sequence[str], erasure: Erasure | None = None) -> int:
         """Drop queued and stored blocks of these memories, and what was encoded behind them. Returns the number
         of files removed. `erasure`: when; without it, what `written` tells from now on counts as newer."""
-        ids = set(memory_ids)
+        ids, erasure = set(memory_ids), erasure or Erasure(heads={})
         with self._queue_lock:
+            self._blocks.erased.add(namespace, ids, erasure.mark)
             for id in ids:
-                self._erased[namespace, id] = (erasure or Erasure(heads={}), None)
+                self._erased[namespace, id] = (erasure, None)
             for key in [key for key in self._queue if key[0] == namespace and key[1] in ids]:
                 del self._queue[key]
             for version, history in self._histories.items():
@@ -265,6 +285,9 @@ class Encoding:
             for key in [key for key in self._histories if key[1] == adapter]:
                 del self._histories[key]
         return self._blocks.purge(self.fingerprint(adapter))
+
+    def block_counts(self) -> dict[str, int]:
+        return self._blocks.counts()
 
     def _head(self, model: Any, adapter: str) -> torch.Tensor:
         if adapter not in self._heads:

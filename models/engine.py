@@ -20,8 +20,8 @@ from models.blocks import BlockStore
 from models.encoding import ENCODE_BATCH, ENCODE_TOKENS, Recalled
 from models.injection import Injection
 from models.load import LoadedModel
+from models.messages import Conversation, Message
 from models.prefix import stacked
-from models.prompt import Message
 from models.sampling import Sampling
 from models.table import KVTable
 from models.turn import Turn
@@ -60,7 +60,7 @@ class Engine:
 
     def submit(
         self,
-        messages: Sequence[Message],
+        messages: Conversation,
         memories: Sequence[Recalled],
         *,
         namespace: str,
@@ -70,7 +70,8 @@ class Engine:
     ) -> Answer:
         """Queue a request. `memories` come most relevant first (mode `full`: in order of time).
 
-        Raises `InvalidInput` where prompt and answer do not fit the model's context or the KV cache.
+        Raises `InvalidInput` where prompt and answer do not fit the model's context or the KV cache, `NotFound`
+        for a version that does not exist.
         """
         with self._lock:
             self._weights.hold(adapter)
@@ -108,7 +109,8 @@ class Engine:
         with self._lock:
             self.steps += 1
             heard = [*self._prefill(), *self._decode()]
-            if not heard or self.steps % ENCODE_EVERY == 0:  # nobody waits for what this step has brought
+            # Otherwise somebody waits for what this step has brought, or for the rest of a prompt.
+            if not (heard or self._requests) or self.steps % ENCODE_EVERY == 0:
                 self._encode()
             return heard
 
@@ -127,7 +129,7 @@ class Engine:
 
     def answer(
         self,
-        messages: Sequence[Message],
+        messages: Conversation,
         memories: Sequence[Recalled],
         *,
         namespace: str,
@@ -159,7 +161,8 @@ class Engine:
     def _requests(self) -> int:
         return len(self._waiting) + len(self._running) + (self._filling is not None)
 
-    def status(self) -> dict[str, int]:
+    def status(self) -> dict[str, Any]:
+        encoder = self.memories.encoder
         return {
             "waiting": len(self._waiting),
             "running": len(self._running) + (self._filling is not None),
@@ -167,7 +170,24 @@ class Engine:
             "pending_blocks": self.memories.pending_blocks,
             "fallbacks": self.memories.fallbacks,
             "encode_failures": self.encode_failures,
+            "encoder": {
+                "name": encoder.label,
+                "report": encoder.report.to_dict() if encoder.report else None,
+            },
+            "blocks": self.memories.block_counts(),
         }
+
+    def enqueue(self, namespace: str, memories: Sequence[Recalled], adapter: str) -> None:
+        """See `Injection.enqueue`; for a version that has retired meanwhile there is nothing to encode."""
+        if self._weights.exists(adapter):
+            self.memories.enqueue(namespace, memories, adapter)
+
+    def retire(self, adapter: str) -> int:
+        """Drop what was made for a version that is gone from the disk; requests that run keep its weights.
+        Returns the number of KV block files removed."""
+        with self._lock:
+            self._weights.retire(adapter)
+            return self.memories.retire(adapter)
 
     def encode_some(self) -> int:
         """Encode a batch of queued blocks. Returns how many; call until 0."""

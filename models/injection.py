@@ -10,7 +10,7 @@ from models import prefix as kv
 from models.blocks import BlockStore
 from models.encoding import Encoding, Recalled
 from models.load import LoadedModel
-from models.prompt import Message
+from models.messages import Conversation
 from models.turn import Turn
 from models.values import Values, values_of
 
@@ -51,7 +51,7 @@ class Injection(Encoding):
     def prompt(
         self,
         model: Any,
-        messages: Sequence[Message],
+        messages: Conversation,
         memories: Sequence[Recalled],
         *,
         namespace: str,

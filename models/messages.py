@@ -10,6 +10,7 @@ MEMORIES = "\ue000memories\ue001"
 RESPONSE = "\ue000response\ue001"
 
 Message = Mapping[str, Any]
+Conversation = Sequence[Message] | str  # a chat, or a text to continue
 
 
 def check_messages(messages: Sequence[Message]) -> list[dict]:
@@ -29,10 +30,15 @@ def _check_message(i: int, message: Message) -> dict:
         content = "".join(str(part.get("text", "")) for part in content)
     if not isinstance(content, str):
         raise InvalidInput(f"messages[{i}].content must be a string", param="messages")
-    if MEMORIES in content or RESPONSE in content:
-        raise InvalidInput(f"messages[{i}].content holds a reserved marker (U+E000)", param="messages")
-    if any(0xD800 <= ord(character) <= 0xDFFF for character in content):
-        raise InvalidInput(
-            f"messages[{i}].content holds half a surrogate pair; send whole characters", param="messages"
-        )
+    check_text(content, f"messages[{i}].content")
     return {"role": "system" if role == "developer" else role, "content": content}
+
+
+def check_text(text: str, name: str) -> str:
+    """The text as it is. Raises `InvalidInput` where it holds what no prompt can; `name` says which text it is."""
+    param = name.partition("[")[0]
+    if MEMORIES in text or RESPONSE in text:
+        raise InvalidInput(f"{name} holds a reserved marker (U+E000)", param=param)
+    if any(0xD800 <= ord(character) <= 0xDFFF for character in text):
+        raise InvalidInput(f"{name} holds half a surrogate pair; send whole characters", param=param)
+    return text

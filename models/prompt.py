@@ -3,7 +3,7 @@
 The head (system turn up to the memory list) is the same for every request, so that a memory encoded behind it
 can be injected into any of them; the client's own system text follows the memories. Pieces are tokenised
 apart and only then joined, so that the text prompt and the injected prefix are the same ids: byte-pair merges
-never cross a piece's edge.
+never cross a piece's edge. A text to continue, as completions have it, takes the tail's place.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.errors import InvalidInput
-from models.messages import MEMORIES, RESPONSE, Message, check_messages
+from models.messages import MEMORIES, RESPONSE, Conversation, Message, check_messages
 
 PREAMBLE = "You remember these facts:\n"
 DEFAULT_SYSTEM = "You are a helpful assistant."
@@ -51,13 +51,18 @@ class PromptBuilder:
             f"- {text.strip()}\n", add_special_tokens=False, split_special_tokens=True
         )
 
-    def tail(self, messages: Sequence[Message]) -> list[int]:
-        """What follows the memories: the client's system text, the conversation, the assistant's opening."""
-        return self._ids(self._after_head(check_messages(messages), generate=True))
+    def tail(self, asked: Conversation) -> list[int]:
+        """What follows the memories: the client's system text, the conversation, the assistant's opening; of a
+        text to continue, that text."""
+        if isinstance(asked, str):
+            return self._ids(f"\n{asked}")
+        return self._ids(self._after_head(check_messages(asked), generate=True))
 
-    def plain(self, messages: Sequence[Message]) -> list[int]:
-        """The whole prompt of a request without memory."""
-        return self._ids(self._render(_with_system(check_messages(messages)), generate=True))
+    def plain(self, asked: Conversation) -> list[int]:
+        """The whole prompt of a request without memory; of a text to continue, as the tokenizer begins texts."""
+        if isinstance(asked, str):
+            return list(self._tokenizer.encode(asked))
+        return self._ids(self._render(_with_system(check_messages(asked)), generate=True))
 
     def transcript(self, messages: Sequence[Message], *, memories: bool) -> Transcript:
         """A conversation to score. With `memories` the tail follows the memory list, else it is the whole prompt.

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
@@ -120,8 +121,12 @@ def load_soft_prompt(path: str, loaded: LoadedModel) -> tuple[SoftPrompt, LoadRe
 
 
 def read_soft_prompt(data: bytes, width: int) -> tuple[SoftPrompt, LoadReport]:
-    """As much of a file as fits a model of this width; the report says what did not."""
-    note, tensors = _note(data), load(data)
+    """As much of a file as fits a model of this width; the report says what did not. Raises `InvalidInput` where it
+    is no such file."""
+    try:
+        note, tensors = _note(data), load(data)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise InvalidInput(f"not a trained soft prompt: {error}", param="recall.soft_prompt") from error
     module = SoftPrompt(width, int(note["slots"]))
     ours = module.state_dict()
     fitting = {name: t for name, t in tensors.items() if name in ours and t.shape == ours[name].shape}
@@ -142,11 +147,8 @@ def read_soft_prompt(data: bytes, width: int) -> tuple[SoftPrompt, LoadReport]:
 
 def _note(data: bytes) -> dict[str, str]:
     end = 8 + int.from_bytes(data[:8], "little")
-    note: dict[str, str] = json.loads(data[8:end]).get("__metadata__", {})
+    note: dict[str, str] = json.loads(data[8:end])["__metadata__"]
     missing = {"slots", "provenance"} - note.keys()
     if missing:
-        raise InvalidInput(
-            f"not a trained soft prompt: its header lacks {', '.join(sorted(missing))}",
-            param="recall.soft_prompt",
-        )
+        raise ValueError(f"its header lacks {', '.join(sorted(missing))}")
     return note

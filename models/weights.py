@@ -20,7 +20,7 @@ class Weights:
     """A base model and the adapter versions loaded on top of it. Not thread-safe: the engine's lock holds it.
 
     A version stays as long as someone holds it (`hold`, `release`), and beyond that while it is among the
-    `max_adapters` used last.
+    `max_adapters` used last. One that has retired stays for its holders only, and gets no new ones.
     """
 
     def __init__(self, loaded: LoadedModel, store: AdapterStore, max_adapters: int) -> None:
@@ -31,10 +31,15 @@ class Weights:
         self._peft: Any = None
         self._loaded: OrderedDict[str, None] = OrderedDict()
         self._holders: Counter[str] = Counter()
+        self._retired: set[str] = set()
+
+    def exists(self, digest: str) -> bool:
+        return digest == BASE or self._store.has(digest)
 
     def hold(self, digest: str) -> None:
-        """Keep this version until `release`. Raises what loading it raises."""
+        """Keep this version until `release`. Raises `NotFound` where it has retired, and what loading it raises."""
         if digest != BASE:
+            self._store.check(digest)
             self._holders[digest] += 1
             try:
                 self._load(digest)
@@ -47,6 +52,11 @@ class Weights:
             self._holders[digest] -= 1
             self._holders += Counter()  # forgets those at 0
             self._evict()
+
+    def retire(self, digest: str) -> None:
+        """Unload this version as soon as nobody holds it."""
+        self._retired.add(digest)
+        self._evict()
 
     @contextlib.contextmanager
     def using(self, digest: str) -> Iterator[Any]:
@@ -82,19 +92,24 @@ class Weights:
                 param="model",
                 code="adapter_of_another_base",
             )
-        path = self._store.path(digest)
-        load_report(self.base, path).check()
-        if self._peft is None:
-            self._peft = PeftModel.from_pretrained(self.base, path, adapter_name=digest, is_trainable=False)
-        else:
-            self._peft.load_adapter(path, adapter_name=digest, is_trainable=False)
+        with self._store.copied(digest) as path:
+            load_report(self.base, path).check()
+            if self._peft is None:
+                self._peft = PeftModel.from_pretrained(
+                    self.base, path, adapter_name=digest, is_trainable=False
+                )
+            else:
+                self._peft.load_adapter(path, adapter_name=digest, is_trainable=False)
         self._loaded[digest] = None
         if evict:
             self._evict(besides=digest)
 
     def _evict(self, besides: str | None = None) -> None:
-        idle = [digest for digest in self._loaded if digest not in self._holders and digest != besides]
-        while len(self._loaded) > self._max and idle:
-            oldest = idle.pop(0)
-            del self._loaded[oldest]
-            self._peft.delete_adapter(oldest)
+        """Unload what nobody holds: the retired, and of the others those used longest ago, down to the bound."""
+        for digest in [
+            digest for digest in self._loaded if digest not in self._holders and digest != besides
+        ]:
+            if digest in self._retired or len(self._loaded) > self._max:
+                del self._loaded[digest]
+                self._peft.delete_adapter(digest)
+        self._retired &= self._loaded.keys()

@@ -1,49 +1,60 @@
 """Every route, as `docs/api.md` describes them. A route checks, asks one of the parts below, and shapes the answer.
 
 memory in        embed -> shards -> have the KV blocks encoded
-chat             recall (embed, search) -> engine -> OpenAI's shape
-score            engine
+chat             recall (embed, search) -> engine -> OpenAI's shape: `answers.py`
+
+Here: memories, and how the instance is. The rest is in `*_routes.py`.
 """
 
 import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import ray.exceptions
 from fastapi import FastAPI, Query
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.responses import HTMLResponse, PlainTextResponse
 from ray import serve as ray_serve
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from actors.shards import ShardedStore
 from common.config import Config
-from common.errors import InvalidInput, NotFound, NotReady, Overloaded, SharpwaveError
-from models.adapters import BASE, AdapterStore
-from models.messages import check_messages
-from serve import chain_routes, memory_routes, store_routes, transfer_routes
-from serve import openai_shapes as shapes
+from common.errors import InvalidInput, NotReady, SharpwaveError
+from models.adapters import AdapterStore
+from serve import adapter_routes, chain_routes, language_routes, memory_routes, store_routes, transfer_routes
 from serve.access import ALL, Access, Principal
+from serve.answer_schema import ERRORS
+from serve.answers import Answers
+from serve.engines import Engines
 from serve.http import BodyLimit, install_error_handlers, unwrap
 from serve.parts import Asking, Namespace, Parts, fresh_op, no_memory
-from serve.recall import Recall, Recalled
-from serve.schema import ChatBody, ForgetBody, ScoreBody, SearchBody, WriteBody
+from serve.recall import Recall
+from serve.schema import ChatBody, ForgetBody, SearchBody, WriteBody
 from serve.telemetry import Telemetry
 from stores.memory import Memory, parse_memory
 
-app = FastAPI(title="Sharpwave", description="A memory for language models that ends in the weights.")
+app = FastAPI(
+    title="Sharpwave", description="A memory for language models that ends in the weights.", responses=ERRORS
+)
 app.add_middleware(BodyLimit)
 install_error_handlers(app)
 
 # Before the class, whose `/v1/memories/{id}` would take their paths; and helpers, too, stand above it: the ingress
 # decorator captures this module as it is at that moment.
-for router in (memory_routes.router, transfer_routes.router, store_routes.router, chain_routes.router):
-    app.include_router(router)
+for routes in (
+    memory_routes,
+    transfer_routes,
+    store_routes,
+    chain_routes,
+    language_routes,
+    adapter_routes,
+):
+    app.include_router(routes.router)
 
+READY_S = 5.0  # who asks whether to send requests here wants to know soon
 METRICS_STORE_S = 5.0  # a scrape waits no longer for the store's counts
 PAGE = Path(__file__).with_name("page.html")
 
@@ -58,7 +69,7 @@ PAGE = Path(__file__).with_name("page.html")
 class Api:
     def __init__(self, config: Config, engine: DeploymentHandle, embedder: DeploymentHandle) -> None:
         self._config = config
-        self._engine = engine
+        self._engines = Engines(engine, config.serve.deadline_s)
         self._store = ShardedStore(config)
         self._adapters = AdapterStore(config.store_dir / "adapters")
         self._telemetry = Telemetry()
@@ -71,14 +82,18 @@ class Api:
             histories=config.recall.encoder == "kv_exact",
         )
         self._parts = Parts(
-            config=config, store=self._store, engine=engine, embedder=embedder, adapters=self._adapters
+            config=config,
+            store=self._store,
+            engines=self._engines,
+            embedder=embedder,
+            adapters=self._adapters,
         )
-        self._in_flight = 0
-        self._background: set[asyncio.Task] = set()
+        self._answers = Answers(self._parts, self._recall, self._telemetry)
         app.state.access = Access(config.serve.api_keys)
         app.state.max_body_bytes = config.serve.max_body_bytes
         app.state.max_import_bytes = config.serve.max_import_bytes
         app.state.parts = self._parts
+        app.state.answers = self._answers
 
     # Memories
 
@@ -170,45 +185,6 @@ class Api:
             raise no_memory(memory_id, namespace)
         return receipt
 
-    # Language model
-
-    @app.post("/v1/chat/completions")
-    async def chat(self, body: ChatBody, asking: Asking) -> Response:
-        return await self._answer(body, asking, counted=True)
-
-    async def _answer(self, body: ChatBody, asking: Principal, *, counted: bool) -> Response:
-        asking.check(body.memory.namespace)
-        body.messages = check_messages(body.messages)
-        adapter = self._adapter(body.model, asking)
-        mode = body.memory.mode or self._config.recall.mode
-        async with contextlib.AsyncExitStack() as stack:
-            await stack.enter_async_context(self._admitted())
-            recalled = await self._recall.for_chat(body, mode, self._config.recall.k)
-            pieces = self._generate(body, mode, adapter, recalled)
-            first = await anext(pieces)  # so that an early failure still has its own status code
-            reply = shapes.Reply(body, mode, recalled)
-            if body.stream:
-                held = stack.pop_all()  # the stream ends after this function does
-                return StreamingResponse(
-                    self._stream(reply, first, pieces, held), media_type="text/event-stream"
-                )
-            async with contextlib.aclosing(pieces):
-                *told, turn = [first, *[piece async for piece in pieces]]
-        self._after(body.memory.namespace, turn, counted=counted)
-        return JSONResponse(reply.completion("".join(piece["text"] for piece in told), turn))
-
-    @app.post("/v1/score")
-    async def score(self, body: ScoreBody, asking: Asking) -> dict[str, Any]:
-        adapter = self._adapter(body.model, asking)
-        messages = check_messages(body.messages)
-        async with self._admitted():
-            scores = await self._engine.score.remote(messages, adapter)
-        return {"scores": scores, **({"warnings": body.warnings()} if body.warnings() else {})}
-
-    @app.get("/v1/models")
-    async def models(self, asking: Asking) -> dict[str, Any]:
-        return {"object": "list", "data": [shapes.model_entry(name) for name in self._names(asking)]}
-
     # Operation
 
     @app.get("/health")
@@ -218,8 +194,8 @@ class Api:
     @app.get("/ready")
     async def ready(self) -> dict[str, Any]:
         try:
-            async with asyncio.timeout(min(30.0, self._config.serve.deadline_s)):
-                engine, store = await asyncio.gather(self._engine.status.remote(), self._store.counts())
+            async with asyncio.timeout(READY_S):
+                engine, store = await asyncio.gather(self._engines.status(), self._store.counts())
         except (TimeoutError, SharpwaveError, ray.exceptions.RayError, RayServeException) as error:
             raise NotReady(f"not ready: {unwrap(error)}") from error
         # No key is asked for here, so no tenant is named here.
@@ -227,7 +203,7 @@ class Api:
         shown = {**{k: v for k, v in store.items() if k != "namespaces"}, "shards": shards}
         return {"status": "ready", "engine": engine, "store": shown, "telemetry": self._telemetry.of(store)}
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics(self) -> PlainTextResponse:
         store = None
         with contextlib.suppress(
@@ -249,7 +225,7 @@ class Api:
 
     async def ask(self, body: ChatBody) -> dict[str, Any]:
         """A chat request from an examination: no API key guards it, and it does not count as use of the memories."""
-        response = await self._answer(body, Principal(frozenset([ALL])), counted=False)
+        response = await self._answers.answer(body, Principal(frozenset([ALL])), counted=False)
         return json.loads(bytes(response.body))
 
     async def encode_namespace(self, namespace: str) -> int:
@@ -288,103 +264,8 @@ class Api:
         forgotten = receipt["forgotten"]
         erasure = {"generation": receipt.pop("generation"), "heads": dict(receipt.pop("heads"))}
         # Also ids the store no longer knows: a call that was cut off here is completed by sending it again.
-        receipt["kv_blocks"] = await self._engine.forget.remote(
+        receipt["kv_blocks"] = await self._engines.forget(
             namespace, sorted({*forgotten, *(ids or ())}), erasure
         )
         receipt["adapters"] = self._adapters.holding(namespace, set(forgotten))
         return receipt
-
-    async def _generate(
-        self, body: ChatBody, mode: str, adapter: str, recalled: Recalled
-    ) -> AsyncGenerator[dict[str, Any]]:
-        request = {
-            "messages": body.messages,
-            "memories": recalled.for_engine,
-            "namespace": body.memory.namespace,
-            "mode": mode,
-            "adapter": adapter,
-            "sampling": {
-                "max_tokens": body.max_completion_tokens
-                or body.max_tokens
-                or self._config.serve.max_new_tokens,
-                "temperature": body.temperature,
-                "top_p": body.top_p,
-                "seed": body.seed,
-                "stop": body.stops,
-            },
-        }
-        pieces = self._engine.options(stream=True).generate.remote(request)
-        try:
-            async for piece in pieces:
-                yield piece
-        finally:
-            pieces.cancel()
-
-    async def _stream(
-        self,
-        reply: shapes.Reply,
-        first: dict[str, Any],
-        pieces: AsyncGenerator[dict[str, Any]],
-        held: contextlib.AsyncExitStack,
-    ) -> AsyncIterator[str]:
-        async with held, contextlib.aclosing(pieces):
-            try:
-                yield reply.opening()
-                yield self._event(reply, first)
-                async for piece in pieces:
-                    yield self._event(reply, piece)
-            except Exception as error:  # the status line is gone: the stream itself has to say what failed
-                yield f"data: {json.dumps(unwrap(error).to_dict())}\n\n"
-            yield "data: [DONE]\n\n"
-
-    def _event(self, reply: shapes.Reply, piece: dict[str, Any]) -> str:
-        if "text" in piece:
-            return reply.delta(piece["text"])
-        self._after(reply.body.memory.namespace, piece)
-        return reply.closing(piece)
-
-    def _after(self, namespace: str, turn: dict[str, Any], *, counted: bool = True) -> None:
-        """Count what was used: the memories that were put before the question."""
-        self._telemetry.answered(turn)
-        if turn["injected"] and counted:
-            self._spawn(self._store.touch(namespace, turn["injected"], op_id=fresh_op(), now=time.time()))
-
-    def _spawn(self, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._finished)
-
-    def _finished(self, task: asyncio.Task) -> None:
-        self._background.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            self._telemetry.background_failed(task.exception())
-
-    @contextlib.asynccontextmanager
-    async def _admitted(self) -> AsyncIterator[None]:
-        if self._in_flight >= self._config.serve.max_queued:
-            raise Overloaded(f"{self._in_flight} requests are in flight, the limit; retry after 1 s")
-        self._in_flight += 1
-        try:
-            yield
-        finally:
-            self._in_flight -= 1
-
-    def _adapter(self, name: str, asking: Principal) -> str:
-        """The version's digest; a version of a namespace that the key may not use does not exist for it."""
-        digest = self._adapters.resolve(name, self._config.model.name)
-        if digest is None or not self._visible(digest, asking):
-            known = ", ".join(self._names(asking))
-            raise NotFound(
-                f"model {name!r} does not exist; known: {known}", param="model", code="model_not_found"
-            )
-        return digest
-
-    def _visible(self, digest: str, asking: Principal) -> bool:
-        return digest == BASE or asking.may(self._adapters.manifest(digest)["namespace"])
-
-    def _names(self, asking: Principal) -> list[str]:
-        return [
-            name
-            for name, digest in self._adapters.names(self._config.model.name).items()
-            if self._visible(digest, asking)
-        ]

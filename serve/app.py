@@ -3,21 +3,54 @@
 `serve.app:build` is the application builder for `serve run` and Serve's YAML as well.
 """
 
+from typing import Any
+
 from ray import serve as ray_serve
+from ray.serve.config import RequestRouterConfig
+from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter
 from ray.serve.handle import DeploymentHandle
 
-from common.config import Config
+from common.config import Config, ServeConfig
 from serve.access import check_bind
 from serve.api import Api
 from serve.replicas import EmbedderReplica, EngineReplica
 
 NAME = "sharpwave"
+WRITES_AT_ONCE = 192  # of one engine replica
 
 
 def build(config: Config) -> ray_serve.Application:
     """Raises `InvalidInput` for an open bind without API keys."""
     check_bind(config.serve.host, config.serve.api_keys)
-    return Api.bind(config, EngineReplica.bind(config), EmbedderReplica.bind(config))  # type: ignore[attr-defined]
+    # An update that rolls lets what runs finish, and starts what is to come before what is to go ends.
+    rolling = {
+        "graceful_shutdown_timeout_s": config.serve.deadline_s,
+        "max_surge_percent": config.serve.surge_percent,
+    }
+    engine = EngineReplica.options(**rolling, **_engine_options(config.serve)).bind(config)  # type: ignore[attr-defined]
+    embedder = EmbedderReplica.options(**rolling).bind(config)  # type: ignore[attr-defined]
+    return Api.options(**rolling).bind(config, engine, embedder)  # type: ignore[attr-defined]
+
+
+def _engine_options(serve: ServeConfig) -> dict[str, Any]:
+    """How many replicas, and how requests find theirs: `Engines` names the session, a ring of hashes the replica."""
+    options: dict[str, Any] = {
+        "ray_actor_options": {"num_cpus": 0.5, "num_gpus": serve.replica_gpus},
+        # All that the API lets in, and writes beside them: `Api` has the bounded queue, not the router.
+        "max_ongoing_requests": serve.max_queued + WRITES_AT_ONCE,
+        "num_replicas": serve.min_replicas,
+    }
+    if serve.max_replicas > 1:
+        options["request_router_config"] = RequestRouterConfig(request_router_class=ConsistentHashRouter)
+    if serve.max_replicas > serve.min_replicas:
+        options["num_replicas"] = None
+        options["autoscaling_config"] = {
+            "min_replicas": serve.min_replicas,
+            "initial_replicas": serve.min_replicas,
+            "max_replicas": serve.max_replicas,
+            "target_ongoing_requests": serve.target_ongoing_requests,
+        }
+    return options
 
 
 def deploy(config: Config) -> DeploymentHandle:

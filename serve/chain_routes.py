@@ -23,11 +23,13 @@ async def seal(asking: Asking, parts: Here, body: NothingBody | None = None) -> 
 
 @router.post("/v1/verify")
 async def verify(asking: Asking, parts: Here, body: NothingBody | None = None) -> dict[str, Any]:
-    """Read every log from the disk, and name each shard's first broken record; the last seal counts, too."""
+    """Read every log from the disk, and name each shard's first broken record; the last seal counts, too, and
+    `sealed` says when that was made: null where these logs have none."""
     asking.check(ALL)
-    broken = await parts.store.verify(await parts.store.sealed())
+    seal = await parts.store.sealed()
+    broken = await parts.store.verify(seal["shards"])
     shards = [{"shard": number, "broken": fault} for number, fault in enumerate(broken)]
-    return {"intact": not any(broken), "shards": shards}
+    return {"intact": not any(broken), "sealed": seal["sealed"], "notice": seal["notice"], "shards": shards}
 
 
 @router.post("/v1/snapshot")

@@ -1,13 +1,15 @@
 """HTTP edges shared by all routes: the error shape and the body limit."""
 
+import contextlib
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import AsyncIterable, Iterable
 from typing import Any, get_args
 
 import ray.exceptions
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from ray.serve.exceptions import RayServeException
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -15,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from common.errors import InvalidInput, NotReady, Overloaded, SharpwaveError, TooLarge
 
 STREAMED = ("/v1/memories/import",)
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # an escape that may be half a character
 
 
 def unwrap(error: BaseException) -> SharpwaveError:
@@ -34,6 +37,20 @@ def respond(error: BaseException) -> JSONResponse:
     ours = unwrap(error)
     headers = {"Retry-After": f"{ours.retry_after_s:g}"} if isinstance(ours, Overloaded) else None
     return JSONResponse(ours.to_dict(), status_code=ours.status, headers=headers)
+
+
+class HeldStream(StreamingResponse):
+    """A stream of events that holds something until it ends, however it ends."""
+
+    def __init__(
+        self, events: AsyncIterable[str], held: contextlib.AbstractAsyncContextManager, *, media_type: str
+    ) -> None:
+        super().__init__(events, media_type=media_type)
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._held:
+            await super().__call__(scope, receive, send)
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -115,6 +132,9 @@ class BodyLimit:
         if too_large:
             await _send_json(send, _too_large(limit))
             return
+        if SURROGATE.search(body) and not _whole_characters(body):
+            await _send_json(send, InvalidInput("the body holds half a surrogate pair", param="body"))
+            return
         await self._app(scope, _replay(body, receive), send)
 
 
@@ -131,6 +151,17 @@ def _counted(receive: Receive, limit: int) -> Receive:
         return message
 
     return counted
+
+
+def _whole_characters(body: bytes) -> bool:
+    """Is every text of the JSON one that can be encoded? What is no JSON is for the route to refuse."""
+    try:
+        json.dumps(json.loads(body), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    except (ValueError, RecursionError):
+        return True
+    return True
 
 
 def _too_large(limit: int) -> TooLarge:

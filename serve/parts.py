@@ -15,6 +15,7 @@ from common.config import Config
 from common.errors import NotFound
 from models.adapters import BASE, AdapterStore
 from serve.access import Principal
+from serve.engines import Engines
 
 Json = dict[str, Any]
 Vectors = NDArray[np.float32]
@@ -26,7 +27,7 @@ class Parts:
 
     config: Config
     store: ShardedStore
-    engine: DeploymentHandle
+    engines: Engines
     embedder: DeploymentHandle
     adapters: AdapterStore
 
@@ -63,7 +64,30 @@ class Parts:
                 }
                 for text, row in memories
             ]
-            await self.engine.enqueue.remote(namespace, items, versions)
+            await self.engines.enqueue(namespace, items, versions)
+
+    def version(self, name: str, asking: Principal) -> str:
+        """The digest that a request's `model` means. Raises `NotFound`; a version of a namespace that the key may
+        not use does not exist for it."""
+        digest = self.adapters.resolve(name, self.config.model.name)
+        if digest is None or (digest != BASE and not self.visible(digest, asking)):
+            known = ", ".join(self.names(asking))
+            raise NotFound(
+                f"model {name!r} does not exist; known: {known}", param="model", code="model_not_found"
+            )
+        return digest
+
+    def visible(self, digest: str, asking: Principal) -> bool:
+        """May they know of this adapter version, and is it there?"""
+        try:
+            return asking.may(self.adapters.manifest(digest)["namespace"])
+        except NotFound:
+            return False
+
+    def names(self, asking: Principal) -> list[str]:
+        """What `version` knows."""
+        named = self.adapters.names(self.config.model.name)
+        return [n for n, digest in named.items() if digest == BASE or self.visible(digest, asking)]
 
 
 def parts_of(request: Request) -> Parts:

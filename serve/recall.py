@@ -12,8 +12,9 @@ from ray.serve.handle import DeploymentHandle
 
 from actors.shards import ShardedStore
 from common.errors import NotReady
+from models.messages import Conversation
 from serve.http import unwrap
-from serve.schema import ChatBody, MemoryField
+from serve.schema import MemoryField
 from serve.telemetry import Telemetry
 from stores.rank import Rerank
 
@@ -22,8 +23,8 @@ FULL_PAGE = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Recalled:
-    """What recall gave a chat request. `memories`: most relevant first, or all by time in mode `full` and where the
-    prefix is a history."""
+    """What recall gave a prompt. `memories`: most relevant first, or all by time in mode `full` and where the prefix
+    is a history."""
 
     memories: list[dict[str, Any]] = field(default_factory=list)
     retrieved: list[dict[str, Any]] = field(default_factory=list)
@@ -55,12 +56,13 @@ class Recall:
         self._reranks = reranks
         self._all_by_time = ("full", "prefix") if histories else ("full",)
 
-    async def for_chat(self, body: ChatBody, mode: str, default_k: int) -> Recalled:
-        """Memories for a chat request. A store that does not answer degrades to none, and the answer says so."""
-        question = _question(body.messages)
+    async def for_prompt(
+        self, prompt: Conversation, asked: MemoryField, mode: str, default_k: int
+    ) -> Recalled:
+        """Memories for a prompt. A store that does not answer degrades to none, and the answer says so."""
+        question = _question(prompt)
         if mode == "off" or (mode not in self._all_by_time and not question):
             return Recalled()
-        asked = body.memory
         started = time.perf_counter()
         try:
             async with asyncio.timeout(self._deadline_s):
@@ -138,7 +140,9 @@ class Recall:
                 return found
 
 
-def _question(messages: list[dict[str, Any]]) -> str:
-    """The last user turn is what memories are sought for."""
-    asked = [m.get("content") for m in messages if m.get("role") == "user"]
+def _question(prompt: Conversation) -> str:
+    """What memories are sought for: the last user turn, or the whole text to continue."""
+    if isinstance(prompt, str):
+        return prompt
+    asked = [m.get("content") for m in prompt if m.get("role") == "user"]
     return str(asked[-1]) if asked else ""

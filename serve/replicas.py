@@ -30,13 +30,7 @@ from stores.logs import block_ring
 logger = logging.getLogger(__name__)
 
 
-@ray_serve.deployment(
-    max_ongoing_requests=256,
-    health_check_timeout_s=120,
-    max_constructor_retry_count=1,
-    graceful_shutdown_timeout_s=5,
-    ray_actor_options={"num_cpus": 0.5},
-)
+@ray_serve.deployment(health_check_timeout_s=120, max_constructor_retry_count=1)
 class EngineReplica:
     """A thin shell around `models.engine.Engine`, whose steps one thread runs as long as there is work.
 
@@ -59,6 +53,7 @@ class EngineReplica:
         self._engine = Engine(loaded, weights, blocks, config.recall, config.serve)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._news: dict[Answer, asyncio.Event] = {}
+        self._answered = 0
         self._wanted = asyncio.Event()
         self._stepping = asyncio.get_running_loop().create_task(self._step_forever())
 
@@ -84,6 +79,7 @@ class EngineReplica:
             self._thread.submit(self._engine.cancel, answer)  # nothing where it is done
         if answer.error is not None:
             raise answer.error
+        self._answered += 1
         yield dataclasses.asdict(turn)
 
     async def _submit(self, request: dict[str, Any], turn: Turn) -> Answer:
@@ -113,7 +109,7 @@ class EngineReplica:
         written = [Written(**memory) for memory in memories]
         self._engine.memories.written(namespace, written)
         for adapter in adapters:
-            await self._run(partial(self._engine.memories.enqueue, namespace, written, adapter))
+            await self._run(partial(self._engine.enqueue, namespace, written, adapter))
         self._wanted.set()
 
     async def score(self, messages: list[dict[str, Any]], adapter: str) -> list[dict[str, Any]]:
@@ -124,12 +120,17 @@ class EngineReplica:
         forget = self._engine.memories.forget
         return await self._run(partial(forget, namespace, memory_ids, Erasure(**erasure)))
 
+    async def retire(self, adapter: str) -> int:
+        """Drop all that was made for this version, which is gone from the disk. Returns how many files went."""
+        return await self._run(lambda: self._engine.retire(adapter))
+
     async def status(self) -> dict[str, Any]:
         return {
             "model": self._engine.loaded.name,
             "digest": self._engine.loaded.digest,
             "dtype": str(self._engine.loaded.dtype).removeprefix("torch."),
             "device": str(self._engine.loaded.device),
+            "answered": self._answered,
             **self._engine.status(),
         }
 
@@ -170,6 +171,11 @@ class EmbedderReplica:
     async def encode(self, texts: list[str]) -> np.ndarray:
         """float32 `[len(texts), dim]` unit vectors."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._embedder.encode, texts)
+
+    async def encode_counted(self, texts: list[str]) -> tuple[np.ndarray, int]:
+        """The vectors, and how many tokens of the texts they tell of."""
+        count = asyncio.get_running_loop().run_in_executor(self._thread, self._embedder.count_tokens, texts)
+        return await self.encode(texts), await count
 
     async def rerank(self, texts: list[str], query: str) -> list[float]:
         """See `Reranker.scores`; only with `recall.reranker`."""

@@ -9,6 +9,10 @@ committed. So a ticket names the `keys` it changes and the `shared` ones it coun
 that order does not matter to, as a count): one that would miss a change of this batch starts the next.
 Every write shares its namespace's `space_key`; who takes memories away or gives them other content takes
 it as its own. Memories that a batch adds are no clash: later tickets see them in `Pending`.
+
+Most plans look for the neighbours of some vectors. A ticket names them (`seeks`), so that the first plan
+of a batch looks for all that wait: one pass over an index, where one a ticket would also drive everything
+else out of the processor's cache (see `plan.neighbours`).
 """
 
 import threading
@@ -17,7 +21,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
+
+import numpy as np
 
 from common.errors import NotReady, SharpwaveError
 from stores.entry import Entry, entry_of, vector_of
@@ -56,16 +63,46 @@ class Planned:
     counts: Mapping[str, int] = field(default_factory=dict)
 
 
-class Pending:
-    """What a batch has staged and the view does not show yet."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Sought:
+    """Vectors `[n, dim]`, each to be compared with its namespace; equal to itself only."""
 
-    def __init__(self) -> None:
+    namespaces: Sequence[str]
+    vectors: Vectors
+
+
+class Added:
+    """Memories that a batch adds to one namespace, with their vectors `[n, dim]`."""
+
+    def __init__(self, dim: int) -> None:
+        self.entries: list[Entry] = []
+        self._rows = np.empty((16, dim), np.float32)
+
+    @property
+    def vectors(self) -> Vectors:
+        return self._rows[: len(self.entries)]
+
+    def add(self, entry: Entry, vector: Vectors) -> None:
+        if len(self.entries) == len(self._rows):
+            self._rows = np.concatenate([self._rows, np.empty_like(self._rows)])
+        self._rows[len(self.entries)] = vector
+        self.entries.append(entry)
+
+
+class Pending:
+    """What a batch has staged and the view does not show yet. `foreseen` are neighbours that were looked for
+    before their ticket's turn; see `plan.neighbours`."""
+
+    def __init__(self, waiting: Callable[[], Sequence["Ticket"]] = tuple) -> None:
+        """`waiting` tells the tickets behind the one whose turn it is, in order."""
+        self._waiting = waiting
+        self.foreseen: dict[Sought, Any] = {}
         self.operations: list[Operation] = []
         self.last: Record | None = None
         self._changed: set[Key] = set()
         self._shared: set[Key] = set()
-        self._unread: deque[Record] = deque()  # mostly nobody asks
-        self._added: dict[str, list[tuple[Entry, Vectors]]] = {}
+        self._unread: dict[str, list[Record]] = {}  # by namespace: mostly nobody asks
+        self._added: dict[str, Added] = {}
 
     def clash(self, ticket: "Ticket") -> bool:
         """Must the ticket wait for the next batch?"""
@@ -75,13 +112,25 @@ class Pending:
             and self._shared.isdisjoint(ticket.keys)
         )
 
-    def added(self, namespace: str) -> list[tuple[Entry, Vectors]]:
-        """Memories that the batch adds, with their vectors."""
-        while self._unread:
-            record = self._unread.popleft()
-            entry = entry_of(record, record.content())
-            self._added.setdefault(entry.memory["namespace"], []).append((entry, vector_of(record)))
-        return self._added.get(namespace, [])
+    def sought(self) -> list["Sought"]:
+        """What the next tickets seek, up to the first that may have to wait for the next batch."""
+        found: list[Sought] = []
+        changed: set[Key] = set()
+        for ticket in self._waiting():
+            if ticket.seeks is None or self.clash(ticket) or not changed.isdisjoint(ticket.keys):
+                break
+            changed |= ticket.keys
+            found.append(ticket.seeks)
+        return found
+
+    def added(self, namespace: str) -> Added | None:
+        """What the batch adds there; None where it adds nothing."""
+        for record in self._unread.pop(namespace, ()):
+            vector = vector_of(record)
+            if namespace not in self._added:
+                self._added[namespace] = Added(len(vector))
+            self._added[namespace].add(entry_of(record, record.content()), vector)
+        return self._added.get(namespace)
 
     def add(self, ticket: "Ticket", operation: Operation) -> None:
         self.operations.append(operation)
@@ -89,7 +138,10 @@ class Pending:
         self._shared.update(ticket.shared)
         if operation.records:
             self.last = operation.records[-1]
-        self._unread.extend(record for record in operation.records if record.op in _WITH_MEMORY)
+        for record in operation.records:
+            if record.op in _WITH_MEMORY:
+                namespace = record.content()["memory"]["namespace"]
+                self._unread.setdefault(namespace, []).append(record)
 
 
 class Ticket:
@@ -104,30 +156,33 @@ class Ticket:
         now: float,
         keys: Iterable[Key] = (),
         shared: Iterable[Key] = (),
+        seeks: Sought | None = None,
     ) -> None:
         self.op_id, self.request, self.plan, self.now = op_id, request, plan, now
         self.keys = {("op", op_id), *keys}
         self.shared = {*shared}
+        self.seeks = seeks
         self.done = self.leads = False
         self._result: Any = None
         self._error: Exception | None = None
-        self._woken = threading.Event()
+        self._asleep = threading.Lock()  # held until there is news: a lock is a third of an `Event`'s work
+        self._asleep.acquire()
 
     def wait(self) -> None:
         """Until the ticket is answered or told to lead."""
-        self._woken.wait()
+        self._asleep.acquire()
 
     def lead(self) -> None:
         self.leads = True
-        self._woken.set()
+        self._asleep.release()
 
     def answer(self, result: Any) -> None:
         self._result, self.done = result, True
-        self._woken.set()
+        self._asleep.release()
 
     def fail(self, error: Exception) -> None:
         self._error, self.done = error, True
-        self._woken.set()
+        self._asleep.release()
 
     def outcome(self) -> Any:
         if self._error is not None:
@@ -174,6 +229,8 @@ class Batcher:
 
     def _pass_on(self, ticket: Ticket) -> None:
         """Leave, and let the next in the queue lead where this one did."""
+        if ticket.done and not ticket.leads:
+            return
         with self._mutex:
             if not ticket.done and ticket in self._queue:  # the wait was interrupted
                 self._queue.remove(ticket)
@@ -202,7 +259,7 @@ class Batcher:
 
     def _stage(self, taken: list[tuple[Ticket, Any]]) -> Pending:
         """Take tickets from the queue into `taken`, with their results, until one must wait."""
-        pending = Pending()
+        pending = Pending(self._waiting)
         while len(taken) < self._at_most and (ticket := self._next(pending)):
             taken.append((ticket, None))
             try:
@@ -235,6 +292,10 @@ class Batcher:
         if isinstance(error, Exception):
             return copy(error) if isinstance(error, SharpwaveError) else error
         return NotReady("the write was interrupted; send it again with the same op_id", code="interrupted")
+
+    def _waiting(self) -> list[Ticket]:
+        with self._mutex:
+            return [*islice(self._queue, self._at_most)]
 
     def _next(self, pending: Pending) -> Ticket | None:
         with self._mutex:

@@ -10,9 +10,10 @@ from stores.anew import adopting, rows_of
 from stores.batch import Planned
 from stores.entry import Entry
 from stores.filters import Predicate
+from stores.graphs import Planner, closings
 from stores.index import Vectors
 from stores.logs.base import Draft
-from stores.memory import Memory
+from stores.memory import Memory, from_json
 from stores.record import Op, Record
 from stores.turns import Turns
 from stores.view import Space, View
@@ -178,7 +179,8 @@ def unwritten(result: Any) -> set[str]:
 def take(
     view: View, carried: Sequence[Json], memories: Sequence[Memory], vectors: Vectors, shard: int
 ) -> Planned:
-    """Write memories as they were elsewhere (`entry.carried`), but for those already here."""
+    """Write memories as they were elsewhere (`entry.carried`), but for those already here. A fact keeps its id,
+    also where another says the same; those that it contradicts end as they do by a put."""
     for conflict in plan.conflicts(view, memories):
         if conflict:
             raise Conflict(conflict, param="id")
@@ -188,13 +190,27 @@ def take(
             fresh.setdefault((memory.namespace, memory.id), place)
 
     def settle(staged: Sequence[Record]) -> list[Json]:
-        records = dict(zip(fresh, staged, strict=True))
+        records = dict(zip(fresh, staged, strict=False))  # behind them come the ends of facts
         return [
             _taken(view, memory, records.get((memory.namespace, memory.id)), shard) for memory in memories
         ]
 
     drafts = [_import(carried[place], vectors[place]) for place in fresh.values()]
+    drafts += _ended_by(view, [carried[place] for place in fresh.values()])
     return Planned(drafts=drafts, settle=settle)
+
+
+def _ended_by(view: View, carried: Sequence[Json]) -> list[Draft]:
+    """The ends of facts that the imported ones contradict, or are contradicted by, but for those that they
+    bring along."""
+    planner, drafts = Planner(view), []
+    known: set[tuple[str, str, str]] = set()
+    for row in carried:
+        memory = from_json(row["memory"])
+        known |= {(memory.namespace, memory.id, by) for by in row["statistics"].get("closings", ())}
+        if memory.kind == "relational":
+            drafts += closings(memory.namespace, planner.decide(memory))
+    return [draft for draft in drafts if (draft[1]["namespace"], draft[1]["id"], draft[1]["by"]) not in known]
 
 
 def _import(carried: Json, vector: Vectors) -> Draft:

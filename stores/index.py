@@ -69,7 +69,7 @@ class VectorIndex:
     def add(self, rows: Sequence[int], vectors: Vectors) -> None:
         """`vectors`: `[len(rows), dim]`, unit norm. Faiss would take a row twice and answer it twice."""
         fresh = set(rows)
-        assert len(fresh) == len(rows) and not fresh & self._rows, "a row is added once"
+        assert len(fresh) == len(rows) and self._rows.isdisjoint(fresh), "a row is added once"
         if not rows:
             return
         change = as_rows(rows), np.ascontiguousarray(vectors, np.float32)
@@ -110,6 +110,8 @@ class VectorIndex:
 
     def grow(self) -> None:
         """Start building the structure that this size calls for, unless it is here or on its way."""
+        if self.plan.kind == "flat" or len(self) <= self.plan.flat_max:
+            return
         with self._changing:
             if self.live and self._builder is None and (wanted := self._wanted()):
                 self._builder = threading.Thread(target=self._build, args=(wanted,), daemon=True)
@@ -122,7 +124,7 @@ class VectorIndex:
 
     def _wanted(self) -> str | None:
         size = len(self)
-        if self.plan.kind == "flat" or size <= self.plan.flat_max or size < self._not_before:
+        if size < self._not_before:
             return None
         kind = "ivf" if self.plan.kind == "auto" else self.plan.kind
         active = self._active

@@ -64,8 +64,10 @@ def terms(text: str) -> list[str]:
 def text_of(memory: Mapping[str, Any]) -> str:
     """What of a memory is searched: its text, and of its kind's fields those that the text lacks."""
     text = str(memory["text"])
-    values = (memory.get(name) for name in KIND_FIELDS[memory["kind"]])
-    words = [value.replace("_", " ") for value in values if isinstance(value, str)]
+    names = KIND_FIELDS[memory["kind"]]
+    if not names:
+        return text
+    words = [value.replace("_", " ") for name in names if isinstance(value := memory.get(name), str)]
     return " ".join([text, *(word for word in words if word.casefold() not in text.casefold())])
 
 
@@ -108,11 +110,11 @@ class LexicalIndex:
         self.drop([entry.seq])
 
     def put(self, rows: Sequence[int], texts: Sequence[str]) -> None:
-        fresh = set(rows)
-        assert len(fresh) == len(rows) and not fresh & self._rows, "a row is added once"
         with self._aside:
-            self._rows |= fresh
-            self._added.update(zip(rows, texts, strict=True))
+            for row, text in zip(rows, texts, strict=True):
+                assert row not in self._rows, "a row is added once"
+                self._rows.add(row)
+                self._added[row] = text
         self._flush_if_many()
 
     def drop(self, rows: Sequence[int]) -> int:

@@ -55,7 +55,8 @@ class ReadWriteLock:
     def _leave(self) -> None:
         with self._changed:
             self._readers -= 1
-            self._changed.notify_all()
+            if not self._readers:  # else nobody's turn has come
+                self._changed.notify_all()
 
     @contextmanager
     def write(self) -> Iterator[None]:

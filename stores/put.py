@@ -6,11 +6,10 @@ from typing import Any
 from common.config import StoreConfig
 from common.errors import Conflict
 from stores import gate, plan, twins
-from stores.batch import Key, Pending, Planned, graph_key, id_key
+from stores.batch import Key, Pending, Planned, Sought, graph_key, id_key
 from stores.entry import Entry
 from stores.facts import not_a_triple
 from stores.graphs import Planner, closings, consequences, routed
-from stores.index import Vectors
 from stores.logs.base import Draft
 from stores.memory import Memory, to_json
 from stores.record import Op, Record
@@ -34,20 +33,20 @@ class Put:
         view: View,
         pending: Pending,
         memories: Sequence[Memory],
-        vectors: Vectors,
+        sought: Sought,
         *,
         config: StoreConfig,
         shard: int,
         elsewhere: Sequence[float] | None,
     ) -> None:
         self._view, self._config, self._shard = view, config, shard
-        self._given, self._vectors = memories, vectors
+        self._given, self._vectors = memories, sought.vectors
         self._memories = [*map(routed, memories)]
         self._planner = Planner(view)
         self._further: list[Draft] = []  # behind the memories: sightings, tellings, closings
-        namespaces = [memory.namespace for memory in memories]
-        self._near = plan.neighbours(view, pending, namespaces, vectors)
-        self._within = gate.nearest_earlier(namespaces, vectors)
+        self._near = plan.neighbours(view, pending, sought)
+        self._within = gate.nearest_earlier(sought.namespaces, sought.vectors)
+        self._close = max(self._within, default=0.0) >= config.dedupe_similarity
         self._novelties = plan.novelties(self._near, self._within, elsewhere)
         self._answers: list[Json] = []
         self._written: dict[tuple[str, str], int] = {}  # id -> place of the item that is written
@@ -129,7 +128,7 @@ class Put:
     def _earlier_twin(self, place: int, memory: Memory) -> int | None:
         """The place of the written item of this call that says the same. Texts are compared only where
         the vectors of the call come close at all."""
-        if max(self._within) < self._config.dedupe_similarity:
+        if not self._close:
             return None
         alike = self._texts.setdefault((memory.namespace, *twins.words(memory.text)), [])
         stored = [(self._cosine(place, other), to_json(self._memories[other])) for other in alike]
@@ -159,13 +158,13 @@ def sight(
     view: View,
     pending: Pending,
     memories: Sequence[Memory],
-    vectors: Vectors,
+    sought: Sought,
     *,
     config: StoreConfig,
     shard: int,
 ) -> Planned:
     """Count those that say the same as a memory here, as a put would, and write none of the others."""
-    near = plan.neighbours(view, pending, [memory.namespace for memory in memories], vectors)
+    near = plan.neighbours(view, pending, sought)
     answers: list[Json | None] = []
     drafts: list[Draft] = []
     for memory, pairs in zip(memories, near, strict=True):

@@ -81,8 +81,11 @@ def ranked(
 
 def flat(hits: Hits, k: int, offset: int | None = None) -> tuple[list[Json], list[Json]]:
     """Cosine only, the baseline: results `offset` to `offset + k`, and the trace's stages."""
-    ordered = sorted(_once(hits), key=lambda hit: (-hit["scores"]["dense"], hit["memory"]["id"]))
-    page = ordered[(offset or 0) :][: max(0, k)]
+    ordered = sorted(hits, key=lambda hit: (-hit["scores"]["dense"], hit["memory"]["id"]))
+    once: dict[str, Json] = {}
+    for hit in ordered:
+        once.setdefault(hit["memory"]["id"], hit)
+    page = [*once.values()][(offset or 0) :][: max(0, k)]
     return [_result(hit, hit["scores"]["dense"], {}) for hit in page], []
 
 

@@ -11,7 +11,7 @@ guess of the content against the digest.
 """
 
 import json
-import secrets
+import os
 import struct
 import zlib
 from dataclasses import dataclass, field, replace
@@ -23,8 +23,10 @@ from typing import Any
 from common.errors import StoreCorrupt
 from stores.crypto import HEADER_BYTES, is_sealed
 
+SALT_BYTES = 16
 _HEADER = struct.Struct(">IBQQd32s16sBHII")
-_ERASED = bytes(16)
+_HEAD = struct.Struct(">BdI")  # what a digest covers before the body
+_ERASED = bytes(SALT_BYTES)
 _CRC_BYTES = 4
 
 
@@ -69,10 +71,10 @@ class Chain:
 PLAIN = Chain()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # frozen, it would take three times as long to make
 class Record:
     """`body` is JSON; `vector` the memory's embedding as raw little-endian float32, where there is one.
-    `parsed` is what `body` was made from, where it has just been made."""
+    `parsed` is what `body` was made from, where it has just been made. Nobody changes a record."""
 
     op: Op
     seq: int
@@ -107,9 +109,11 @@ def make(
     vector: bytes,
     chain: Chain = PLAIN,
     parsed: dict[str, Any] | None = None,
+    salt: bytes | None = None,
 ) -> Record:
-    """A record that follows the one whose anchor is `previous`."""
-    salt = secrets.token_bytes(16)
+    """A record that follows the one whose anchor is `previous`. `salt` is random, and this record's alone:
+    see `salts`."""
+    salt = salt or os.urandom(SALT_BYTES)
     digest = _digest(op, time, body, vector, salt)
     return Record(
         op=op,
@@ -124,6 +128,12 @@ def make(
         vector=vector,
         parsed=parsed,
     )
+
+
+def salts(count: int) -> list[bytes]:
+    """Salts for so many records, drawn at once: each draw is a call of the system."""
+    drawn = os.urandom(SALT_BYTES * count)
+    return [drawn[start : start + SALT_BYTES] for start in range(0, len(drawn), SALT_BYTES)]
 
 
 def intact(record: Record) -> bool:
@@ -215,5 +225,5 @@ def unseal(raw: bytes, what: str) -> bytes:
 
 def _digest(op: Op, time: float, body: bytes, vector: bytes, salt: bytes) -> bytes:
     body = body[HEADER_BYTES:] if is_sealed(body) else body
-    head = struct.pack(">BdI", op, time, len(body))
-    return blake2b(head + body + vector, digest_size=32, salt=salt).digest()
+    content = b"".join((_HEAD.pack(op, time, len(body)), body, vector))
+    return blake2b(content, digest_size=32, salt=salt).digest()

@@ -62,13 +62,11 @@ def supersede(
     if given is memory:
         _check_kind(memory.id, entry, memory.kind)
     planned = version(view, pending, memory, vector, entry, shard=shard)
-    if memory.kind != "relational":
-        return planned
-    decision = Planner(view).replace(memory)
+    ends, told = _contradicts(view, memory, entry)
     return replace(
         planned,
-        drafts=[*planned.drafts, *closings(memory.namespace, decision)],
-        settle=lambda staged: {**_answer(memory, staged[0], shard, entry), **consequences(decision)},
+        drafts=[*planned.drafts, *ends],
+        settle=lambda staged: {**_answer(memory, staged[0], shard, entry), **told},
     )
 
 
@@ -96,8 +94,8 @@ def race(
     decay: float,
     shard: int,
 ) -> Planned:
-    """The heaviest candidate becomes the memory `key`; the strengths of the others are multiplied by
-    `decay`. `generation` is 0 where there is no such memory yet."""
+    """The heaviest candidate becomes the memory `key`, as `supersede` or `put` would write it past the gate; the
+    strengths of the others are multiplied by `decay`. `generation` is 0 where there is no such memory yet."""
     namespace = candidates[0].memory.namespace
     entry = view.find(namespace, key)
     _check_generation(key, entry, generation)
@@ -113,7 +111,8 @@ def race(
     if len(weights) != len(runners) or not all(map(math.isfinite, weights)):
         raise InvalidInput(f"weigh gave {weights}: must be one finite weight a candidate", param="weigh")
     first = max(range(len(runners)), key=lambda i: weights[i])
-    winner, memory = runners[first], replace(memories[first], id=key)
+    winner, memory = runners[first], routed(replace(memories[first], id=key), entry)
+    ends, told = _contradicts(view, memory, entry)
     lost = {r.candidate.memory.id: r.strength * decay for r in runners if r is not winner}
     traced = {
         "namespace": namespace,
@@ -124,9 +123,10 @@ def race(
         "weights": dict(zip((m.id for m in memories), weights, strict=True)),
     }
     return Planned(
-        drafts=[_version(memory, vectors[first], winner.novelty, entry), (Op.RACE, traced, b"")],
+        drafts=[_version(memory, vectors[first], winner.novelty, entry), (Op.RACE, traced, b""), *ends],
         settle=lambda staged: {
             **_answer(memory, staged[0], shard, entry),
+            **told,
             **{name: traced[name] for name in ("winner", "weights", "strength", "rivals")},
         },
     )
@@ -141,6 +141,16 @@ def check_candidates(namespace: str, memories: Sequence[Memory]) -> None:
         )
     if len({memory.kind for memory in memories}) > 1:
         raise InvalidInput("candidates: all must be of one kind", param="candidates")
+
+
+def _contradicts(view: View, memory: Memory, entry: Entry | None) -> tuple[list[Draft], Json]:
+    """What a fact, written as a new memory or in the place of `entry`, does to others: records, and for the
+    answer."""
+    if memory.kind != "relational":
+        return [], {}
+    planner = Planner(view)
+    decision = planner.replace(memory) if entry else planner.decide(memory)
+    return closings(memory.namespace, decision), consequences(decision)
 
 
 def _check_generation(id: str, entry: Entry | None, generation: int) -> None:
@@ -165,7 +175,7 @@ def _novelties(
     view: View, pending: Pending, memories: Sequence[Memory], vectors: Vectors, entry: Entry | None
 ) -> list[float]:
     """How new each is, the version that it replaces left aside."""
-    near = plan.neighbours(view, pending, [memory.namespace for memory in memories], vectors)
+    near = plan.neighbours(view, pending, plan.sought(memories, vectors))
     others = [[(cosine, found) for cosine, found in pairs if found is not entry] for pairs in near]
     return plan.novelties(others, [0.0] * len(memories), None)
 

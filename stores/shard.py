@@ -8,7 +8,6 @@ operation whole or not at all.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from copy import deepcopy
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import pyarrow as pa
 from common.config import StoreConfig
 from stores import changes, plan, rank, search, transfer, twins
 from stores.batch import Batcher, Pending
-from stores.entry import describe, history
+from stores.entry import describe, history, unshared
 from stores.filters import compile_filter
 from stores.graph_reads import GraphReads
 from stores.index import Vectors
@@ -101,8 +100,7 @@ class Shard(Moving, TurnWrites, LineWrites, GraphReads, Recollect):
     def _show(self, records: Sequence[Record]) -> None:
         """What has reached the disk becomes visible: all of a batch at once."""
         with self._viewing.write():
-            for record in records:
-                self._view.apply(record)
+            self._view.replay(records)
             self._state = self._log.state()
 
     def _destroy_keys_left_over(self) -> None:
@@ -117,7 +115,7 @@ class Shard(Moving, TurnWrites, LineWrites, GraphReads, Recollect):
         """The id of the memory here that says the same as each, or None; see `twins.py`."""
         vectors = plan.check_vectors(vectors, self.dim)
         with self._viewing.read():
-            near = plan.neighbours(self._view, Pending(), [memory.namespace for memory in memories], vectors)
+            near = plan.neighbours(self._view, Pending(), plan.sought(memories, vectors))
             return [
                 pairs[twin][1].memory["id"]
                 if (twin := twins.find(memory, [(c, e.memory) for c, e in pairs], self.config)) is not None
@@ -223,7 +221,7 @@ class Shard(Moving, TurnWrites, LineWrites, GraphReads, Recollect):
             where=where,
         )
         results, _ = rank.ranked(retrieval, query, found["hits"], k, now=now, offset=offset)
-        return deepcopy(results)
+        return [{**hit, "memory": unshared(hit["memory"])} for hit in results]
 
     def candidates(
         self,

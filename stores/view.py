@@ -25,11 +25,11 @@ from stores.graphs import Facts, Places
 from stores.index import IndexPlan, VectorIndex, Vectors
 from stores.lexical import LexicalIndex
 from stores.lines import Lines
-from stores.record import Record
+from stores.record import Op, Record
 from stores.turns import Turns
 
 Content = dict[str, Any]
-TOGETHER = 4096  # vectors a replay adds to an index at once: for each call Faiss starts its threads
+TOGETHER = 4096  # vectors that go into an index at once: for each call Faiss starts its threads
 
 STATISTICS_SCHEMA = pa.schema(
     [
@@ -61,7 +61,8 @@ PARTS: dict[str, Callable[[StoreConfig], Any]] = {
 
 @dataclass(slots=True)
 class Space:
-    """One namespace. It has an index of its own, so that a search cannot leave it."""
+    """One namespace. It has an index of its own, so that a search cannot leave it. `parts` are those
+    that are told of memories; `waiting` are vectors that the index lacks while records are applied."""
 
     index: VectorIndex
     entries: dict[str, Entry] = field(default_factory=dict)
@@ -72,13 +73,12 @@ class Space:
     places: Any = None
     lines: Any = None
     turns: Any = None
-    waiting: list[tuple[int, Vectors]] | None = None  # for the index, while a log is replayed
+    parts: list[Any] = field(init=False)
+    waiting: list[tuple[int, Vectors]] = field(default_factory=list)
 
-    @property
-    def parts(self) -> list[Any]:
-        """Those that are told of memories."""
+    def __post_init__(self) -> None:
         found = (self.lexical, self.facts, self.places, self.lines)
-        return [part for part in found if part is not None]
+        self.parts = [part for part in found if part is not None]
 
     def __len__(self) -> int:
         return len(self.entries) + (len(self.turns) if self.turns is not None else 0)
@@ -86,19 +86,16 @@ class Space:
     def add(self, entry: Entry, vector: Vectors) -> None:
         self.entries[entry.memory["id"]] = self.by_row[entry.seq] = entry
         insort(self.order, entry.place)
-        if self.waiting is None:
-            self.index.add([entry.seq], vector.reshape(1, -1))
-        else:
-            self.waiting.append((entry.seq, vector))
-            if len(self.waiting) >= TOGETHER:
-                self.index_waiting()
+        self.waiting.append((entry.seq, vector))
+        if len(self.waiting) >= TOGETHER:
+            self.index_waiting()
         for part in self.parts:
             part.add(entry, vector)
 
     def index_waiting(self) -> None:
         if self.waiting:
             rows, vectors = zip(*self.waiting, strict=True)
-            self.index.add(rows, np.stack(vectors))
+            self.index.add(rows, np.concatenate(vectors).reshape(len(rows), -1))
             self.waiting.clear()
 
     def remove(self, entries: Sequence[Entry]) -> None:
@@ -168,7 +165,8 @@ class View:
             kind=self.config.index, flat_max=self.config.index_flat_max, recall=self.config.index_recall
         )
         self.spaces: dict[str, Space] = {}
-        self._replaying = False
+        self._behind: list[Space] = []  # their indexes lack what waits
+        self._appliers = {op: getattr(self, f"_{op.name.lower()}") for op in Op}
 
     def start(self) -> None:
         """The log has been replayed: from now on indexes grow in the background as they need."""
@@ -181,34 +179,35 @@ class View:
 
     def find(self, namespace: str, id: str) -> Entry | None:
         space = self.spaces.get(namespace)
-        return space.entries.get(id) if space else None
+        return None if space is None else space.entries.get(id)
 
     def replay(self, records: Iterable[Record]) -> None:
-        """Apply many records that nobody reads between: vectors go into the indexes together."""
-        self._replaying = True
-        for space in self.spaces.values():
-            space.waiting = []
+        """Take in the next records of the log, which nobody reads between: vectors go into the indexes
+        together."""
         for record in records:
-            self.apply(record)
-        for space in self.spaces.values():
+            if not record.erased:
+                self._appliers[record.op](record, record.content())
+        for space in self._behind:
             space.index_waiting()
-            space.waiting = None
-        self._replaying = False
+        self._behind.clear()
 
     def apply(self, record: Record) -> None:
-        """Take one more record in: the next of the log."""
-        if not record.erased:
-            getattr(self, f"_{record.op.name.lower()}")(record, record.content())
+        """Take in one more."""
+        self.replay([record])
 
     def _space(self, namespace: str) -> Space:
         if namespace not in self.spaces:
             parts = {name: make(self.config) for name, make in PARTS.items()}
             if "lexical" in parts:
                 parts["lexical"].live = self.live
-            waiting: list[tuple[int, Vectors]] | None = [] if self._replaying else None
-            index = VectorIndex(self.dim, self._plan, live=self.live)
-            self.spaces[namespace] = Space(index, waiting=waiting, **parts)
+            self.spaces[namespace] = Space(VectorIndex(self.dim, self._plan, live=self.live), **parts)
         return self.spaces[namespace]
+
+    def _add(self, entry: Entry, vector: Vectors) -> None:
+        space = self._space(entry.memory["namespace"])
+        if not space.waiting:
+            self._behind.append(space)
+        space.add(entry, vector)
 
     def restore(
         self,
@@ -224,7 +223,7 @@ class View:
         return self.find(content["namespace"], content["id"])
 
     def _put(self, record: Record, content: Content) -> None:
-        self._space(content["memory"]["namespace"]).add(entry_of(record, content), vector_of(record))
+        self._add(entry_of(record, content), vector_of(record))
 
     def _supersede(self, record: Record, content: Content) -> None:
         """Statistics stay with the memory; novelty is the new content's."""
@@ -244,7 +243,7 @@ class View:
             tellings=[],
             older=[*old.older, old.version],
         )
-        space.add(new, vector_of(record))
+        self._add(new, vector_of(record))
 
     def _import(self, record: Record, content: Content) -> None:
         """A memory of another shard with all that was known of it there."""
@@ -253,7 +252,7 @@ class View:
             setattr(entry, name, value)
         entry.origin = content["origin"]
         entry.older = [Version(**{**version, "foreign": True}) for version in content["older"]]
-        self._space(entry.memory["namespace"]).add(entry, vector_of(record))
+        self._add(entry, vector_of(record))
 
     def _touch(self, record: Record, content: Content) -> None:
         for id in content["ids"]:
@@ -323,8 +322,8 @@ class View:
             return [[] for _ in vectors]
         cosines, rows = space.index.search(vectors, k)
         return [
-            [(float(cosine), space.by_row[int(row)]) for cosine, row in zip(*pair, strict=True)]
-            for pair in zip(cosines, rows, strict=True)
+            [(cosine, space.by_row[row]) for cosine, row in zip(*pair, strict=True)]
+            for pair in zip(cosines.tolist(), rows.tolist(), strict=True)
         ]
 
     def nearest(self, namespace: str, vectors: Vectors) -> list[float]:

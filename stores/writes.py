@@ -7,7 +7,7 @@ from typing import Any
 from common.config import StoreConfig
 from common.errors import InvalidInput
 from stores import changes, plan, revise
-from stores.batch import Batcher, Key, Pending, Planned, Ticket, id_key, space_key
+from stores.batch import Batcher, Key, Pending, Planned, Sought, Ticket, id_key, space_key
 from stores.filters import compile_filter
 from stores.index import Vectors
 from stores.logs import Log
@@ -50,22 +50,23 @@ class Writes:
         """
         memories = [memory for memory, _ in items]
         vectors = plan.check_vectors([vector for _, vector in items], self.dim)
-        request, spaces = plan.put_digest(memories), {memory.namespace for memory in memories}
+        sought = plan.sought(memories, vectors)
         return self.write(
             op_id,
-            request,
+            plan.put_digest(memories),
             lambda pending: Put(
                 self._view,
                 pending,
                 memories,
-                vectors,
+                sought,
                 config=self.config,
                 shard=self.number,
                 elsewhere=elsewhere,
             ).plan(),
             now=now,
-            spaces=spaces,
+            spaces=sought.namespaces,
             keys=put_keys(memories),
+            seeks=sought,
         )
 
     def sight(self, items: Items, *, op_id: str, now: float) -> list[Json | None]:
@@ -73,14 +74,16 @@ class Writes:
         as `put` gives it, or None where nothing here says the same (any more)."""
         memories = [memory for memory, _ in items]
         vectors = plan.check_vectors([vector for _, vector in items], self.dim)
+        sought = plan.sought(memories, vectors)
         answers: list[Json | None] = self.write(
             op_id,
             plan.request_digest("sight", plan.put_digest(memories)),
             lambda pending: put_sight(
-                self._view, pending, memories, vectors, config=self.config, shard=self.number
+                self._view, pending, memories, sought, config=self.config, shard=self.number
             ),
             now=now,
-            spaces={memory.namespace for memory in memories},
+            spaces=sought.namespaces,
+            seeks=sought,
         )
         return answers
 
@@ -300,11 +303,12 @@ class Writes:
         owns: Iterable[str] = (),
         keys: Iterable[Key] = (),
         shared: Iterable[Key] = (),
+        seeks: Sought | None = None,
     ) -> Any:
         """Any write: `planned` says what it does, `request` is a digest of what is asked for.
 
         `spaces` are the namespaces it touches, `owns` those where it takes memories away or gives them
-        other content; for `keys` and `shared` see `batch.py`. Returns the result once it is on disk and
+        other content; for `keys`, `shared` and `seeks` see `batch.py`. Returns the result once it is on disk and
         readers see it; a second call with the same `op_id` returns the first one's.
         """
         ticket = Ticket(
@@ -314,5 +318,6 @@ class Writes:
             now=now,
             keys=[*map(space_key, owns), *keys],
             shared=[*map(space_key, spaces), *shared],
+            seeks=seeks,
         )
         return self._writes.do(ticket)

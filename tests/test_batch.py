@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from store_helpers import NOW, axis, failing_fsync, memory, open_shard, unit
 
 from common.errors import Conflict, NotReady, SharpwaveError
+from stores.batch import Pending, Sought, Ticket, id_key, space_key
 from stores.revise import Candidate
 
 ROOT = Path(__file__).parent.parent
@@ -69,6 +70,43 @@ def test_writers_that_wait_share_one_fsync(shard):
     assert [len(batch) for batch in batches] == [20]
     assert [page[0]["seq"] for page in outcomes] == list(range(1, 21)), "in the order they came"
     assert shard.verify() is None and shard.counts()["memories"] == 20
+
+
+def test_writers_that_wait_share_one_look_up(shard):
+    """What they find is what each finds alone: twins and novelty, of what is there and of the batch."""
+    put(shard, "m0", text="Ada moved to Oslo.", vector=axis(0))()
+    alike = [put(shard, f"m{i}", text=f"Ada moved to Oslo{'.' * (i % 2)}", vector=axis(0)) for i in (1, 2)]
+    other = [put(shard, f"n{i}", text=f"Bo works in {i}", vector=axis(1)) for i in (1, 2)]
+    elsewhere = put(shard, "m0", op_id="o", namespace="other", text="Ada moved to Oslo.", vector=axis(0))
+    sizes, search = [], shard._view.closest
+    shard._view.closest = lambda *asked: sizes.append(len(asked[1])) or search(*asked)
+    outcomes, batches = together(shard, *alike, *other, elsewhere)
+    assert sorted(sizes) == [1, 4] and len(batches) == 1
+    first, second, new, again, apart = (outcome[0] for outcome in outcomes)
+    assert first["status"] == second["status"] == "duplicate" and first["id"] == second["id"] == "m0"
+    assert new["status"] == again["status"] == apart["status"] == "new"
+    assert [shard.get("acme", f"n{i}")["statistics"]["novelty"] for i in (1, 2)] == [1.0, 0.0]
+    assert shard.get("other", "m0")["statistics"]["novelty"] == 1.0
+
+
+def test_the_look_up_ends_before_whoever_may_have_to_wait():
+    """It would be done again in the next batch."""
+
+    def waits(op_id, *, keys=(), seeks=True):
+        sought = Sought(["acme"], axis(0)[None]) if seeks else None
+        shared = [space_key("acme")]
+        return Ticket(op_id, "r", lambda pending: None, now=NOW, keys=keys, shared=shared, seeks=sought)
+
+    free = [waits("a"), waits("b", keys=[id_key("acme", "m1")])]
+    for last in (
+        waits("c", seeks=False),
+        waits("c", keys=[id_key("acme", "m1")]),
+        waits("a"),
+        waits("c", keys=[space_key("acme")]),
+    ):
+        pending = Pending(lambda last=last: [*free, last, waits("d")])
+        pending.add(waits("before"), SimpleNamespace(records=[]))
+        assert pending.sought() == [ticket.seeks for ticket in free]
 
 
 def test_a_batch_of_one_is_one_fsync_a_write(tmp_path):
@@ -198,7 +236,8 @@ def without_anchors(outcome):
     if isinstance(outcome, Exception):
         return str(outcome)
     pages = outcome if isinstance(outcome, list) else [outcome]
-    return [{name: value for name, value in page.items() if name != "anchor"} for page in pages]
+    # `heads`: where the log stood when the batch was planned.
+    return [{k: v for k, v in page.items() if k not in ("anchor", "heads")} for page in pages]
 
 
 def test_a_retry_beside_its_original_counts_once(shard):
@@ -243,10 +282,10 @@ def test_a_write_that_cannot_be_shown_stops_the_shard(tmp_path):
     shard = open_shard(tmp_path / "shard")
     put(shard, "m1")()
 
-    def fault(record):
+    def fault(records):
         raise MemoryError
 
-    shard._view.apply = fault
+    shard._view.replay = fault
     with pytest.raises(NotReady, match="may be on disk"):
         put(shard, "m2")()
     with pytest.raises(NotReady, match="restart the shard"):
@@ -266,7 +305,7 @@ def test_a_waiting_caller_that_leaves_does_not_stop_the_others(shard):
         while not shard._writes._queue:
             time.sleep(0.001)
         leaving = SimpleNamespace(
-            op_id="gone", request="r", keys=set(), shared=set(), done=False, leads=False
+            op_id="gone", request="r", keys=set(), shared=set(), seeks=None, done=False, leads=False
         )
         leaving.wait = lambda: (_ for _ in ()).throw(KeyboardInterrupt)
         with contextlib.suppress(KeyboardInterrupt):

@@ -127,6 +127,29 @@ def test_a_long_prompt_in_parts_answers_as_in_one_and_others_keep_their_pace(loa
     assert (text_of(first), text_of(second)) == expected
 
 
+def test_the_first_question_after_a_write_waits_for_no_more_than_the_batch_in_hand(
+    loaded, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("models.engine.PREFILL_ALONE", 16)
+    monkeypatch.setattr("models.engine.ENCODE_BATCH", 2)
+    rng = random.Random(29)
+    engine = make(loaded, tmp_path)
+    memories = [memory(i, rng) for i in range(12)]
+    engine.memories.enqueue("n", memories, BASE)
+    engine.step()  # the batch in hand
+    assert engine.memories.pending_blocks == 10
+    answer = submit(engine, (question(rng), memories[:1], "prefix", BASE, Sampling(max_tokens=3)))
+    steps = 0
+    while not answer.turn.completion_tokens:
+        engine.step()
+        steps += 1
+        assert engine.memories.pending_blocks == 10
+    assert steps > 2 and answer.turn.fallback is None  # a prompt in several parts, behind its block
+    while engine.busy:
+        engine.step()
+    assert engine.memories.pending_blocks == 0
+
+
 def test_cancelled_requests_leave_at_any_stage_and_harm_nobody(loaded, tmp_path):
     rng = random.Random(5)
     engine = make(loaded, tmp_path, max_batch=2, prefill_tokens=16)

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from stores import gpu
 from stores import index as module
-from stores.dense import Graph, Tree, asking, recall_of
+from stores.dense import CHUNK, FEW, Graph, Tree, asking, best_few, recall_of
 from stores.frozen import freeze, thaw
 from stores.index import IndexPlan, VectorIndex
 from tests.store_helpers import DIM
@@ -235,6 +235,30 @@ def test_a_failed_build_leaves_the_old_structure(monkeypatch):
     index.settle()
     assert "no memory" in index.failure and index.kind == "flat"
     assert index.search(vectors[:1], 1)[1][0, 0] == 0
+
+
+@pytest.mark.parametrize("k", [1, 4, FEW])
+def test_many_queries_of_a_flat_index_are_answered_as_one_by_one(k):
+    rng = np.random.default_rng(k)
+    index = VectorIndex(DIM, IndexPlan(kind="flat"))
+    vectors = rng.normal(size=(300, DIM)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    index.add([*range(1000, 1300)], vectors)
+    index.remove([*range(1050, 1100)])
+    queries = rng.permutation(vectors)[: CHUNK + 9]
+    cosines, rows = index.search(queries, k)
+    for query, cosine, row in zip(queries, cosines, rows, strict=True):
+        alone, which = index.search(query[None], k)
+        np.testing.assert_allclose(cosine, alone[0], atol=1e-6)
+        assert row.tolist() == which[0].tolist()
+
+
+def test_the_best_few_are_the_first_of_a_stable_sort():
+    cosines = np.random.default_rng(0).integers(0, 5, size=(50, 12)).astype(np.float32)
+    order = np.argsort(-cosines, axis=1, kind="stable")[:, :6]
+    best, places = best_few(cosines.copy(), 6)
+    assert places.tolist() == order.tolist()
+    assert best.tolist() == np.take_along_axis(cosines, order, axis=1).tolist()
 
 
 def test_a_row_is_added_once():

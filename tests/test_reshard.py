@@ -242,6 +242,27 @@ def kill_reshard(config, to, sign, after_s):
     process.stdout.close()
 
 
+def test_a_seal_is_of_the_logs_that_it_was_made_of(started):
+    """After a reshard there are others: that is said, and neither passed over nor called damage."""
+    config = started(1)
+
+    async def sealed(layout):
+        store = ShardedStore(config)
+        await store.put([(memory(f"m{layout}"), unit(layout))], op_id=f"put-{layout}", now=NOW)
+        before = await store.sealed()
+        await store.seal(now=NOW)
+        after = await store.sealed()
+        assert set(await store.verify(after["shards"])) == {None}
+        return before, after
+
+    before, after = asyncio.run(sealed(1))
+    assert before == {"sealed": None, "shards": [], "notice": None} and after["sealed"] == NOW
+    reshard(config, 2)
+    before, after = asyncio.run(sealed(2))
+    assert before["sealed"] is None and before["shards"] == [] and "sharpwave seal" in before["notice"]
+    assert (after["sealed"], after["notice"], len(after["shards"])) == (NOW, None, 2)
+
+
 def test_only_one_reshard_at_a_time_and_only_to_a_number_that_is_one(started):
     config = started(1)
     with pytest.raises(InvalidInput, match="shards = 0"):

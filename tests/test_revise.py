@@ -145,6 +145,43 @@ def test_the_heaviest_candidate_is_committed_and_the_others_decay(shard):
     shard.close()
 
 
+def home(id, place, at=NOW, **fields):
+    fact = {"subject": "Ada", "relation": "lives_in", "object": place}
+    return memory(id, kind="relational", text=f"Ada lives in {place}.", time=at, **fact, **fields)
+
+
+def holding(shard, namespace="acme"):
+    """Ids of the facts that hold, by the graph and by the memories themselves."""
+    now = [fact["id"] for fact in shard.query_facts(namespace, at=NOW + 99)]
+    assert now == [m["id"] for m in shard.list(namespace, kind="relational") if m.get("valid_to") is None]
+    return now
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_race_on_a_fact_ends_what_its_winner_contradicts(shard, known):
+    put(shard, home("old", "Porto"))
+    generation = put(shard, home("key", "Porto Alegre", NOW - 9))[0]["seq"] if known else 0
+    racing = [
+        Candidate(memory=home(place, place, NOW + 5, reward=reward), vector=unit(number))
+        for number, (place, reward) in enumerate([("Faro", 1.0), ("Lisbon", 2.0)])
+    ]
+    told = shard.race("acme", "key", racing, generation=generation, op_id="r", now=NOW, weigh=by_reward)
+    assert (told["winner"], told["closes"]) == ("Lisbon", ["old"])
+    assert shard.get("acme", "old")["valid_to"] == NOW + 5 and holding(shard) == ["key"]
+    shard = reopened(shard)
+    shard.forget("acme", ids=["key"], op_id="f", now=NOW)
+    assert holding(shard) == ["old"], "the end goes with what it came from"
+    shard.close()
+
+
+def test_a_candidate_that_is_no_triple_wins_as_an_episode(shard):
+    said = "Ada moved there. She liked it at once!"
+    racing = [Candidate(memory=home("c", said), vector=unit(0))]
+    told = shard.race("acme", "key", racing, generation=0, op_id="r", now=NOW, weigh=by_reward)
+    assert told["kind"] == "episodic" and shard.query_facts("acme") == []
+    shard.close()
+
+
 def test_of_races_from_one_generation_the_second_is_refused(shard):
     race(shard, 1.0, 2.0, generation=0, op_id="r1")
     with pytest.raises(Conflict) as caught:

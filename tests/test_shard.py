@@ -6,6 +6,7 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from zlib import crc32
@@ -19,8 +20,9 @@ from store_helpers import DIM, NOW, axis, memory, open_shard, unit
 
 from common.config import StoreConfig
 from common.errors import Conflict, InvalidInput, NotReady, StoreCorrupt
+from stores import plan
 from stores.locks import ReadWriteLock
-from stores.memory import to_json
+from stores.memory import content_digest, to_json
 from stores.shard import Shard
 from stores.view import cursor_of
 
@@ -41,6 +43,16 @@ def put(shard, *memories, op_id=None, vectors=None):
 
 def ids(found):
     return [item.get("memory", item)["id"] for item in found]
+
+
+def test_a_put_has_the_digest_that_earlier_versions_gave_it():
+    """A retry may come after an upgrade."""
+    told = {"context": {"b": [1, 2.5, None, True], "ä": {"a": ""}}, "time": 1.7e9, "reward": 0.25}
+    first = memory("m1", text='Zoë moved \u2028 "to" Oslo\n', **told)
+    second = memory("m2", cues=[{"question": "q?", "answer": "a"}])
+    assert plan.put_digest([first, second]) == "7e368a9f9304827f"
+    huge = memory("m3", context={"number": 10**40})
+    assert plan.put_digest([huge]) == plan.request_digest("put", [content_digest(replace(huge, time=0.0))])
 
 
 # Against a plain dict

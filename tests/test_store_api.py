@@ -349,7 +349,8 @@ def test_the_chain_is_sealed_and_verified(http):
     sealed = ok(post(http, "/v1/seal"))
     assert [shard["shard"] for shard in sealed["shards"]] == [0, 1] and len(sealed["checksum"]) == 16
     found = ok(http.post("/v1/verify"))
-    assert found == {"intact": True, "shards": [{"shard": n, "broken": None} for n in (0, 1)]}
+    shards = [{"shard": n, "broken": None} for n in (0, 1)]
+    assert found == {"intact": True, "sealed": sealed["sealed"], "notice": None, "shards": shards}
 
 
 def test_a_snapshot_covers_what_was_written(http):

@@ -287,3 +287,30 @@ def test_many_threads_save_the_same_session(shard: Shard, tmp_path: Path) -> Non
 def test_a_session_is_a_name(tmp_path: Path, name: str) -> None:
     with pytest.raises(InvalidInput):
         transfer.session_path(tmp_path, name)
+
+
+def test_facts_that_come_in_end_those_that_they_contradict(tmp_path: Path) -> None:
+    """As if they had been put, whichever side the older fact comes from; what they bring along counts once."""
+
+    def told(shard: Shard, id: str, place: str, at: float) -> None:
+        fact = {"subject": "Ada", "relation": "lives_in", "object": place, "time": at}
+        item = memory(id, kind="relational", text=f"Ada lives in {place}.", **fact)
+        shard.put([(item, unit(len(place)))], op_id=id, now=at)
+
+    def ends(shard: Shard) -> dict[str, Any]:
+        return {each["id"]: each.get("valid_to") for each in shard.list("acme")}
+
+    one, other, both = (open_shard(tmp_path / name) for name in ("one", "other", "both"))
+    for shard in (one, both):
+        told(shard, "rome", "Rome", NOW)
+        told(shard, "bonn", "Bonn", NOW + 20)
+    for shard in (other, both):
+        told(shard, "oslo", "Oslo", NOW + 10)
+    other.take([*one.export_rows("acme")], op_id="take", now=NOW)
+    assert ends(other) == ends(both) == {"rome": NOW + 10, "oslo": NOW + 20, "bonn": None}
+    closings = other._view.find("acme", "rome").closings  # type: ignore[union-attr]
+    assert closings == {"bonn": NOW + 20, "oslo": NOW + 10}
+    other.forget("acme", ids=["oslo"], op_id="forget", now=NOW)
+    assert ends(other) == {"rome": NOW + 20, "bonn": None} and other.verify() is None
+    for shard in (one, other, both):
+        shard.close()

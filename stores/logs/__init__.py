@@ -2,7 +2,8 @@
 
 - `base.py`: the `Log` protocol, `Operation`, and what every backend does alike. Open it first
 - `lmdb.py`: the default, one LMDB file in a folder that one process owns
-- `jsonl.py`: lines of text that a person can read; `text.py` says what a line looks like
+- `jsonl.py`: lines of text that a person can read; `text.py` says what a line looks like, `contents.py` what a
+  file of them holds
 - `redis.py`: in a redis-server, for clusters; `server.py` sees to what that server keeps
 - `sealed.py`: in front of any of them, encryption
 - `made.py`: which backend a log was made with

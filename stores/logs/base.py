@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import orjson
+
 from common.errors import Conflict, InvalidInput, NotReady, StoreCorrupt
 from stores import record as records
 from stores.crypto import KeyRing
@@ -178,13 +180,13 @@ class BaseLog:
         self, op_id: str, drafts: Sequence[Draft], *, now: float, after: Record | None = None
     ) -> list[Record]:
         seq, anchor = (self.seq, self.anchor) if after is None else (after.seq, after.anchor)
-        staged: list[Record] = []
-        for op, body, vector in drafts:
+        epoch, staged = self.epoch, []
+        for (op, body, vector), salt in zip(drafts, records.salts(len(drafts)), strict=True):
             seq += 1
             record = records.make(
                 op,
                 seq=seq,
-                epoch=self.epoch,
+                epoch=epoch,
                 time=now,
                 op_id=op_id,
                 previous=anchor,
@@ -192,6 +194,7 @@ class BaseLog:
                 vector=vector,
                 chain=self.chain,
                 parsed=None if isinstance(body, bytes) else body,
+                salt=salt,
             )
             staged.append(record)
             anchor = record.anchor
@@ -272,10 +275,14 @@ class BaseLog:
 
 
 def spell(body: Any) -> bytes:
-    """A record's body: JSON, or bytes as they are."""
+    """A record's body: JSON, or bytes as they are. Numbers are finite: what comes from outside is checked
+    where it comes in, and orjson would write null."""
     if isinstance(body, bytes):
         return body
-    return _encode(body).encode()
+    try:
+        return orjson.dumps(body)
+    except TypeError:  # what orjson does not take: whole numbers beyond 64 bits, deep nesting
+        return _encode(body).encode()
 
 
 def op_key(op_id: str) -> bytes:
@@ -288,8 +295,7 @@ def op_key(op_id: str) -> bytes:
 
 def pack_result(operation: Operation | None) -> bytes:
     """What is kept of an operation for retries; None for one whose content is erased."""
-    kept = GONE if operation is None else {"request": operation.request, "result": operation.result}
-    return _encode(kept).encode()
+    return spell(GONE if operation is None else {"request": operation.request, "result": operation.result})
 
 
 def unpack_result(raw: bytes, op_id: str, request: str | None) -> Any:

@@ -68,11 +68,13 @@ class LmdbLog(BaseLog):
 
     def seen(self, op_id: str, request: str | None) -> Any:
         key = base.op_key(op_id)
+        if self._owner.closed:
+            raise NotReady(f"log {self.path} is closed", code="log_closed")
+        if key not in self._kept:
+            return None
         with self._opened().begin(db=self._results) as txn:
             raw = txn.get(key)
-        if raw is None:
-            return None
-        kept = records.unseal(raw, f"the result of operation {op_id!r}")[_NUMBER.size :]
+        kept = records.unseal(raw or b"", f"the result of operation {op_id!r}")[_NUMBER.size :]
         return base.unpack_result(kept, op_id, request)
 
     def results(self) -> Iterator[tuple[str, Any]]:
@@ -84,13 +86,13 @@ class LmdbLog(BaseLog):
 
     def commit(self, operations: Sequence[Operation]) -> None:
         self._check_writable()
-        meta = self._after(operations)
+        meta, keys = self._after(operations), [operation.op_id.encode() for operation in operations]
         try:
             with self._env.begin(write=True) as txn:
                 self._check_owner(txn)
-                for number, operation in enumerate(operations, start=self._meta["commits"] + 1):
-                    self._append(txn, operation.records)
-                    self._remember(txn, number, operation)
+                self._append(txn, [record for operation in operations for record in operation.records])
+                dropped = self._remember(txn, keys, operations)
+                for operation in operations:
                     erased = [self._erase(txn, seq) for seq in operation.erase]
                     for op_id in {*operation.drop, *(r.op_id for r in erased if base.tells(r))}:
                         self._drop_result(txn, op_id)
@@ -103,6 +105,8 @@ class LmdbLog(BaseLog):
         except (lmdb.Error, OSError) as error:
             raise self._stopped(error) from error
         self._meta = meta
+        self._kept.update(keys)
+        self._kept.difference_update(dropped)
 
     def records(self, after: int = 0) -> Iterator[Record]:
         last, last_anchor = self.seq, self.anchor
@@ -214,6 +218,8 @@ class LmdbLog(BaseLog):
             self._databases = {name: self._env.open_db(name) for name in (b"log", b"results", b"order")}
             self._log, self._results, self._order = self._databases.values()
             self._env.reader_check()  # slots of readers that were killed
+            with self._env.begin(db=self._results) as txn:  # mostly an operation is new: no need to look
+                self._kept = {*txn.cursor().iternext(keys=True, values=False)}
         except (lmdb.InvalidError, lmdb.CorruptedError, lmdb.VersionMismatchError) as error:
             raise StoreCorrupt(f"log {self.path} is no LMDB file of ours: {error}") from error
         except (lmdb.Error, OSError) as error:
@@ -228,10 +234,10 @@ class LmdbLog(BaseLog):
             raise self._fenced()
 
     def _append(self, txn: lmdb.Transaction, staged: Sequence[Record]) -> None:
-        rows = [(_NUMBER.pack(record.seq), records.encode(record)) for record in staged]
-        consumed, added = txn.cursor(self._log).putmulti(rows, append=True) if rows else (0, 0)
-        if (consumed, added) != (len(rows), len(rows)):
-            raise lmdb.Error(f"{added} of {len(rows)} records were taken")
+        rows = ((_NUMBER.pack(record.seq), records.encode(record)) for record in staged)
+        _, added = txn.cursor(self._log).putmulti(rows, append=True)
+        if added != len(staged):
+            raise lmdb.Error(f"{added} of {len(staged)} records were taken")
 
     def _erase(self, txn: lmdb.Transaction, seq: int) -> Record:
         key = _NUMBER.pack(seq)
@@ -239,14 +245,25 @@ class LmdbLog(BaseLog):
         txn.put(key, records.encode(records.erase(record)), db=self._log)
         return record
 
-    def _remember(self, txn: lmdb.Transaction, number: int, operation: Operation) -> None:
-        """Keep the result for retries, and drop the oldest one."""
-        key, place = operation.op_id.encode(), _NUMBER.pack(number)
-        txn.put(key, records.seal(place + base.pack_result(operation)), db=self._results)
-        txn.put(place, key, db=self._order, append=True)
-        oldest = txn.pop(_NUMBER.pack(max(0, number - base.RESULTS_KEPT)), db=self._order)
-        if oldest is not None:
-            txn.delete(oldest, db=self._results)
+    def _remember(
+        self, txn: lmdb.Transaction, keys: Sequence[bytes], operations: Sequence[Operation]
+    ) -> list[bytes]:
+        """Keep the results for retries, and drop as many of the oldest: their keys."""
+        first = self._meta["commits"] + 1
+        numbers = range(first, first + len(operations))
+        order = [*zip(map(_NUMBER.pack, numbers), keys, strict=True)]
+        results = (
+            (key, records.seal(place + base.pack_result(operation)))
+            for (place, key), operation in zip(order, operations, strict=True)
+        )
+        txn.cursor(self._results).putmulti(results)
+        txn.cursor(self._order).putmulti(order, append=True)
+        full = numbers[max(0, base.RESULTS_KEPT + 1 - first) :]
+        oldest = (txn.pop(_NUMBER.pack(number - base.RESULTS_KEPT), db=self._order) for number in full)
+        dropped = [bytes(key) for key in oldest if key is not None]
+        for key in dropped:
+            txn.delete(key, db=self._results)
+        return dropped
 
     def _drop_result(self, txn: lmdb.Transaction, op_id: str) -> None:
         key = op_id.encode()
@@ -292,4 +309,4 @@ def _read_meta(txn: lmdb.Transaction) -> dict[str, Any] | None:
 
 
 def _write_meta(txn: lmdb.Transaction, meta: Mapping[str, Any]) -> None:
-    txn.put(_META, records.seal(json.dumps(meta).encode()))
+    txn.put(_META, records.seal(base.spell(meta)))

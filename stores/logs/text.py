@@ -16,6 +16,7 @@ from stores.record import Op, Record
 
 START = b'{"state":'  # how a log begins
 _RECORD = b'{"record":'
+_BODY, _VECTOR = b',"body":', b',"vector":'  # how those fields of a record begin
 _CRC = b',"crc":"%08x"}\n'
 _CRC_BYTES = len(_CRC % 0)
 
@@ -58,8 +59,8 @@ def number(text: bytes) -> int:
 
 
 def encode(record: Record) -> bytes:
-    """The body stands in the line as it is, for people to read, where those very bytes come back from it;
-    else in base64, as the vector does."""
+    """The body stands in the line as it is, for people to read, where it is an object on one line; else in
+    base64, as the vector does."""
     fields = {
         "record": record.seq,
         "op": record.op.name.lower(),
@@ -72,7 +73,7 @@ def encode(record: Record) -> bytes:
     }
     body = record.body if _readable(record.body) else _dump({"base64": _base64(record.body)})
     vector = _dump(_base64(record.vector))
-    return _close(_dump(fields)[:-1] + b',"body":' + body + b',"vector":' + vector)
+    return _close(_dump(fields)[:-1] + _BODY + body + _VECTOR + vector)
 
 
 def decode(text: bytes) -> Record:
@@ -87,9 +88,15 @@ def decode(text: bytes) -> Record:
         digest=bytes.fromhex(fields["digest"]),
         salt=bytes.fromhex(fields["salt"]),
         anchor=bytes.fromhex(fields["anchor"]),
-        body=base64.b64decode(body["base64"]) if [*body] == ["base64"] else _dump(body),
+        body=base64.b64decode(body["base64"]) if [*body] == ["base64"] else _within(text),
         vector=base64.b64decode(fields["vector"]),
     )
+
+
+def _within(text: bytes) -> bytes:
+    """The body as it stands in a record's line. Fields before it hold no quote that is not escaped, the one
+    behind it is base64."""
+    return text[text.index(_BODY) + len(_BODY) : text.rindex(_VECTOR)]
 
 
 def broken(text: bytes, seq: int, where: str) -> StoreCorrupt:
@@ -106,8 +113,8 @@ def broken(text: bytes, seq: int, where: str) -> StoreCorrupt:
 
 def _readable(body: bytes) -> bool:
     try:
-        content = json.loads(body)
-        return isinstance(content, dict) and "base64" not in content and _dump(content) == body
+        content = json.loads(body.decode())
+        return isinstance(content, dict) and "base64" not in content and b"\n" not in body
     except ValueError:
         return False
 

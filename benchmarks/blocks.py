@@ -1,0 +1,188 @@
+"""What a KV block costs and loses by encoder and by how it lies at rest.
+
+    python benchmarks/blocks.py [--model MODEL] [--dtype DTYPE] [--worlds 3] [--variants LIST] [--out FILE]
+
+Memories and questions are the demo's (`jobs.demo_data`); each question gets its own memory and the two next to it, with
+`recall.reprocess` none, so that everything comes from blocks. `same`: answers that are those of the first variant, word
+for word; `hit`: the expected answer is contained; `nats`: how far the first token's distribution moves from the first
+variant's (KL, mean). Encoding is CPU time of this process, which other work on the machine does not change much.
+"""
+
+import argparse
+import json
+import platform
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common.config import RecallConfig
+from common.files import write_json
+from jobs.demo_data import write_demo
+from models import prefix as kv
+from models.adapters import BASE, AdapterStore
+from models.blocks import BlockStore
+from models.encoding import Recalled
+from models.engine import Engine
+from models.load import LoadedModel, load_model
+from models.sampling import Sampling
+from models.turn import Turn
+from models.weights import Weights
+from train.chat import SHORTEST_SPAN
+from train.evaluate import normalise
+
+MAX_TOKENS = 16
+VARIANTS: dict[str, dict[str, Any]] = {
+    "kv_chunks": {},
+    "kv_chunks int8": {"block_dtype": "int8"},
+    "kv_compact 2x": {"encoder": "kv_compact", "compact": 2},
+    "kv_compact 2x int8": {"encoder": "kv_compact", "compact": 2, "block_dtype": "int8"},
+    "kv_compact 4x": {"encoder": "kv_compact", "compact": 4},
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    messages: list[dict[str, str]]
+    answer: str
+    memories: list[Recalled]
+
+
+def questions_of(seed: int) -> list[Question]:
+    """Of one demo world: the plain questions, two of each memory."""
+    with TemporaryDirectory() as folder:
+        rows = [
+            json.loads(line) for line in write_demo(Path(folder), seed).experiences.read_text().splitlines()
+        ]
+    memories = [Recalled(id=f"{seed}-{row['id']}", text=row["text"]) for row in rows]
+    found = []
+    for number, row in enumerate(rows):
+        near = [memories[(number + step) % len(memories)] for step in range(3)]
+        for cue in [cue for cue in row["cues"] if cue["family"] == "train"][:2]:
+            messages = [
+                {"role": "system", "content": SHORTEST_SPAN},
+                {"role": "user", "content": cue["question"]},
+            ]
+            found.append(Question(messages, cue["answer"], near))
+    return found
+
+
+def measure(
+    loaded: LoadedModel, recall: RecallConfig, questions: list[Question], folder: Path
+) -> dict[str, Any]:
+    """Encode, then answer. `answers` and `first` (`[questions, vocabulary]` log-probabilities) are compared later."""
+    engine = Engine(
+        loaded,
+        Weights(loaded, AdapterStore(folder / "adapters"), 1),
+        BlockStore(folder / "blocks", 8 << 30),
+        recall,
+    )
+    memories = list({memory.id: memory for question in questions for memory in question.memories}.values())
+    engine.memories.enqueue("n", memories[:1], BASE)
+    engine.encode_some()  # the head, and what a first call costs
+    started = time.process_time()
+    engine.memories.enqueue("n", memories[1:], BASE)
+    while engine.encode_some():
+        pass
+    seconds = time.process_time() - started
+    mark = engine.memories.fingerprint(BASE)
+    blocks = [
+        engine.memories._blocks.get("n", memory.id, mark, engine.memories.builder.memory(memory.text))
+        for memory in memories
+    ]
+    files = [path.stat().st_size for path in (folder / "blocks").rglob("*.safetensors")]
+    asked = [_ask(engine, question) for question in questions]
+    return {
+        "tokens": float(np.mean([len(block.ids) for block in blocks if block])),
+        "bytes": float(np.mean([block.size_bytes for block in blocks if block])),
+        "file_bytes": float(np.mean(files)),
+        "encode_ms": 1e3 * seconds / (len(memories) - 1),
+        "answers": [answer for answer, _ in asked],
+        "first": torch.stack([first for _, first in asked]),
+    }
+
+
+def _ask(engine: Engine, question: Question) -> tuple[str, torch.Tensor]:
+    """The greedy answer, and log-probabilities of its first token."""
+    turn = Turn(mode="prefix")
+    options: dict[str, Any] = {"namespace": "n", "adapter": BASE, "turn": turn}
+    prompt = engine.memories.prompt(
+        engine.loaded.model, question.messages, question.memories, max_tokens=MAX_TOKENS, **options
+    )
+    assert turn.fallback is None, turn.fallback
+    logits = kv.prefill(engine.loaded.model, prompt.prefix, prompt.ids)[1]
+    sampling = Sampling(max_tokens=MAX_TOKENS)
+    pieces = engine.answer(
+        question.messages,
+        question.memories,
+        mode="prefix",
+        sampling=sampling,
+        **{**options, "turn": Turn(mode="prefix")},
+    )
+    return "".join(pieces), logits.float().log_softmax(-1)
+
+
+def compared(found: dict[str, dict[str, Any]], questions: list[Question]) -> dict[str, dict[str, Any]]:
+    """Each variant against the first."""
+    first = next(iter(found.values()))
+    rows = {}
+    for name, result in found.items():
+        same = [ours == theirs for ours, theirs in zip(result["answers"], first["answers"], strict=True)]
+        hits = [
+            normalise(question.answer) in normalise(answer)
+            for question, answer in zip(questions, result["answers"], strict=True)
+        ]
+        nats = (first["first"].exp() * (first["first"] - result["first"])).sum(-1)
+        rows[name] = {
+            **{key: value for key, value in result.items() if key != "first"},
+            "of_first": result["bytes"] / first["bytes"],
+            "same": float(np.mean(same)),
+            "hit": float(np.mean(hits)),
+            "nats": float(nats.mean()),
+            "n": len(questions),
+        }
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--worlds", type=int, default=3)
+    parser.add_argument("--variants", default=",".join(VARIANTS), help="the first is compared against")
+    parser.add_argument("--soft-prompt", help="file of a trained encoder, to be measured too")
+    parser.add_argument("--out", type=Path, default=Path("runs/blocks.json"))
+    given = parser.parse_args()
+    variants = {name: VARIANTS[name] for name in given.variants.split(",")}
+    if given.soft_prompt:
+        variants["soft_prompt"] = {"encoder": "soft_prompt", "soft_prompt": given.soft_prompt}
+    loaded = load_model(given.model, given.dtype)
+    questions = [question for seed in range(given.worlds) for question in questions_of(seed)]
+    found = {}
+    for name, options in variants.items():
+        with TemporaryDirectory() as scratch:
+            recall = RecallConfig(reprocess="none", **options)
+            found[name] = measure(loaded, recall, questions, Path(scratch))
+        row = compared({k: found[k] for k in (next(iter(found)), name)}, questions)[name]
+        print(name, {key: value for key, value in row.items() if key != "answers"}, flush=True)
+    report = {
+        "command": " ".join(sys.argv),
+        "model": Path(given.model).name,
+        "dtype": str(loaded.dtype),
+        "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "variants": compared(found, questions),
+    }
+    write_json(given.out, report)
+
+
+if __name__ == "__main__":
+    main()

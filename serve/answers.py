@@ -1,0 +1,169 @@
+"""Chat and completions: recall, the engine, OpenAI's shape. Each choice is a request of its own to the engine."""
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from typing import Any
+
+from fastapi.responses import JSONResponse, Response
+
+from common.errors import InvalidInput, Overloaded
+from serve import openai_shapes as shapes
+from serve.access import Principal
+from serve.http import HeldStream, unwrap
+from serve.parts import Json, Parts, fresh_op
+from serve.recall import Recall, Recalled
+from serve.schema import ChatBody, CompletionBody
+from serve.telemetry import Telemetry
+
+
+class Answers:
+    def __init__(self, parts: Parts, recall: Recall, telemetry: Telemetry) -> None:
+        self._parts = parts
+        self._recall = recall
+        self._telemetry = telemetry
+        self._in_flight = 0
+        self._background: set[asyncio.Task] = set()
+
+    async def answer(
+        self, body: ChatBody | CompletionBody, asking: Principal, *, counted: bool = True
+    ) -> Response:
+        """`counted`: does it count as use of the memories that it was given?"""
+        asking.check(body.memory.namespace)
+        config = self._parts.config
+        prompts, samplings = body.prompts, body.sampling(config.serve.max_new_tokens)
+        self._parts.version(body.model, asking)  # an unknown one is refused before anything is done
+        mode = body.memory.mode or config.recall.mode
+        async with contextlib.AsyncExitStack() as stack:
+            stack.enter_context(self.admitted(len(prompts) * len(samplings)))
+            recalled = await asyncio.gather(
+                *(self._recall.for_prompt(prompt, body.memory, mode, config.recall.k) for prompt in prompts)
+            )
+            requests = [
+                {
+                    "messages": prompt,
+                    "memories": found.for_engine,
+                    "namespace": body.memory.namespace,
+                    "mode": mode,
+                    "sampling": sampling,
+                }
+                for prompt, found in zip(prompts, recalled, strict=True)
+                for sampling in samplings
+            ]
+            first, pieces = await self._begun(body.model, asking, requests)
+            await stack.enter_async_context(contextlib.aclosing(pieces))
+            reply = self._reply(body, mode, recalled)
+            if body.stream:
+                held = stack.pop_all()  # the stream ends after this function does
+                return HeldStream(self._events(reply, first, pieces), held, media_type="text/event-stream")
+            whole = reply.whole([first, *[piece async for piece in pieces]])
+        self._after(reply, counted=counted)
+        return JSONResponse(whole)
+
+    @contextlib.contextmanager
+    def admitted(self, requests: int = 1) -> Iterator[None]:
+        """Let so many requests in together. Raises `Overloaded`, and `InvalidInput` where they never fit."""
+        limit = self._parts.config.serve.max_queued
+        if requests > limit:
+            raise InvalidInput(
+                f"the call asks for {requests} answers, serve.max_queued is {limit}; send fewer at once",
+                param="n",
+            )
+        if self._in_flight + requests > limit:
+            raise Overloaded(
+                f"{self._in_flight} requests are in flight, the limit is {limit}; retry after 1 s"
+            )
+        self._in_flight += requests
+        try:
+            yield
+        finally:
+            self._in_flight -= requests
+
+    async def _begun(
+        self, model: str, asking: Principal, requests: Sequence[Json]
+    ) -> tuple[shapes.Piece, AsyncGenerator[shapes.Piece]]:
+        """The first piece, so that an early failure still has its own status code, and those behind it. Where the
+        version that an alias named retires before the engine holds it, the one that it names now answers."""
+        adapter = self._parts.version(model, asking)
+        while True:
+            engines = self._parts.engines
+            pieces = side_by_side([engines.generate({**request, "adapter": adapter}) for request in requests])
+            try:
+                return await anext(pieces), pieces
+            except Exception as error:
+                await pieces.aclose()
+                named, before = self._parts.version(model, asking), adapter
+                if unwrap(error).code != "adapter_not_found" or named == before:
+                    raise
+                adapter = named
+
+    def _reply(
+        self, body: ChatBody | CompletionBody, mode: str, recalled: Sequence[Recalled]
+    ) -> shapes.Reply:
+        if isinstance(body, ChatBody):
+            return shapes.ChatReply(body, mode, recalled)
+        return shapes.TextReply(body, mode, recalled)
+
+    async def _events(
+        self, reply: shapes.Reply, first: shapes.Piece, pieces: AsyncGenerator[shapes.Piece]
+    ) -> AsyncIterator[str]:
+        try:
+            yield reply.event(*first)
+            async for piece in pieces:
+                yield reply.event(*piece)
+        except Exception as error:  # the status line is gone: the stream itself has to say what failed
+            yield f"data: {json.dumps(unwrap(error).to_dict())}\n\n"
+        else:
+            self._after(reply)
+        yield "data: [DONE]\n\n"
+
+    def _after(self, reply: shapes.Reply, *, counted: bool = True) -> None:
+        """Count what was used: the memories that were put before each prompt."""
+        for turn in reply.turns:
+            self._telemetry.answered(turn)
+        injected = {id: None for turn in reply.turns for id in turn["injected"]}
+        if injected and counted:
+            namespace = reply.body.memory.namespace
+            self._spawn(self._parts.store.touch(namespace, [*injected], op_id=fresh_op(), now=time.time()))
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._telemetry.background_failed(task.exception())
+
+
+async def side_by_side(streams: Sequence[AsyncGenerator[Json]]) -> AsyncGenerator[shapes.Piece]:
+    """What any of the streams yields, with its place, as it comes. The first error ends them all."""
+    told: asyncio.Queue[shapes.Piece | Exception | None] = asyncio.Queue()
+
+    async def follow(place: int, stream: AsyncGenerator[Json]) -> None:
+        try:
+            async with contextlib.aclosing(stream):
+                async for piece in stream:
+                    told.put_nowait((place, piece))
+            told.put_nowait(None)
+        except Exception as error:
+            told.put_nowait(error)
+
+    tasks = [asyncio.create_task(follow(place, stream)) for place, stream in enumerate(streams)]
+    try:
+        running = len(tasks)
+        while running:
+            item = await told.get()
+            if item is None:
+                running -= 1
+            elif isinstance(item, Exception):
+                raise item
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,70 @@
+"""All replicas of the engine as one: which of them answers, and what every one of them has to hear.
+
+All replicas share the disk with the KV blocks; each holds in memory what it has used. So requests whose best memory
+is the same go to the same replica (`serve.app` gives the router): it has the block, and even one namespace's
+requests spread over all.
+"""
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+import ray.exceptions
+from ray.serve.handle import DeploymentHandle
+
+from common.errors import NotReady
+
+Json = dict[str, Any]
+LOAD = ("answered", "waiting", "running", "pending_blocks")
+
+
+class Engines:
+    """`deadline_s`: how long one of them may be silent to what all have to hear."""
+
+    def __init__(self, handle: DeploymentHandle, deadline_s: float) -> None:
+        self._handle = handle
+        self._deadline_s = deadline_s
+
+    async def generate(self, request: Json) -> AsyncGenerator[Json]:
+        """See `EngineReplica.generate`. Closing it cancels the request."""
+        best = [memory["id"] for memory in request["memories"][:1]]
+        session = {"session_id": "/".join([request["namespace"], *best])} if best else {}
+        pieces = self._handle.options(stream=True, **session).generate.remote(request)
+        try:
+            async for piece in pieces:
+                yield piece
+        finally:
+            pieces.cancel()
+
+    async def enqueue(self, namespace: str, memories: Sequence[Json], versions: Sequence[str]) -> None:
+        """See `EngineReplica.enqueue`; one replica encodes for all."""
+        await self._handle.enqueue.remote(namespace, [*memories], [*versions])
+
+    async def score(self, messages: Sequence[Json], adapter: str) -> list[Json]:
+        scores: list[Json] = await self._handle.score.remote([*messages], adapter)
+        return scores
+
+    async def forget(self, namespace: str, memory_ids: Sequence[str], erasure: Json) -> int:
+        """Have every replica drop these memories' KV blocks; see `EngineReplica.forget`. Returns the number of
+        files removed."""
+        return sum(await self._all("forget", namespace, [*memory_ids], erasure))
+
+    async def retire(self, adapter: str) -> int:
+        """Have every replica drop what it made for this model version. Returns the number of files removed."""
+        return sum(await self._all("retire", adapter))
+
+    async def status(self) -> Json:
+        """What they serve, their counters summed up, and each one's load under `replicas`."""
+        told = await self._all("status")
+        sums = {name: sum(one[name] for one in told) for name, value in told[0].items() if type(value) is int}
+        return {**told[0], **sums, "replicas": [{name: one[name] for name in LOAD} for one in told]}
+
+    async def _all(self, method: str, *args: Any) -> list[Any]:
+        """The answers of all running replicas. One that died meanwhile is left out: nothing of it remains."""
+        asked = self._handle.broadcast(method, *args)
+        told = await asked.results_async(timeout_s=self._deadline_s, return_exceptions=True)
+        alive = [one for one in told if not isinstance(one, ray.exceptions.RayActorError)]
+        for error in (one for one in alive if isinstance(one, BaseException)):
+            raise error
+        if not alive:
+            raise NotReady("no replica of the engine answers; retry")
+        return alive
