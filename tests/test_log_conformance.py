@@ -206,9 +206,12 @@ def test_readers_go_on_while_a_writer_writes_and_rewrites(log):
 
 
 def test_every_owner_has_a_higher_epoch(backend):
-    for epoch in range(1, 5):
+    before = 0
+    for number in range(1, 5):
         log = backend.open()
-        assert log.epoch == epoch == append(log, epoch).epoch
+        assert log.epoch > before  # a redis that answered late was asked twice, and counted twice
+        assert append(log, number).epoch == log.epoch
+        before = log.epoch
         log.close()
 
 
