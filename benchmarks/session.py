@@ -3,7 +3,7 @@
     python benchmarks/session.py [--model MODEL] [--dtype bfloat16] [--sizes 10,20,100,1000] [--out runs/session]
     python benchmarks/session.py --letta FOLDER | --locomo FILE ...
     python benchmarks/session.py --compare OTHER/report.json ...       # adds columns of differences
-    python benchmarks/session.py --adapter FOLDER ...                  # every mode by this adapter too: MODE@adapter
+    python benchmarks/session.py --adapter FOLDER ...                  # by this adapter too: MODE@adapter
 
 Same facts, same questions, same prompt pieces for every mode:
 
@@ -346,7 +346,7 @@ def main() -> None:
     parser.add_argument("--compare", type=Path, help="report.json of an earlier run")
     parser.add_argument("--out", type=Path, default=Path("runs/session"))
     options = parser.parse_args()
-    if options.adapter:
+    if options.adapter and not any("@" in name for name in options.modes):
         options.modes += [f"{name}@adapter" for name in options.modes]
     loaded = load_model(options.model, options.dtype)
     report: Json = {

@@ -18,7 +18,8 @@ from common.config import RecallConfig
 from models import prefix as kv
 from models.compact import compacted
 from models.load import LoadedModel
-from models.soft_prompt import LoadReport, SoftPrompt, load_soft_prompt, soft_states
+from models.load_report import LoadReport
+from models.soft_prompt import SoftPrompt, load_soft_prompt, soft_states
 
 REPEAT = "\nThe same once more:\n"  # what stands between a memory and its repetition (kv_compact)
 

@@ -1,7 +1,8 @@
-"""Whether a PEFT LoRA folder fits a model, told before it is loaded. PEFT itself passes over what it does not know."""
+"""Whether trained tensors fit a model. For a PEFT LoRA folder it is told before it is loaded: PEFT passes over what it
+does not know."""
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,51 +10,53 @@ from safetensors import safe_open
 
 from common.errors import Conflict
 from common.files import read_json
+from models.adapters import adapter_digest
 
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 
-_TOLD = ("digest", "model_digest", "data_digest", "purpose", "steps", "created")  # of a manifest
+_TOLD = ("model_digest", "data_digest", "purpose", "steps", "created")  # of a manifest
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadReport:
-    """Tensor names by what becomes of them, and where the adapter comes from.
+    """What becomes of the file of trained tensors: names of those that are `loaded`, that the file has too many
+    (`skipped`) or too few (`missing`), and those of another shape (`shape_errors`: name -> theirs, ours).
+    `provenance` is what its training wrote down; `digest` names its content, 16 hex digits."""
 
-    `loaded`: they fit a module of the model. `skipped`: no such module, or no LoRA matrix. `missing`: modules that the
-    configuration names and the file does not hold. `shape_errors`: name -> [shape, expected shape].
-    """
-
+    digest: str
     loaded: list[str]
     skipped: list[str]
     missing: list[str]
-    shape_errors: dict[str, list[list[int]]]
-    provenance: dict[str, Any]
+    shape_errors: dict[str, tuple[list[int], list[int]]]
+    provenance: dict[str, Any] = field(default_factory=dict)
 
     @property
     def complete(self) -> bool:
-        return bool(self.loaded) and not (self.skipped or self.missing or self.shape_errors)
-
-    def check(self) -> None:
-        """Raises `Conflict` where anything would be left out: half an adapter answers, and wrongly."""
-        if not self.complete:
-            bad = [*self.shape_errors, *self.skipped, *self.missing] or ["it holds no tensor"]
-            raise Conflict(
-                f"adapter does not fit the model: {len(self.shape_errors)} tensors of another shape, "
-                f"{len(self.skipped)} without a module, {len(self.missing)} modules without a tensor, first: "
-                f"{bad[0]}; train it for this model",
-                param="model",
-                code="adapter_does_not_fit",
-            )
+        return not self.missing and not self.shape_errors
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "complete": self.complete}
+
+
+def check_adapter(report: LoadReport) -> None:
+    """Raises `Conflict` where any of an adapter would be left out: half an adapter answers, and wrongly."""
+    bad = [*report.shape_errors, *report.skipped, *report.missing]
+    if bad or not report.loaded:
+        raise Conflict(
+            f"adapter {report.digest} does not fit the model: {len(report.shape_errors)} tensors of another shape, "
+            f"{len(report.skipped)} without a module, {len(report.missing)} modules without a tensor, first: "
+            f"{bad[0] if bad else 'it is empty'}; train it for this model",
+            param="model",
+            code="adapter_does_not_fit",
+        )
 
 
 def load_report(model: Any, folder: Path) -> LoadReport:
     """Compare the tensors of `folder` with the modules of `model`, which may hold other adapters already."""
     config = read_json(folder / "adapter_config.json")
     modules = {name.removeprefix("base_model.model."): module for name, module in model.named_modules()}
-    loaded, skipped, errors, held = [], [], {}, set()
+    loaded, skipped, held = [], [], set()
+    errors: dict[str, tuple[list[int], list[int]]] = {}
     with safe_open(folder / "adapter_model.safetensors", "pt") as file:
         for name in sorted(file.keys()):
             match = _KEY.fullmatch(name)
@@ -68,8 +71,9 @@ def load_report(model: Any, folder: Path) -> LoadReport:
             if shape == wanted:
                 loaded.append(name)
             else:
-                errors[name] = [shape, wanted]
+                errors[name] = (shape, wanted)
     return LoadReport(
+        digest=adapter_digest(folder),
         loaded=loaded,
         skipped=skipped,
         missing=sorted(_targets(modules, config["target_modules"]) - held),

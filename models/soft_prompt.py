@@ -8,7 +8,6 @@ that were computed from all tokens hold more. `train.soft_prompt` trains it.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from common.errors import InvalidInput, NotFound
 from common.files import write_bytes
 from models.load import LoadedModel
+from models.load_report import LoadReport
 from models.prefix import as_cache, stacked
 
 HEADS = 4
@@ -45,27 +45,6 @@ class SoftPrompt(nn.Module):
         tokens = self.norm(embedded)[None]
         seen, _ = self.read(self.norm(pooled)[None] + self.places[:count], tokens, tokens, need_weights=False)
         return pooled + self.add(nn.functional.gelu(self.between(seen[0])))
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoadReport:
-    """What became of a trained encoder's file: names of tensors that were `loaded`, that the file has too many
-    (`skipped`) or too few (`missing`), and those of another shape (`shape_errors`: name -> theirs, ours).
-    `provenance` is what its training wrote down; `digest` names its content, 16 hex digits."""
-
-    digest: str
-    loaded: list[str]
-    skipped: list[str]
-    missing: list[str]
-    shape_errors: dict[str, tuple[list[int], list[int]]]
-    provenance: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def complete(self) -> bool:
-        return not self.missing and not self.shape_errors
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "complete": self.complete}
 
 
 def soft_states(

@@ -11,7 +11,7 @@ from peft import PeftModel
 from common.errors import Conflict
 from models.adapters import BASE, AdapterStore
 from models.load import LoadedModel
-from models.load_report import load_report
+from models.load_report import check_adapter, load_report
 
 _PEFT_BASE = "__base__"  # PEFT's name for a row of a mixed batch that no adapter touches
 
@@ -93,7 +93,7 @@ class Weights:
                 code="adapter_of_another_base",
             )
         with self._store.copied(digest) as path:
-            load_report(self.base, path).check()
+            check_adapter(load_report(self.base, path))
             if self._peft is None:
                 self._peft = PeftModel.from_pretrained(
                     self.base, path, adapter_name=digest, is_trainable=False

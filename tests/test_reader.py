@@ -18,7 +18,7 @@ from jobs.demo_data import EPISODIC, FIRST, LAST, RELATIONAL, SPATIAL
 from models import prefix as kv
 from models.adapters import AdapterStore
 from models.load import dequantised, load_model, resolve
-from models.load_report import load_report
+from models.load_report import check_adapter, load_report
 from models.prompt import PromptBuilder
 from models.weights import Weights
 from train import reader
@@ -198,7 +198,7 @@ def test_a_folder_that_does_not_fit_is_reported_and_refused(small, tmp_path):
     reader.add_lora(load_model(small.name, "float32").model, CONFIG).save_pretrained(folder)
     whole = load_report(small.model, folder)
     assert whole.complete and len(whole.loaded) == 2 * 2 * len(CONFIG.targets)
-    whole.check()
+    check_adapter(whole)
 
     narrow = LlamaConfig(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, vocab_size=9
@@ -207,7 +207,7 @@ def test_a_folder_that_does_not_fit_is_reported_and_refused(small, tmp_path):
     assert len(other.shape_errors) == len(other.skipped) == 2 * len(CONFIG.targets) and not other.loaded
     assert all(shape != wanted for shape, wanted in other.shape_errors.values())
     with pytest.raises(Conflict, match="8 tensors of another shape, 8 without a module"):
-        other.check()
+        check_adapter(other)
 
     file = folder / "adapter_model.safetensors"
     save_file(
@@ -227,17 +227,17 @@ def test_a_folder_that_does_not_fit_is_reported_and_refused(small, tmp_path):
 
 @pytest.mark.slow
 def test_a_training_that_was_cut_off_goes_on_as_if_it_had_not_been(tmp_path):
-    config = reader.ReaderConfig(steps=6, checkpoint_every=2, anchors=3, held_out=2, lr=1e-3)
+    config = reader.ReaderConfig(steps=4, scenes=3, checkpoint_every=1, anchors=3, held_out=1, lr=5e-3)
 
     def stop(text: str) -> None:
-        if text.startswith("step 4:"):  # told before it is saved
+        if text.startswith("step 3:"):  # told before it is saved
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         reader.train(load_model("smollm2-135m", "float32"), config, tmp_path / "cut", stop)
     folder, report = reader.train(load_model("smollm2-135m", "float32"), config, tmp_path / "cut")
     straight, other = reader.train(load_model("smollm2-135m", "float32"), config, tmp_path / "straight")
-    assert report["steps"] == other["steps"] == 6 and report["data_digest"] == other["data_digest"]
-    assert report["held_out"]["6"] < report["held_out"]["0"]
+    assert report["steps"] == other["steps"] == 4 and report["data_digest"] == other["data_digest"]
+    assert report["scenes"] == 3 and report["questions"] == other["questions"]
     mine, wanted = load_peft_weights(str(folder)), load_peft_weights(str(straight))
-    assert all(torch.allclose(mine[name], wanted[name], atol=1e-5) for name in wanted)
+    assert all(torch.allclose(mine[name], wanted[name], atol=1e-4) for name in wanted)
