@@ -38,7 +38,7 @@ from models.weights import Weights
 from train.chat import SHORTEST_SPAN
 from train.evaluate import normalise
 
-MAX_TOKENS = 16
+MAX_TOKENS = 8
 VARIANTS: dict[str, dict[str, Any]] = {
     "kv_chunks": {},
     "kv_chunks int8": {"block_dtype": "int8"},
@@ -98,35 +98,48 @@ def measure(
         for memory in memories
     ]
     files = [path.stat().st_size for path in (folder / "blocks").rglob("*.safetensors")]
-    asked = [_ask(engine, question) for question in questions]
     return {
         "tokens": float(np.mean([len(block.ids) for block in blocks if block])),
         "bytes": float(np.mean([block.size_bytes for block in blocks if block])),
         "file_bytes": float(np.mean(files)),
         "encode_ms": 1e3 * seconds / (len(memories) - 1),
-        "answers": [answer for answer, _ in asked],
-        "first": torch.stack([first for _, first in asked]),
+        "answers": _answers(engine, questions),
+        "first": torch.stack([_first(engine, question) for question in questions]),
     }
 
 
-def _ask(engine: Engine, question: Question) -> tuple[str, torch.Tensor]:
-    """The greedy answer, and log-probabilities of its first token."""
+def _first(engine: Engine, question: Question) -> torch.Tensor:
+    """Log-probabilities of the answer's first token, `[vocabulary]`."""
     turn = Turn(mode="prefix")
-    options: dict[str, Any] = {"namespace": "n", "adapter": BASE, "turn": turn}
     prompt = engine.memories.prompt(
-        engine.loaded.model, question.messages, question.memories, max_tokens=MAX_TOKENS, **options
-    )
-    assert turn.fallback is None, turn.fallback
-    logits = kv.prefill(engine.loaded.model, prompt.prefix, prompt.ids)[1]
-    sampling = Sampling(max_tokens=MAX_TOKENS)
-    pieces = engine.answer(
+        engine.loaded.model,
         question.messages,
         question.memories,
-        mode="prefix",
-        sampling=sampling,
-        **{**options, "turn": Turn(mode="prefix")},
+        namespace="n",
+        adapter=BASE,
+        max_tokens=MAX_TOKENS,
+        turn=turn,
     )
-    return "".join(pieces), logits.float().log_softmax(-1)
+    assert turn.fallback is None, turn.fallback
+    return kv.prefill(engine.loaded.model, prompt.prefix, prompt.ids)[1].float().log_softmax(-1)
+
+
+def _answers(engine: Engine, questions: list[Question]) -> list[str]:
+    """Greedy answers, as many at once as the engine takes."""
+    answers = [
+        engine.submit(
+            question.messages,
+            question.memories,
+            namespace="n",
+            adapter=BASE,
+            sampling=Sampling(max_tokens=MAX_TOKENS),
+            turn=Turn(mode="prefix"),
+        )
+        for question in questions
+    ]
+    while engine.busy:
+        engine.step()
+    return ["".join(answer.pieces) for answer in answers]
 
 
 def compared(found: dict[str, dict[str, Any]], questions: list[Question]) -> dict[str, dict[str, Any]]:
@@ -157,7 +170,8 @@ def main() -> None:
     )
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--worlds", type=int, default=3)
+    parser.add_argument("--worlds", type=int, default=2, help="of 20 memories, 40 questions")
+    parser.add_argument("--questions", type=int, help="as many of them, evenly spread; none: all")
     parser.add_argument("--variants", default=",".join(VARIANTS), help="the first is compared against")
     parser.add_argument("--soft-prompt", help="file of a trained encoder, to be measured too")
     parser.add_argument("--out", type=Path, default=Path("runs/blocks.json"))
@@ -167,6 +181,8 @@ def main() -> None:
         variants["soft_prompt"] = {"encoder": "soft_prompt", "soft_prompt": given.soft_prompt}
     loaded = load_model(given.model, given.dtype)
     questions = [question for seed in range(given.worlds) for question in questions_of(seed)]
+    if given.questions:
+        questions = questions[:: max(1, len(questions) // given.questions)][: given.questions]
     found = {}
     for name, options in variants.items():
         with TemporaryDirectory() as scratch:

@@ -29,7 +29,7 @@ from models.prefix import KVBlock
 from models.quantised import Int8States
 from models.tiers import Key, Tier
 
-HISTORY = ".history.safetensors"
+PLAIN, HISTORY = ".safetensors", ".history.safetensors"
 LEFT_ON_DISK = 0.9  # of the budget, once it is exceeded: so that not every write has to look at all files
 
 Notes = dict[str, str]
@@ -131,8 +131,9 @@ class BlockStore:
         the files are noise then."""
         ids, removed = set(memory_ids), 0
         folder = self._folder / _digest(namespace)
-        for path in [path for memory_id in ids for path in folder.glob(f"*/{_digest(memory_id)}.*")]:
-            removed += _unlinked(path)
+        names = [_digest(memory_id) + ending for memory_id in ids for ending in (PLAIN, HISTORY)]
+        for version in folder.glob("*/"):
+            removed += sum(_unlinked(version / name) for name in names)
         for path in folder.glob(f"*/*{HISTORY}"):
             note = self._note(namespace, path)
             if note is None or ids & {*json.loads(note["behind"])}:  # of one that cannot be read nobody knows
@@ -242,7 +243,7 @@ class BlockStore:
 
     def _path(self, key: Key, front: str) -> Path:
         namespace, memory_id, fingerprint = key
-        name = _digest(memory_id) + (HISTORY if front else ".safetensors")
+        name = _digest(memory_id) + (HISTORY if front else PLAIN)
         return self._folder / _digest(namespace) / fingerprint / name
 
 

@@ -147,7 +147,8 @@ class Encoding:
             ids.append(block)
         if not chosen:
             with self._queue_lock:
-                self._unfinished.pop((space, version), None)
+                if self._histories.get((space, version)) == {memory.id: memory.text for memory in history}:
+                    self._unfinished.pop((space, version), None)
             return self._encode_history(model, version, limit, tokens)  # another namespace's
         encoded = self.encoder.encode(model, kv.laid(self._head(model, version), done).states, ids)
         fronts = _fronts([*(block.ids for block in done), *ids])[len(done) :]

@@ -94,10 +94,11 @@ class Answers:
                 return await anext(pieces), pieces
             except Exception as error:
                 await pieces.aclose()
-                named, before = self._parts.version(model, asking), adapter
-                if unwrap(error).code != "adapter_not_found" or named == before:
+                if unwrap(error).code != "adapter_not_found":
                     raise
-                adapter = named
+                before, adapter = adapter, self._parts.version(model, asking)
+                if adapter == before:
+                    raise
 
     def _reply(
         self, body: ChatBody | CompletionBody, mode: str, recalled: Sequence[Recalled]

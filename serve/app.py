@@ -27,12 +27,12 @@ def build(config: Config) -> ray_serve.Application:
         "graceful_shutdown_timeout_s": config.serve.deadline_s,
         "max_surge_percent": config.serve.surge_percent,
     }
-    engine = EngineReplica.options(**rolling, **_engine_options(config.serve)).bind(config)  # type: ignore[attr-defined]
+    engine = EngineReplica.options(**rolling, **engine_options(config.serve)).bind(config)  # type: ignore[attr-defined]
     embedder = EmbedderReplica.options(**rolling).bind(config)  # type: ignore[attr-defined]
     return Api.options(**rolling).bind(config, engine, embedder)  # type: ignore[attr-defined]
 
 
-def _engine_options(serve: ServeConfig) -> dict[str, Any]:
+def engine_options(serve: ServeConfig) -> dict[str, Any]:
     """How many replicas, and how requests find theirs: `Engines` names the session, a ring of hashes the replica."""
     options: dict[str, Any] = {
         "ray_actor_options": {"num_cpus": 0.5, "num_gpus": serve.replica_gpus},

@@ -32,3 +32,27 @@ def test_an_open_bind_is_refused_before_anything_starts():
 
     with pytest.raises(InvalidInput, match="open to other machines"):
         build(config.load(overrides={"serve.host": "0.0.0.0"}))
+
+
+@pytest.mark.parametrize(("least", "most"), [(1, 1), (2, 2), (1, 3)])
+def test_replicas_are_as_configured(least, most):
+    from serve.app import build, engine_options
+
+    given = {"serve.min_replicas": least, "serve.max_replicas": most, "serve.target_ongoing_requests": 3}
+    settings = config.load(overrides=given)
+    build(settings)  # Serve refuses what it does not understand
+    options = engine_options(settings.serve)
+    if least == most:
+        assert options["num_replicas"] == least and "autoscaling_config" not in options
+    else:
+        scaling = options["autoscaling_config"]
+        assert (scaling["min_replicas"], scaling["max_replicas"], scaling["target_ongoing_requests"]) == (
+            1,
+            3,
+            3,
+        )
+    assert ("request_router_config" in options) == (most > 1)
+    with pytest.raises(InvalidInput, match=r"serve.max_replicas = 0"):
+        config.load(overrides={"serve.max_replicas": 0})
+    with pytest.raises(InvalidInput, match=r"at least serve.min_replicas, which is 4"):
+        config.load(overrides={"serve.min_replicas": 4, "serve.max_replicas": most})

@@ -6,8 +6,15 @@ from pathlib import Path
 
 import httpx
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 
-from models.adapters import AdapterStore
+from common import config
+from models.adapters import FILES, AdapterStore
+from serve import adapter_routes
+from serve.access import Access
+from serve.http import install_error_handlers
+from serve.parts import Parts
 
 QUESTION = [{"role": "user", "content": "Where does Ada Quill live?"}]
 
@@ -36,6 +43,38 @@ def versions(instance, loaded, trained, http):
     for manifest in store.manifests():
         http.delete(f"/v1/adapters/{manifest['digest']}", params={"aliases": True}).raise_for_status()
     assert http.get("/v1/adapters").json() == {"adapters": []}
+
+
+def test_a_key_sees_the_versions_of_its_namespaces_and_only_one_of_all_sets_aliases(tmp_path):
+    files = tmp_path / "trained"
+    files.mkdir()
+    for name in FILES:
+        (files / name).write_text("{}")
+    store = AdapterStore(tmp_path / "adapters")
+    digest = store.publish(files, {"namespace": "b"})
+    app = FastAPI()
+    install_error_handlers(app)
+    app.include_router(adapter_routes.router)
+    app.state.access = Access({"a": ["a"], "b": ["b"], "all": ["*"]})
+    parts = {"store": None, "engines": None, "embedder": None}  # none of them is reached
+    app.state.parts = Parts(config=config.load(env={}), adapters=store, **parts)
+    requests = [
+        ("GET", f"/v1/adapters/{digest}", {}),
+        ("POST", f"/v1/adapters/{digest}/alias", {"json": {"alias": "best"}}),
+        ("DELETE", f"/v1/adapters/{digest}", {}),
+        ("DELETE", f"/v1/adapters/{digest}", {"params": {"aliases": True}}),
+    ]
+    told = {}
+    with TestClient(app) as client:
+        assert client.get("/v1/adapters").status_code == 401
+        for key in ("a", "b", "all"):
+            headers = {"Authorization": f"Bearer {key}"}
+            listed = client.get("/v1/adapters", headers=headers).json()["adapters"]
+            asked = requests if key != "all" else requests[:2]
+            answers = [client.request(method, url, headers=headers, **more) for method, url, more in asked]
+            told[key] = (len(listed), [answer.status_code for answer in answers])
+    assert told == {"a": (0, [404, 403, 404, 404]), "b": (1, [200, 403, 409, 403]), "all": (1, [200, 200])}
+    assert store.aliases() == {"latest": digest, "best": digest}
 
 
 def test_versions_are_listed_named_and_retired(http, versions, instance):

@@ -203,6 +203,9 @@ def test_forgetting_is_everywhere_and_has_a_receipt(http):
     assert http.post("/v1/memories/forget", json={"namespace": "erase", "all": True}).json()["forgotten"] == [
         "keep"
     ]
+    write(http, "erase", [{"id": "gone", "text": FACTS["ada"]}])  # the id holds content again
+    wait_for_blocks(http)
+    assert chat(http, "erase", max_tokens=1).json()["memory"]["fallback"] is None
 
 
 BAD = [

@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -65,6 +66,25 @@ def test_forgetting_the_last_block_leaves_copies_unreadable(config, tmp_path):
     assert blocks.get("other", "a", "fingerprint", [1, 2, 3]).text == TEXT
     blocks.put("acme", block("a"))
     assert opened(config, tmp_path).get("acme", "a", "fingerprint", [1, 2, 3]).text == TEXT
+
+
+def test_what_was_encoded_behind_a_forgotten_memory_goes_where_files_are_sealed_too(config, tmp_path):
+    blocks = opened(config, tmp_path)
+    history = [
+        replace(block(id), front=front, behind=behind)
+        for id, front, behind in (("a", "0", ()), ("b", "1", ("a",)), ("c", "2", ("a", "b")))
+    ]
+    for each in history:
+        blocks.put("acme", each)
+    blocks = opened(config, tmp_path)
+    assert blocks.forget("acme", ["b"]) == 2
+    left = [
+        each.memory_id
+        for each in history
+        if blocks.has("acme", each.memory_id, "fingerprint", [1, 2, 3], each.front)
+    ]
+    assert left == ["a"]
+    assert blocks.get("acme", "a", "fingerprint", [1, 2, 3], "0").behind == ()
 
 
 def test_blocks_of_before_the_encryption_are_misses(config, tmp_path):

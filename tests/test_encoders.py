@@ -290,6 +290,24 @@ def test_eight_bits_at_rest_answer_the_same(loaded, tmp_path, encoder):
         assert given == plain
 
 
+def test_what_disk_had_no_room_for_falls_back_to_text_and_is_encoded_again(small, tmp_path):
+    engine = make(small, tmp_path)
+    encode(engine, FACTS[:1])
+    [file] = (tmp_path / "blocks").rglob("*.safetensors")
+    blocks = BlockStore(tmp_path / "blocks", 1 << 30, disk_bytes=2 * file.stat().st_size)
+    weights = Weights(small, AdapterStore(tmp_path / "adapters"), 1)
+    engine = Engine(small, weights, blocks, RecallConfig())
+    encode(engine, FACTS)
+    assert blocks.evicted
+    injected, turn = logits(engine, FACTS[:1], "prefix")
+    assert turn.fallback and torch.equal(injected, logits(engine, FACTS[:1], "text")[0])
+    for fact in FACTS[1:]:
+        logits(engine, [fact], "prefix")
+    assert engine.memories.fallbacks == blocks.misses == engine.memories.pending_blocks == blocks.evicted
+    assert engine.memories.encode(small.model, BASE, limit=1, tokens=64) == 1
+    assert logits(engine, FACTS[:1], "prefix")[1].fallback is None
+
+
 def test_a_retired_version_leaves_nothing(small, tmp_path):
     engine = make(small, tmp_path)
     encode(engine, FACTS)

@@ -175,7 +175,6 @@ def assert_batch(log):
     assert numbers(log) == [2, 3, 3, 4, 4, 5, 5] and log.verify() is None
 
 
-@pytest.mark.parametrize("backend", ["jsonl", "redis"], indirect=True)  # LMDB's rewrite closes its file
 def test_readers_go_on_while_a_writer_writes_and_rewrites(log):
     failures, stop = [], threading.Event()
     append(log, 1)
@@ -185,6 +184,7 @@ def test_readers_go_on_while_a_writer_writes_and_rewrites(log):
             try:
                 found = [record.seq for record in log.records()]
                 assert found == [*range(1, len(found) + 1)] and log.seen("op-1", "r") == 1
+                assert log.verify() is None
             except Exception as error:
                 failures.append(error)
                 return
@@ -206,9 +206,12 @@ def test_readers_go_on_while_a_writer_writes_and_rewrites(log):
 
 
 def test_every_owner_has_a_higher_epoch(backend):
-    for epoch in range(1, 5):
+    before = 0
+    for number in range(1, 5):
         log = backend.open()
-        assert log.epoch == epoch == append(log, epoch).epoch
+        assert log.epoch > before  # a redis that answered late was asked twice, and counted twice
+        assert append(log, number).epoch == log.epoch
+        before = log.epoch
         log.close()
 
 

@@ -212,8 +212,18 @@ def test_a_full_queue_is_refused_and_a_client_that_leaves_makes_room(client, htt
         chat(client)
     assert float(caught.value.response.headers["retry-after"]) > 0
     stream.close()
+    until_idle(http)
+    assert chat(client).choices
+
+
+def test_a_client_that_gives_up_waiting_makes_room_too(client, http):
+    with pytest.raises(openai.APITimeoutError):
+        chat(client.with_options(timeout=1.0), max_tokens=4000, temperature=2.0, seed=1)
+    until_idle(http)
+
+
+def until_idle(http):
     deadline = time.monotonic() + 60
     while (engine := http.get("/ready").json()["engine"])["running"] or engine["waiting"]:
         assert time.monotonic() < deadline, engine
         time.sleep(0.1)
-    assert chat(client).choices

@@ -152,3 +152,13 @@ def test_a_killed_replica_fails_its_own_requests_only(taught, instance):
         until(lambda: load.done > after + 20)
     assert len(load.failed) <= 4, load.failed  # as many as there are clients
     until(lambda: len(engine(taught)["replicas"]) == 2)
+
+
+def test_replicas_come_with_the_load(taught, instance, settings):
+    scaled = {"min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 1.0}
+    serve = settings.serve.model_copy(update=scaled)
+    instances.update(settings.model_copy(update={"serve": serve}), deadline_s=500)
+    until(lambda: len(engine(taught)["replicas"]) == 1)
+    with Load(instance.url) as load:
+        until(lambda: len(engine(taught)["replicas"]) == 2, deadline_s=400.0)
+    assert not load.failed, load.failed[:5]

@@ -286,7 +286,7 @@ def test_what_a_memory_says_leaves_conversations_on_other_shards_too(config, pla
         talks = [f"talk-{i}" for i in range(8)]
         assert len({placement.pick(space, talk) for talk in talks}) == 2
         item = memory("m", namespace=space, text="the secret", context={"topic": "x"})
-        await store.put([(item, unit(1))], **op())
+        [put] = await store.put([(item, unit(1))], **op())
         for talk in talks:
             for text in ("the secret", "the weather"):
                 await store.push(space, talk, [{"role": "user", "text": text}], **op())
@@ -298,6 +298,11 @@ def test_what_a_memory_says_leaves_conversations_on_other_shards_too(config, pla
         }[by]
         receipt = await store.forget(space, **{by: chosen}, **op())
         assert receipt["forgotten"] == ["m"] and receipt["turns"] == (16 if by == "everything" else 8)
+        assert receipt["generation"] == store.generation and len(receipt["heads"]) == 2
+        assert dict(receipt["heads"])[put["shard"]] >= put["seq"]
+        [again] = await store.put([(item, unit(1))], **op())
+        assert again["shard"] == put["shard"] and dict(receipt["heads"])[put["shard"]] < again["seq"]
+        await store.forget(space, ids=["m"], **op())
         left = [turn["text"] for talk in talks for turn in await store.peek(space, talk, 9)]
         assert left == ([] if by == "everything" else ["the weather"] * 8)
         assert len(await store.peek(f"{space}-other", "talk", 9)) == 1

@@ -506,7 +506,7 @@ def test_every_route_asks_for_a_key_of_its_namespace(method, path, body):
         app.include_router(module.router)
     app.state.access, app.state.parts = Access({"k1": ["a"]}), None
     operator = path in {route.path for route in chain_routes.router.routes} - {"/v1/keys/rotate"}
-    url = path.replace("{memory_id}", "m").replace("{conversation:path}", "c")
+    url = path.replace("{memory_id}", "m").replace("{conversation:path}", "c").replace("{shard}", "0")
     query = "" if operator else "?namespace=b&key=k"
     if method in ("GET", "DELETE") or path == "/v1/memories/import":
         sent = {}

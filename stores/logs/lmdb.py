@@ -50,7 +50,7 @@ class LmdbLog(BaseLog):
         """Own the folder; see `open_log` for the arguments and what it raises."""
         super().__init__(path, identity=identity, chain=chain)
         self._map_size = map_size_bytes
-        self._replacing = threading.Lock()  # readers of records ask while a writer puts a new file in place
+        self._replacing = threading.Lock()  # others read while a writer puts a new file in place
         path.mkdir(parents=True, exist_ok=True)
         self._owner = lock_file(path / "owner.lock", wait_s)
         try:
@@ -68,21 +68,21 @@ class LmdbLog(BaseLog):
 
     def seen(self, op_id: str, request: str | None) -> Any:
         key = base.op_key(op_id)
-        if self._owner.closed:
-            raise NotReady(f"log {self.path} is closed", code="log_closed")
+        self._opened()
         if key not in self._kept:
             return None
-        with self._opened().begin(db=self._results) as txn:
+        with self._replacing, self._opened().begin(db=self._results) as txn:
             raw = txn.get(key)
         kept = records.unseal(raw or b"", f"the result of operation {op_id!r}")[_NUMBER.size :]
         return base.unpack_result(kept, op_id, request)
 
     def results(self) -> Iterator[tuple[str, Any]]:
-        with self._env.begin(db=self._results) as txn:
-            for key, raw in txn.cursor():
-                op_id = key.decode()
-                kept = records.unseal(raw, f"the result of operation {op_id!r}")[_NUMBER.size :]
-                yield op_id, base.result_of(kept)
+        with self._replacing, self._opened().begin(db=self._results) as txn:
+            found = [*txn.cursor()]
+        for key, raw in found:
+            op_id = key.decode()
+            kept = records.unseal(raw, f"the result of operation {op_id!r}")[_NUMBER.size :]
+            yield op_id, base.result_of(kept)
 
     def commit(self, operations: Sequence[Operation]) -> None:
         self._check_writable()
@@ -109,7 +109,8 @@ class LmdbLog(BaseLog):
         self._kept.difference_update(dropped)
 
     def records(self, after: int = 0) -> Iterator[Record]:
-        last, last_anchor = self.seq, self.anchor
+        meta = self._meta  # once: a writer may put another in its place
+        last, last_anchor = meta["seq"], bytes.fromhex(meta["anchor"])
         expected, anchor = after + 1, None
         while expected <= last and (part := self._part(expected, last)):
             for raw in part:

@@ -123,7 +123,8 @@ class RedisLog(BaseLog):
             self._kept.popitem(last=False)
 
     def records(self, after: int = 0) -> Iterator[Record]:
-        last, last_anchor, anchor = self.seq, self.anchor, None
+        meta = self._meta  # once: a writer may put another in its place
+        last, last_anchor, anchor = meta["seq"], bytes.fromhex(meta["anchor"]), None
         if after > last:
             raise StoreCorrupt(f"log {self.path}: record {after + 1} is missing; the last is {last}")
         for start in range(after + 1, last + 1, _CHUNK):
