@@ -111,5 +111,12 @@ class Weights:
         ]:
             if digest in self._retired or len(self._loaded) > self._max:
                 del self._loaded[digest]
-                self._peft.delete_adapter(digest)
+                self._unload(digest)
         self._retired &= self._loaded.keys()
+
+    def _unload(self, digest: str) -> None:
+        if self._loaded:
+            self._peft.delete_adapter(digest)
+        else:  # PEFT cannot be without one: the base model gets its own layers back
+            self._peft.unload()
+            self._peft = None

@@ -242,6 +242,23 @@ def test_a_version_in_use_is_not_dropped_for_another(loaded, tmp_path, trained):
     assert len(engine._weights._loaded) == 1
 
 
+def test_when_the_last_version_retires_the_base_answers_on_and_another_can_come(loaded, tmp_path, trained):
+    engine = make(replace(loaded, model=copy.deepcopy(loaded.model)), tmp_path)
+    adapters = engine._weights._store
+    manifest = {"namespace": "n", "created": 1.0, "model_digest": loaded.digest}
+    asked = question(random.Random(37))
+    base = (asked, [], "off", BASE, Sampling(max_tokens=20))
+    plain = alone(engine, base)
+    told = []
+    for folder in (trained[0], trained[1], trained[0]):
+        version = adapters.publish(folder, manifest, alias=None)
+        told.append(alone(engine, (*base[:3], version, base[4])))
+        adapters.retire(version)
+        engine.retire(version)
+        assert alone(engine, base) == plain
+    assert told[0] == told[2] != told[1] and plain not in told
+
+
 def test_drawn_answers_depend_on_their_seed_alone(loaded, tmp_path):
     engine = make(loaded, tmp_path)
     rng = random.Random(17)

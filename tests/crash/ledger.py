@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from common.errors import Conflict
 from crash.writer import NOW, memory_of, secret_of, text_of
 from stores.shard import Shard
 
@@ -123,12 +124,18 @@ class Ledger:
             findings.miscounted += not used[memory["id"]] <= usage <= maybe[memory["id"]]
 
     def retry(self, shard: Shard, findings: Findings) -> None:
-        """The last acknowledged puts, sent again, give their first answer and write nothing."""
+        """The last acknowledged puts, sent again, give their first answer and write nothing; where their content
+        has been erased, they are told so."""
         before = shard.counts()["seq"]
+        forgotten = {tuple(t.ids) for t in self.tried.values() if t.op == "forget"}
         acknowledged = [(o, t) for o, t in self.tried.items() if t.op == "put" and t.seqs is not None]
         for op_id, tried in acknowledged[-5:]:
-            answers = shard.put([memory_of(id, tried.space) for id in tried.ids], op_id=op_id, now=NOW)
-            findings.misplaced += [answer["seq"] for answer in answers] != tried.seqs
+            try:
+                answers = shard.put([memory_of(id, tried.space) for id in tried.ids], op_id=op_id, now=NOW)
+            except Conflict as error:
+                findings.misplaced += error.code != "erased" or tuple(tried.ids) not in forgotten
+            else:
+                findings.misplaced += [answer["seq"] for answer in answers] != tried.seqs
         findings.misplaced += shard.counts()["seq"] != before
 
     def count(self, findings: Findings) -> None:
