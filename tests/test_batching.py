@@ -79,12 +79,12 @@ def test_ragged_requests_that_join_and_leave_in_random_order_answer_as_alone(loa
             rng.sample(memories, rng.randint(1, 4)),
             rng.choice(["prefix", "prefix", "hybrid", "text", "off"]),
             BASE,
-            Sampling(max_tokens=rng.randint(1, 14)),
+            Sampling(max_tokens=rng.randint(1, 10)),
         )
-        for _ in range(16)
+        for _ in range(10)
     ]
     expected = [alone(engine, case) for case in cases]
-    assert len(set(expected)) > 8
+    assert len(set(expected)) > 6
 
     waiting, answers, most = [*enumerate(cases)], {}, 0
     rng.shuffle(waiting)

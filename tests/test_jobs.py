@@ -63,13 +63,15 @@ def test_scoring_writes_files_and_salience(instance, http, taught, tmp_path):
         assert found["statistics"]["last_scored"] is not None
 
 
+@pytest.mark.slow  # the gate's reasons are tested apart; the accepted one below runs the same job
 def test_an_adapter_under_the_bar_is_rolled_back_with_reasons(instance, http, taught, tmp_path):
     code, lines = run(instance, "consolidate", tmp_path, settings=[*TINY, "gate.min_uplift=1.01"])
     assert code == 3, lines
     report = read_json(tmp_path / "report.json")
     assert report["gate"]["accepted"] is False and report["adapter"] is None
     assert any("uplift" in reason for reason in report["gate"]["reasons"])
-    assert [model["id"] for model in http.get("/v1/models").json()["data"]] == ["base", "smollm2-135m"]
+    names = [model["id"] for model in http.get("/v1/models").json()["data"]]
+    assert names == ["base", "smollm2-135m", "minilm"]
 
 
 def test_an_accepted_adapter_is_published_and_answers_without_a_restart(instance, http, taught, tmp_path):
@@ -84,7 +86,7 @@ def test_an_accepted_adapter_is_published_and_answers_without_a_restart(instance
     report = read_json(tmp_path / "report.json")
     digest = report["adapter"]
     names = [model["id"] for model in http.get("/v1/models").json()["data"]]
-    assert names == ["base", "smollm2-135m", "base:latest", f"base:{digest}"]
+    assert names == ["base", "smollm2-135m", "base:latest", f"base:{digest}", "minilm"]
     body = {"messages": [{"role": "user", "content": "Where does Adaquill live?"}], "max_tokens": 8}
     for model in ("base:latest", f"base:{digest}", "base"):
         reply = http.post("/v1/chat/completions", json={**body, "model": model, "memory": {"mode": "off"}})
