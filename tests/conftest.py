@@ -1,6 +1,7 @@
 """Shared and expensive: the real small model, once a session."""
 
 import os
+import shutil
 
 import pytest
 
@@ -28,8 +29,8 @@ def builder(loaded):
     return PromptBuilder(loaded.tokenizer)
 
 
-@pytest.fixture
-def trained(loaded, tmp_path):
+@pytest.fixture(scope="session")
+def adapter_folders(loaded, tmp_path_factory):
     """Two PEFT folders whose weights change the answer: random, which is enough to tell versions apart."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -42,10 +43,15 @@ def trained(loaded, tmp_path):
         lora = LoraConfig(
             r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM"
         )
-        folder = tmp_path / f"adapter-{seed}"
-        get_peft_model(base, lora).save_pretrained(folder)
-        folders.append(folder)
+        folders.append(tmp_path_factory.mktemp("adapter") / f"adapter-{seed}")
+        get_peft_model(base, lora).save_pretrained(folders[-1])
     return folders
+
+
+@pytest.fixture
+def trained(adapter_folders, tmp_path):
+    """The same, for one test to change."""
+    return [shutil.copytree(folder, tmp_path / folder.name) for folder in adapter_folders]
 
 
 @pytest.fixture(scope="session")

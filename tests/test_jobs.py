@@ -101,6 +101,7 @@ def test_an_accepted_adapter_is_published_and_answers_without_a_restart(instance
     assert receipt["adapters"] == [digest]
 
 
+@pytest.mark.slow
 def test_jobs_refuse_what_cannot_be_examined(instance, tmp_path):
     code, lines = run(instance, "consolidate", tmp_path, "--namespace", "nothing-here")
     assert code == 2 and any("'nothing-here'" in line for line in lines)

@@ -65,6 +65,7 @@ def test_blocks_cover_the_matrix_once():
         )
 
 
+@pytest.mark.slow
 def test_the_job_equals_the_naive_matrix_survives_a_kill_and_resumes(cluster, loaded, builder, tmp_path):
     settings = config.load(overrides={"score.actors": 1})
     found = compute(job(), settings, MEMORIES, TALKS, tmp_path)

@@ -37,7 +37,7 @@ def context(builder):
     )
 
 
-@pytest.mark.parametrize("batch_tokens", [64, 4096])
+@pytest.mark.parametrize("batch_tokens", [64, pytest.param(4096, marks=pytest.mark.slow)])
 def test_equals_the_naive_computation(loaded, context, batch_tokens):
     fast = LeaveOneOut(loaded.model, context, batch_tokens=batch_tokens)
     for omit in (None, *range(len(FACTS))):
