@@ -1,6 +1,7 @@
 """Questions put to the running application, with memory on."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from ray.serve.handle import DeploymentHandle
@@ -10,6 +11,7 @@ from train.chat import SHORTEST_SPAN
 from train.evaluate import MAX_NEW_TOKENS, exact_match, wilson
 
 ENCODE_DEADLINE_S = 600.0
+TOGETHER = 8  # questions in flight: the engine answers them in one batch
 
 
 def wait_for_blocks(app: DeploymentHandle) -> None:
@@ -22,24 +24,35 @@ def wait_for_blocks(app: DeploymentHandle) -> None:
 
 
 def ask(
-    app: DeploymentHandle, question: str, namespace: str, mode: str | None, model: str = "base"
-) -> dict[str, Any]:
-    """One greedy, short answer as the evaluation asks for it; the whole chat response."""
-    body = ChatBody(
-        model=model,
-        messages=[{"role": "system", "content": SHORTEST_SPAN}, {"role": "user", "content": question}],
-        max_tokens=MAX_NEW_TOKENS,
-        memory={"namespace": namespace, **({"mode": mode} if mode else {})},
-    )
-    return app.ask.remote(body).result(timeout_s=300)
+    app: DeploymentHandle, questions: Sequence[str], namespace: str, mode: str | None, model: str = "base"
+) -> list[dict[str, Any]]:
+    """Greedy, short answers as the evaluation asks for them, some at a time; the whole chat responses."""
+    replies: list[dict[str, Any]] = []
+    for start in range(0, len(questions), TOGETHER):
+        asked = [
+            app.ask.remote(
+                ChatBody(
+                    model=model,
+                    messages=[
+                        {"role": "system", "content": SHORTEST_SPAN},
+                        {"role": "user", "content": question},
+                    ],
+                    max_tokens=MAX_NEW_TOKENS,
+                    memory={"namespace": namespace, **({"mode": mode} if mode else {})},
+                )
+            )
+            for question in questions[start : start + TOGETHER]
+        ]
+        replies += [reply.result(timeout_s=300) for reply in asked]
+    return replies
 
 
 def memory_on(app: DeploymentHandle, questions: list[dict[str, Any]], namespace: str) -> dict[str, Any]:
     """Exact match with memory on, as configured; the ceiling that weights are compared with."""
     wait_for_blocks(app)
     rows, retrieved, fallbacks = [], 0, 0
-    for question in questions:
-        reply = ask(app, question["question"], namespace, None)
+    replies = ask(app, [question["question"] for question in questions], namespace, None)
+    for question, reply in zip(questions, replies, strict=True):
         given = reply["choices"][0]["message"]["content"]
         fallbacks += reply["memory"]["fallback"] is not None
         retrieved += len(reply["memory"]["retrieved"])
