@@ -108,7 +108,8 @@ def wait_for_blocks(http):
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("cycles", [1, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("cycles", [1, 8])
 def test_versions_come_and_go_under_load(http, versions, instance, cycles):
     """No request fails but those that name a retired version, and every answer is its version's own."""
     _, (one, two), publish = versions

@@ -102,7 +102,7 @@ def test_a_long_prompt_in_parts_answers_as_in_one_and_others_keep_their_pace(loa
     rng = random.Random(3)
     engine = make(loaded, tmp_path, prefill_tokens=16)
     short = (question(rng), [], "off", BASE, Sampling(max_tokens=40))
-    text = " ".join(rng.choices(WORDS, k=120))
+    text = " ".join(rng.choices(WORDS, k=80))
     long = (
         [{"role": "user", "content": f"{text}\nRepeat the first word."}],
         [],
@@ -121,7 +121,7 @@ def test_a_long_prompt_in_parts_answers_as_in_one_and_others_keep_their_pace(loa
         engine.step()
         parts += 1
         assert first.turn.completion_tokens == before + 1  # one token a part
-    assert parts > 5
+    assert parts > 3
     while engine.busy:
         engine.step()
     assert (text_of(first), text_of(second)) == expected

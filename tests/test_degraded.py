@@ -41,6 +41,7 @@ def until(what, deadline_s=60.0):
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_a_slow_shard_means_answers_without_memory_that_say_so(instance, taught):
     assert chat(taught).json()["memory"]["injected"]
     stopped = shards(instance)

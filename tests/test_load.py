@@ -20,7 +20,8 @@ def load():
     return module
 
 
-@pytest.mark.parametrize("rate", [0.0, pytest.param(3.0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rate", [0.0, 3.0])
 def test_every_request_is_accounted_for(load, instance, rate):
     options = argparse.Namespace(
         url=instance.url, clients=3, rate=rate, seconds=4.0, window=2.0, mix=load._mix("chat=4,write=1,delete=1"),

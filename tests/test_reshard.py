@@ -183,7 +183,8 @@ def test_two_to_five_and_back_under_writes(started):
     print(f"{writers.operations} operations, held {grown['held_s']:.2f} and {shrunk['held_s']:.2f} s")
 
 
-@pytest.mark.parametrize("sign", ["copied", pytest.param("switching", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("sign", ["copied", "switching"])
 def test_a_reshard_that_is_killed_leaves_one_layout_whole(started, sign):
     config = started(2, reshard_lease_s=4)
     with Writers(config) as writers:
