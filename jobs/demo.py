@@ -62,7 +62,7 @@ def run(config: Config, out: Path, seed: int) -> dict[str, Any]:
                 teach = _teach(client, config, files)
                 _wait_for_blocks(client)
             with _stage(seconds, "modes"):
-                modes = {name: _measure(client, questions[::2], memory) for name, memory in MODES.items()}
+                modes = {name: _measure(client, questions[::3], memory) for name, memory in MODES.items()}
             with _stage(seconds, "score"):
                 matrix = _score(instance, questions[::2], out)
             with _stage(seconds, "consolidate"):
