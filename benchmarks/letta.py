@@ -9,11 +9,9 @@ its set's ten. Intervals are Wilson's, 95%. In one process, without Ray: what is
 """
 
 import argparse
-import json
 import platform
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +22,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.public_sets import letta_rows
 from common.config import RecallConfig
 from common.files import write_json
 from models.adapters import BASE, AdapterStore
@@ -54,21 +53,15 @@ class Question:
 
 def read_questions(folder: Path, sets: int) -> list[Question]:
     """The questions of the first `sets` fact sets, in the file's order."""
-    supporting = {}
-    for row in _rows(folder / "core_memory_update.jsonl"):
-        extra = row["agent_args"]["extra"]
-        if len(extra["supporting_fact_indices"]) == 1:
-            supporting[(row["input"], tuple(extra["facts"]))] = extra["supporting_fact_indices"][0]
-    found, known = [], []
-    for row in _rows(folder / "core_memory_read.jsonl"):
-        facts = tuple(row["agent_args"]["extra"]["facts"])
-        if facts not in known:
+    found: list[Question] = []
+    known: list[tuple[str, ...]] = []
+    for row in letta_rows(folder):
+        if row.facts not in known:
             if len(known) == sets:
                 continue
-            known.append(facts)
-        found.append(
-            Question(row["input"], row["ground_truth"], facts, supporting.get((row["input"], facts)))
-        )
+            known.append(row.facts)
+        only = row.supporting[0] if len(row.supporting) == 1 else None
+        found.append(Question(row.question, row.answer, row.facts, only))
     return found
 
 
@@ -113,7 +106,6 @@ def _measure(
             messages,
             [] if mode == "off" else [Recalled(id=str(i), text=facts[i]) for i in chosen],
             namespace="letta",
-            mode=mode,
             adapter=BASE,
             sampling=Sampling(max_tokens=MAX_TOKENS),
             turn=turn,
@@ -173,11 +165,6 @@ def _scored(question: Question) -> list[dict[str, str]]:
 def _nearest(questions: list[Question], facts: list[str]) -> np.ndarray:
     embedder = Embedder()
     return np.argsort(-(embedder.encode([q.text for q in questions]) @ embedder.encode(facts).T), axis=1)
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open() as file:
-        yield from map(json.loads, file)
 
 
 def main() -> None:

@@ -17,12 +17,10 @@ import argparse
 import json
 import platform
 import random
-import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -31,6 +29,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.public_sets import letta_rows, locomo_turns, named_turns
 from common.config import StoreConfig
 from common.files import write_json
 from models.embed import Embedder
@@ -75,19 +74,14 @@ SEARCHES: dict[str, Search] = {"flat": by("flat"), "full": by("full")}
 
 
 def read_letta(folder: Path) -> Bench:
-    support: dict[tuple[str, tuple[str, ...]], list[int]] = {}
-    for row in _rows(folder / "core_memory_update.jsonl"):
-        extra = row["agent_args"]["extra"]
-        support[row["input"], tuple(extra["facts"])] = extra["supporting_fact_indices"]
     ids: dict[str, str] = {}
     questions = []
-    for row in _rows(folder / "core_memory_read.jsonl"):
-        facts = row["agent_args"]["extra"]["facts"]
-        for fact in facts:
+    for row in letta_rows(folder):
+        for fact in row.facts:
             ids.setdefault(fact, f"f{len(ids):04}")
-        evidence = frozenset(ids[facts[i]] for i in support.get((row["input"], tuple(facts)), []))
+        evidence = frozenset(ids[row.facts[i]] for i in row.supporting)
         if evidence:
-            questions.append(Question("facts", row["input"], evidence, "AB"[len(questions) % 2]))
+            questions.append(Question("facts", row.question, evidence, "AB"[len(questions) % 2]))
     memories = {"facts": {id: (fact, NOW - 30 * 86_400) for fact, id in ids.items()}}
     return Bench("letta_core_memory", memories, questions)
 
@@ -97,29 +91,15 @@ def read_locomo(file: Path) -> Bench:
     questions = []
     for number, sample in enumerate(json.loads(file.read_text())):
         namespace = f"conversation-{number}"
-        turns = memories[namespace] = dict(_turns(sample["conversation"]))
+        turns = memories[namespace] = {
+            turn.id: (f"{turn.speaker}: {turn.text}", turn.held.timestamp())
+            for turn in locomo_turns(sample["conversation"])
+        }
         for asked in sample["qa"]:
-            named = re.findall(r"D\d+:\d+", " ".join(asked["evidence"]))
-            evidence = frozenset(name for name in named if name in turns)
+            evidence = frozenset(turns.keys() & named_turns(asked["evidence"]))
             if evidence:
                 questions.append(Question(namespace, asked["question"], evidence, "AB"[number % 2]))
     return Bench("locomo", memories, questions)
-
-
-def _turns(conversation: Mapping[str, Any]) -> list[tuple[str, tuple[str, float]]]:
-    """(dia_id, (text, time)) of every turn; a picture stands as its caption."""
-    found = []
-    for name, turns in conversation.items():
-        if re.fullmatch(r"session_\d+", name):
-            held = datetime.strptime(conversation[f"{name}_date_time"], "%I:%M %p on %d %B, %Y").timestamp()
-            for turn in turns:
-                shown = f" [picture: {turn['blip_caption']}]" if turn.get("blip_caption") else ""
-                found.append((turn["dia_id"], (f"{turn['speaker']}: {turn['text']}{shown}", held)))
-    return found
-
-
-def _rows(path: Path) -> list[Any]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def partial(text: str, seed: int) -> str:

@@ -2,13 +2,11 @@
 
 import json
 import random
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
+from benchmarks.public_sets import letta_rows, locomo_turns, named_turns
 from jobs.demo_data import EPISODIC, FAMILIES, FIRST, LAST, RELATIONAL, SPATIAL, START, Topic
 
 TARGETS = 20  # facts of an own set that are asked about
@@ -69,23 +67,16 @@ def own(size: int, seed: int) -> FactSet:
 
 def letta(folder: Path, size: int, most: int, seed: int) -> FactSet:
     """The facts of the first sets, ten each, and at most `most` of their questions, drawn by seed."""
-    support: dict[tuple[str, tuple[str, ...]], list[int]] = {}
-    for row in _rows(folder / "core_memory_update.jsonl"):
-        extra = row["agent_args"]["extra"]
-        support[row["input"], tuple(extra["facts"])] = extra["supporting_fact_indices"]
     ids: dict[str, str] = {}
     questions = []
-    for row in _rows(folder / "core_memory_read.jsonl"):
-        facts = tuple(row["agent_args"]["extra"]["facts"])
-        if len(ids) >= size and not all(fact in ids for fact in facts):
+    for row in letta_rows(folder):
+        if len(ids) >= size and not all(fact in ids for fact in row.facts):
             continue
-        for fact in facts:
+        for fact in row.facts:
             ids.setdefault(fact, f"letta-{len(ids):04d}")
-        evidence = frozenset(ids[facts[i]] for i in support.get((row["input"], facts), []))
+        evidence = frozenset(ids[row.facts[i]] for i in row.supporting)
         style = "one fact" if len(evidence) == 1 else "several facts" if evidence else "unknown"
-        questions.append(
-            Asked(text=row["input"], answers=(row["ground_truth"],), style=style, evidence=evidence)
-        )
+        questions.append(Asked(text=row.question, answers=(row.answer,), style=style, evidence=evidence))
     found = [Fact(id=id, text=text, time=START + 60 * place) for place, (text, id) in enumerate(ids.items())]
     return FactSet(name="letta", facts=found, questions=_some(questions, most, seed))
 
@@ -97,25 +88,19 @@ def locomo(file: Path, number: int, most: int, seed: int) -> FactSet:
     """One conversation, a turn a memory, with its date and speaker; questions that have an answer."""
     sample = json.loads(file.read_text())[number]
     facts: list[Fact] = []
-    for name, turns in sample["conversation"].items():
-        if not re.fullmatch(r"session_\d+", name):
-            continue
-        held = datetime.strptime(sample["conversation"][f"{name}_date_time"], "%I:%M %p on %d %B, %Y")
-        for turn in turns:
-            shown = f" [picture: {turn['blip_caption']}]" if turn.get("blip_caption") else ""
-            text = f"{held:%d %B %Y}, {turn['speaker']}: {turn['text']}{shown}"
-            facts.append(Fact(id=turn["dia_id"], text=text, time=held.timestamp() + len(facts) * 1e-3))
+    for turn in locomo_turns(sample["conversation"]):
+        text = f"{turn.held:%d %B %Y}, {turn.speaker}: {turn.text}"
+        facts.append(Fact(id=turn.id, text=text, time=turn.held.timestamp() + len(facts) * 1e-3))
     known = {fact.id for fact in facts}
     questions = []
     for asked in sample["qa"]:
-        named = re.findall(r"D\d+:\d+", " ".join(asked["evidence"]))
         if asked["category"] in LOCOMO and "answer" in asked:
             questions.append(
                 Asked(
                     text=asked["question"],
                     answers=(str(asked["answer"]),),
                     style=LOCOMO[asked["category"]],
-                    evidence=frozenset(name for name in named if name in known),
+                    evidence=frozenset(known.intersection(named_turns(asked["evidence"]))),
                 )
             )
     return FactSet(name=f"locomo-{number}", facts=facts, questions=_some(questions, most, seed))
@@ -126,8 +111,3 @@ def _some(questions: list[Asked], most: int, seed: int) -> list[Asked]:
         return questions
     kept = sorted(random.Random(seed).sample(range(len(questions)), most))
     return [questions[place] for place in kept]
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open() as file:
-        yield from map(json.loads, file)

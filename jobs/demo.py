@@ -13,7 +13,6 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from jobs import report as reports
 from jobs.client import Client
 from jobs.demo_data import DemoFiles, write_demo
 from jobs.instance import Instance
-from jobs.served import TOGETHER
 from jobs.submit import submit
 from jobs.teach import teach_files
 from train.chat import SHORTEST_SPAN
@@ -34,7 +32,6 @@ from train.evaluate import MAX_NEW_TOKENS, contains
 
 NAMESPACE = "demo"
 ENCODE_DEADLINE_S = 300.0
-TIMED = 10  # questions of a mode whose answers are timed, each alone
 SETTINGS = {"gate.min_uplift": 0.6, "serve.port": 0, "store.shards": 2}
 # Report name -> the `memory` field of the request.
 MODES: dict[str, dict[str, str]] = {
@@ -62,7 +59,7 @@ def run(config: Config, out: Path, seed: int) -> dict[str, Any]:
                 teach = _teach(client, config, files)
                 _wait_for_blocks(client)
             with _stage(seconds, "modes"):
-                modes = {name: _measure(client, questions[::3], memory) for name, memory in MODES.items()}
+                modes = {name: _measure(client, questions[::2], memory) for name, memory in MODES.items()}
             with _stage(seconds, "score"):
                 matrix = _score(instance, questions[::2], out)
             with _stage(seconds, "consolidate"):
@@ -125,12 +122,8 @@ def _wait_for_blocks(client: Client) -> None:
 
 
 def _measure(client: Client, questions: list[dict[str, Any]], memory: dict[str, str]) -> dict[str, float]:
-    """Means over the questions; a hit is the expected answer in the model's first line. The first `TIMED` are asked
-    one by one, for the times; the others together."""
-    replies = [_ask(client, row["question"], memory) for row in questions[:TIMED]]
-    with ThreadPoolExecutor(TOGETHER) as pool:
-        replies += pool.map(lambda row: _ask(client, row["question"], memory), questions[TIMED:])
-    timings = [reply["timings"] for reply in replies[:TIMED]]
+    """Means over the questions; a hit is the expected answer in the model's first line."""
+    replies = [_ask(client, row["question"], memory) for row in questions]
     answers = [reply["choices"][0]["message"]["content"] for reply in replies]
     for reply in replies:
         if reply["memory"]["fallback"]:
@@ -141,8 +134,8 @@ def _measure(client: Client, questions: list[dict[str, Any]], memory: dict[str, 
         "hit_rate": sum(hits) / n,
         "prompt_tokens": sum(reply["usage"]["prompt_tokens"] for reply in replies) / n,
         "prefix_tokens": sum(reply["memory"]["prefix_tokens"] for reply in replies) / n,
-        "retrieve_ms": sum(each["retrieve_ms"] for each in timings) / len(timings),
-        "generate_ms": sum(each["generate_ms"] for each in timings) / len(timings),
+        "retrieve_ms": sum(reply["timings"]["retrieve_ms"] for reply in replies) / n,
+        "generate_ms": sum(reply["timings"]["generate_ms"] for reply in replies) / n,
         "n": n,
     }
 

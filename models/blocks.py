@@ -25,14 +25,13 @@ from torch import Tensor
 from common.errors import SharpwaveError
 from common.files import write_bytes
 from models.erased import ErasedMarks
+from models.notes import Notes, read_notes
 from models.prefix import KVBlock
 from models.quantised import Int8States
 from models.tiers import Key, Tier
 
 PLAIN, HISTORY = ".safetensors", ".history.safetensors"
 LEFT_ON_DISK = 0.9  # of the budget, once it is exceeded: so that not every write has to look at all files
-
-Notes = dict[str, str]
 
 
 class Sealer(Protocol):
@@ -216,7 +215,7 @@ class BlockStore:
         """What stands beside the tensors; None where it cannot be opened."""
         try:
             if self._sealer is not None:
-                return _notes(self._sealer.open_bytes(namespace, path.read_bytes()))
+                return _whole(read_notes(self._sealer.open_bytes(namespace, path.read_bytes())))
             with safe_open(path, framework="pt") as file:
                 return _whole(file.metadata())
         except (SharpwaveError, FileNotFoundError):  # its key is gone, or so is the file by now
@@ -229,7 +228,7 @@ class BlockStore:
                 data = self._sealer.open_bytes(key[0], data)
         except (SharpwaveError, FileNotFoundError):
             return None
-        note, tensors = _notes(data), load(data)
+        note, tensors = _whole(read_notes(data)), load(data)
         return KVBlock(
             memory_id=key[1],
             fingerprint=key[2],
@@ -278,13 +277,6 @@ def _notes_of(block: KVBlock) -> Notes:
         "front": block.front,
         "behind": json.dumps(block.behind),
     }
-
-
-def _notes(data: bytes) -> Notes:
-    """What stands beside the tensors of a safetensors file: its header is a length and JSON."""
-    end = 8 + int.from_bytes(data[:8], "little")
-    notes: Notes = json.loads(data[8:end])["__metadata__"]
-    return _whole(notes)
 
 
 def _whole(notes: Notes) -> Notes:

@@ -133,13 +133,11 @@ class Engine:
         memories: Sequence[Recalled],
         *,
         namespace: str,
-        mode: str,
         adapter: str,
         sampling: Sampling,
-        turn: Turn | None = None,
+        turn: Turn,
     ) -> Iterator[str]:
         """Yield one request's text as it grows; `turn` tells the rest. Others may run beside it."""
-        turn = turn or Turn(mode=mode)
         answer = self.submit(
             messages, memories, namespace=namespace, adapter=adapter, sampling=sampling, turn=turn
         )

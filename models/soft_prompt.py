@@ -20,6 +20,7 @@ from common.errors import InvalidInput, NotFound
 from common.files import write_bytes
 from models.load import LoadedModel
 from models.load_report import LoadReport
+from models.notes import Notes, read_notes
 from models.prefix import as_cache, stacked
 
 HEADS = 4
@@ -124,9 +125,8 @@ def read_soft_prompt(data: bytes, width: int) -> tuple[SoftPrompt, LoadReport]:
     return module.eval().requires_grad_(False), report
 
 
-def _note(data: bytes) -> dict[str, str]:
-    end = 8 + int.from_bytes(data[:8], "little")
-    note: dict[str, str] = json.loads(data[8:end])["__metadata__"]
+def _note(data: bytes) -> Notes:
+    note = read_notes(data)
     missing = {"slots", "provenance"} - note.keys()
     if missing:
         raise ValueError(f"its header lacks {', '.join(sorted(missing))}")

@@ -3,7 +3,7 @@
 `serve.app:build` is the application builder for `serve run` and Serve's YAML as well.
 """
 
-from typing import Any
+from typing import Any, cast
 
 from ray import serve as ray_serve
 from ray.serve.config import RequestRouterConfig
@@ -17,6 +17,8 @@ from serve.replicas import EmbedderReplica, EngineReplica
 
 NAME = "sharpwave"
 WRITES_AT_ONCE = 192  # of one engine replica
+# What the decorators made of them; a type checker still sees the classes.
+API, ENGINE, EMBEDDER = (cast(ray_serve.Deployment, made) for made in (Api, EngineReplica, EmbedderReplica))
 
 
 def build(config: Config) -> ray_serve.Application:
@@ -27,9 +29,9 @@ def build(config: Config) -> ray_serve.Application:
         "graceful_shutdown_timeout_s": config.serve.deadline_s,
         "max_surge_percent": config.serve.surge_percent,
     }
-    engine = EngineReplica.options(**rolling, **engine_options(config.serve)).bind(config)  # type: ignore[attr-defined]
-    embedder = EmbedderReplica.options(**rolling).bind(config)  # type: ignore[attr-defined]
-    return Api.options(**rolling).bind(config, engine, embedder)  # type: ignore[attr-defined]
+    engine = ENGINE.options(**rolling, **engine_options(config.serve)).bind(config)
+    embedder = EMBEDDER.options(**rolling).bind(config)
+    return API.options(**rolling).bind(config, engine, embedder)
 
 
 def engine_options(serve: ServeConfig) -> dict[str, Any]:

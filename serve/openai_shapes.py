@@ -3,6 +3,7 @@
 import json
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,16 +11,17 @@ from serve.recall import Recalled
 from serve.schema import ChatBody, CompletionBody, GenerateBody
 
 Json = dict[str, Any]
-Piece = tuple[
-    int, Json
-]  # a choice's number, and what the engine said of it: `{text, logprobs}`, at the end a turn
+# A choice's number, and what the engine said of it: `{text, logprobs}`, at the end a turn.
+Piece = tuple[int, Json]
 
 
-class Reply:
+class Reply(ABC):
     """All choices of one answer; every part of it carries the same id, time and model. Choice i answers prompt
     i // n. `whole` or `event`, for each piece, tells what the engine said."""
 
-    object, chunk_object, id_prefix = "", "", ""
+    object: str
+    chunk_object: str
+    id_prefix: str
 
     def __init__(self, body: GenerateBody, mode: str, recalled: Sequence[Recalled]) -> None:
         self.body = body
@@ -56,16 +58,17 @@ class Reply:
             text += _sent(usage)
         return text
 
+    @abstractmethod
     def _choice(self, i: int, text: str, turn: Json) -> Json:
-        raise NotImplementedError
+        """A whole choice."""
 
+    @abstractmethod
     def _growth(self, i: int, piece: Json) -> Json:
         """The choice of a chunk that carries more text."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _end(self, i: int, turn: Json) -> Json:
         """The choice of the chunk that ends it."""
-        raise NotImplementedError
 
     @property
     def _tells_usage(self) -> bool:
@@ -122,16 +125,16 @@ class ChatReply(Reply):
     object, chunk_object, id_prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
     body: ChatBody
 
+    def __init__(self, body: ChatBody, mode: str, recalled: Sequence[Recalled]) -> None:
+        super().__init__(body, mode, recalled)
+        self._opened: set[int] = set()
+
     def event(self, i: int, piece: Json) -> str:
         opening = ""
         if i not in self._opened:
             self._opened.add(i)
             opening = self._chunk(self._delta(i, {"role": "assistant", "content": ""}))
         return opening + super().event(i, piece)
-
-    def __init__(self, body: ChatBody, mode: str, recalled: Sequence[Recalled]) -> None:
-        super().__init__(body, mode, recalled)
-        self._opened: set[int] = set()
 
     def _choice(self, i: int, text: str, turn: Json) -> Json:
         return {

@@ -1,5 +1,6 @@
 """Request bodies, field by field. Unknown fields are refused, except OpenAI's own on OpenAI routes."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -117,7 +118,7 @@ class OpenAIBody(BaseModel):
         ]
 
 
-class GenerateBody(OpenAIBody):
+class GenerateBody(OpenAIBody, ABC):
     """What chat and completions have in common."""
 
     memory: MemoryField = MemoryField()
@@ -131,19 +132,24 @@ class GenerateBody(OpenAIBody):
     stream_options: StreamOptions | None = None
 
     @property
+    @abstractmethod
     def prompts(self) -> Sequence[Conversation]:
         """Each is answered `n` times."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def told_logprobs(self) -> int | None:
         """How many tokens to tell beside each chosen one; None: no log-probability at all."""
-        raise NotImplementedError
+
+    @property
+    def limit(self) -> int | None:
+        """Tokens of an answer, where the request says it."""
+        return self.max_tokens
 
     def sampling(self, max_new_tokens: int) -> list[dict[str, Any]]:
         """`models.sampling.Sampling` of each choice of a prompt: they differ by their seed."""
         shared = {
-            "max_tokens": self.max_tokens or max_new_tokens,
+            "max_tokens": self.limit or max_new_tokens,
             "temperature": self.temperature,
             "top_p": self.top_p,
             "stop": self.stop,
@@ -173,8 +179,9 @@ class ChatBody(GenerateBody):
             )
         return (self.top_logprobs or 0) if self.logprobs else None
 
-    def sampling(self, max_new_tokens: int) -> list[dict[str, Any]]:
-        return super().sampling(self.max_completion_tokens or max_new_tokens)
+    @property
+    def limit(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
 
 
 class CompletionBody(GenerateBody):

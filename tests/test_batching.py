@@ -7,18 +7,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from model_helpers import encode, make_engine
 
-from common.config import RecallConfig, ServeConfig
+from common.config import RecallConfig
 from common.errors import InvalidInput
-from models.adapters import BASE, AdapterStore
-from models.blocks import BlockStore
+from models.adapters import BASE
 from models.encoding import Recalled
-from models.engine import Engine
 from models.sampling import Sampling
 from models.table import KVTable
 from models.turn import Turn
 from models.values import Overlay, logit_bias, values_of
-from models.weights import Weights
 
 WORDS = "amber basil cedar dune ember fjord grove heron iris jade kelp linen".split()
 
@@ -31,20 +29,6 @@ def memory(number: int, rng: random.Random) -> Recalled:
 def question(rng: random.Random) -> list[dict]:
     text = f"What does box {rng.randint(0, 9)} hold? " + " ".join(rng.choices(WORDS, k=rng.randint(0, 30)))
     return [{"role": "user", "content": text}]
-
-
-def make(loaded, tmp_path, recall=None, **serve) -> Engine:
-    adapters = AdapterStore(tmp_path / "adapters")
-    blocks = BlockStore(tmp_path / "blocks", 1 << 30)
-    return Engine(
-        loaded, Weights(loaded, adapters, 4), blocks, recall or RecallConfig(), ServeConfig(**serve)
-    )
-
-
-def encode(engine, memories, adapter=BASE):
-    engine.memories.enqueue("n", memories, adapter)
-    while engine.encode_some():
-        pass
 
 
 def submit(engine, case):
@@ -70,7 +54,7 @@ def alone(engine, case) -> str:
 
 def test_ragged_requests_that_join_and_leave_in_random_order_answer_as_alone(loaded, tmp_path):
     rng = random.Random(7)
-    engine = make(loaded, tmp_path, max_batch=4, prefill_tokens=16)
+    engine = make_engine(loaded, tmp_path, max_batch=4, prefill_tokens=16)
     memories = [memory(i, rng) for i in range(10)]
     encode(engine, memories)
     cases = [
@@ -100,7 +84,7 @@ def test_ragged_requests_that_join_and_leave_in_random_order_answer_as_alone(loa
 
 def test_a_long_prompt_in_parts_answers_as_in_one_and_others_keep_their_pace(loaded, tmp_path):
     rng = random.Random(3)
-    engine = make(loaded, tmp_path, prefill_tokens=16)
+    engine = make_engine(loaded, tmp_path, prefill_tokens=16)
     short = (question(rng), [], "off", BASE, Sampling(max_tokens=40))
     text = " ".join(rng.choices(WORDS, k=80))
     long = (
@@ -133,7 +117,7 @@ def test_the_first_question_after_a_write_waits_for_no_more_than_the_batch_in_ha
     monkeypatch.setattr("models.engine.PREFILL_ALONE", 16)
     monkeypatch.setattr("models.engine.ENCODE_BATCH", 2)
     rng = random.Random(29)
-    engine = make(loaded, tmp_path)
+    engine = make_engine(loaded, tmp_path)
     memories = [memory(i, rng) for i in range(12)]
     engine.memories.enqueue("n", memories, BASE)
     engine.step()  # the batch in hand
@@ -152,7 +136,7 @@ def test_the_first_question_after_a_write_waits_for_no_more_than_the_batch_in_ha
 
 def test_cancelled_requests_leave_at_any_stage_and_harm_nobody(loaded, tmp_path):
     rng = random.Random(5)
-    engine = make(loaded, tmp_path, max_batch=2, prefill_tokens=16)
+    engine = make_engine(loaded, tmp_path, max_batch=2, prefill_tokens=16)
     cases = [(question(rng), [], "off", BASE, Sampling(max_tokens=12)) for _ in range(4)]
     expected = alone(engine, cases[1])
     running, kept, filling, waiting = (submit(engine, case) for case in cases)
@@ -169,7 +153,7 @@ def test_cancelled_requests_leave_at_any_stage_and_harm_nobody(loaded, tmp_path)
 
 def test_a_full_cache_makes_requests_wait_and_one_that_never_fits_is_refused(loaded, tmp_path):
     slots = KVTable.bytes_for(128, loaded.model.config, loaded.dtype)
-    engine = make(loaded, tmp_path, kv_cache_bytes=2 * slots)
+    engine = make_engine(loaded, tmp_path, kv_cache_bytes=2 * slots)
     rng = random.Random(1)
     case = (question(rng), [], "off", BASE, Sampling(max_tokens=8))
     expected = alone(engine, case)
@@ -185,7 +169,7 @@ def test_a_full_cache_makes_requests_wait_and_one_that_never_fits_is_refused(loa
 
 
 def test_a_failing_step_fails_its_requests_and_the_next_ones_run(loaded, tmp_path, monkeypatch):
-    engine = make(loaded, tmp_path)
+    engine = make_engine(loaded, tmp_path)
     rng = random.Random(2)
     case = (question(rng), [], "off", BASE, Sampling(max_tokens=8))
     expected = alone(engine, case)
@@ -204,7 +188,7 @@ def test_a_failing_step_fails_its_requests_and_the_next_ones_run(loaded, tmp_pat
 
 def test_versions_of_the_weights_share_a_batch(loaded, tmp_path, trained):
     own = replace(loaded, model=copy.deepcopy(loaded.model))
-    engine = make(own, tmp_path)
+    engine = make_engine(own, tmp_path)
     adapters = engine._weights._store
     manifest = {"namespace": "n", "created": 1.0, "model_digest": loaded.digest}
     versions = [BASE, *(adapters.publish(folder, manifest) for folder in trained)]
@@ -227,7 +211,7 @@ def test_versions_of_the_weights_share_a_batch(loaded, tmp_path, trained):
 
 def test_a_version_in_use_is_not_dropped_for_another(loaded, tmp_path, trained):
     own = replace(loaded, model=copy.deepcopy(loaded.model))
-    engine = make(own, tmp_path)
+    engine = make_engine(own, tmp_path)
     engine._weights._max = 1
     manifest = {"namespace": "n", "created": 1.0, "model_digest": loaded.digest}
     versions = [engine._weights._store.publish(folder, manifest) for folder in trained]
@@ -243,7 +227,7 @@ def test_a_version_in_use_is_not_dropped_for_another(loaded, tmp_path, trained):
 
 
 def test_when_the_last_version_retires_the_base_answers_on_and_another_can_come(loaded, tmp_path, trained):
-    engine = make(replace(loaded, model=copy.deepcopy(loaded.model)), tmp_path)
+    engine = make_engine(replace(loaded, model=copy.deepcopy(loaded.model)), tmp_path)
     adapters = engine._weights._store
     manifest = {"namespace": "n", "created": 1.0, "model_digest": loaded.digest}
     asked = question(random.Random(37))
@@ -260,7 +244,7 @@ def test_when_the_last_version_retires_the_base_answers_on_and_another_can_come(
 
 
 def test_drawn_answers_depend_on_their_seed_alone(loaded, tmp_path):
-    engine = make(loaded, tmp_path)
+    engine = make_engine(loaded, tmp_path)
     rng = random.Random(17)
     asked = question(rng)
     cases = [
@@ -276,7 +260,7 @@ def test_drawn_answers_depend_on_their_seed_alone(loaded, tmp_path):
 
 
 def test_logprobs_are_the_models_own(loaded, tmp_path):
-    engine = make(loaded, tmp_path)
+    engine = make_engine(loaded, tmp_path)
     case = (question(random.Random(19)), [], "off", BASE, Sampling(max_tokens=4, logprobs=2))
     answer = submit(engine, case)
     while not answer.done:
@@ -295,7 +279,7 @@ def test_logprobs_are_the_models_own(loaded, tmp_path):
 
 
 def test_threads_may_share_an_engine(loaded, tmp_path):
-    engine = make(loaded, tmp_path)
+    engine = make_engine(loaded, tmp_path)
     rng = random.Random(23)
     cases = [(question(rng), [], "off", BASE, Sampling(max_tokens=8)) for _ in range(4)]
     expected = [alone(engine, case) for case in cases]
@@ -304,7 +288,14 @@ def test_threads_may_share_an_engine(loaded, tmp_path):
     def ask(number: int) -> None:
         messages, memories, mode, adapter, sampling = cases[number]
         found[number] = "".join(
-            engine.answer(messages, memories, namespace="n", mode=mode, adapter=adapter, sampling=sampling)
+            engine.answer(
+                messages,
+                memories,
+                namespace="n",
+                adapter=adapter,
+                sampling=sampling,
+                turn=Turn(mode=mode),
+            )
         )
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
@@ -316,7 +307,7 @@ def test_threads_may_share_an_engine(loaded, tmp_path):
 
 
 def test_bias_and_overlay_are_their_formulas(loaded, tmp_path):
-    engine = make(loaded, tmp_path)
+    engine = make_engine(loaded, tmp_path)
     rng = random.Random(29)
     memories = [memory(i, rng) for i in range(2)]
     encode(engine, memories)
@@ -343,7 +334,7 @@ def test_bias_and_overlay_are_their_formulas(loaded, tmp_path):
 
 def test_each_row_of_a_batch_keeps_its_own_bias_and_overlay(loaded, tmp_path):
     recall = RecallConfig(bias=4.0, overlay=2.0)
-    engine = make(loaded, tmp_path, recall=recall)
+    engine = make_engine(loaded, tmp_path, recall=recall)
     rng = random.Random(31)
     memories = [memory(i, rng) for i in range(4)]
     encode(engine, memories)
@@ -356,4 +347,4 @@ def test_each_row_of_a_batch_keeps_its_own_bias_and_overlay(loaded, tmp_path):
         engine.step()
     engine._overlay.remove()  # the model is shared with other tests
     assert [text_of(answer) for answer in answers] == expected
-    assert len(set(expected)) == 3 and expected[2] == alone(make(loaded, tmp_path), cases[2])
+    assert len(set(expected)) == 3 and expected[2] == alone(make_engine(loaded, tmp_path), cases[2])

@@ -171,9 +171,8 @@ def test_a_tier_is_as_large_as_what_it_holds(size):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no GPU")
 def test_the_device_tier_serves_from_the_device(tmp_path):
-    if not torch.cuda.is_available():
-        pytest.skip("no GPU")
     store = BlockStore(tmp_path, 4 * SIZE, device=torch.device("cuda"), device_bytes=SIZE)
     for memory_id in IDS:
         store.put("acme", block(memory_id, value=1))

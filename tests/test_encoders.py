@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from model_helpers import QUESTION, ask, encode, make_engine
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from common.config import RecallConfig
@@ -16,12 +17,10 @@ from models.compact import compacted
 from models.encoders import REPEAT, Chunks, Compact, Exact, make_encoder
 from models.encoding import Recalled
 from models.engine import Engine
-from models.sampling import Sampling
 from models.turn import Turn
 from models.weights import Weights
 
 TOLERANCE = 2e-4
-QUESTION = [{"role": "user", "content": "Where does Ada Quill live?"}]
 FACTS = [
     Recalled(id="bo", text="Bo Tarn works as a baker and keeps a goat called Rex in the yard."),
     Recalled(id="ada", text="Ada Quill lives in Lisbon."),
@@ -31,9 +30,7 @@ FACTS = [
 
 
 def make(loaded, tmp_path, **recall):
-    blocks = BlockStore(tmp_path / "blocks", 1 << 30)
-    weights = Weights(loaded, AdapterStore(tmp_path / "adapters"), 2)
-    return Engine(loaded, weights, blocks, RecallConfig(**recall))
+    return make_engine(loaded, tmp_path, recall=RecallConfig(**recall))
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +57,6 @@ def exact(small, tmp_path):
     return make(small, tmp_path, encoder="kv_exact")
 
 
-def encode(engine, memories=(), namespace="n"):
-    engine.memories.enqueue(namespace, memories, BASE)
-    done = 0
-    while count := engine.encode_some():
-        done += count
-    return done
-
-
 def logits(engine, memories, mode, namespace="n"):
     """Of the first answer token, and what became of the request."""
     turn = Turn(mode=mode)
@@ -81,20 +70,6 @@ def logits(engine, memories, mode, namespace="n"):
         turn=turn,
     )
     return kv.prefill(engine.loaded.model, prompt.prefix, prompt.ids)[1], turn
-
-
-def ask(engine, memories, mode, namespace="n"):
-    turn = Turn(mode=mode)
-    pieces = engine.answer(
-        QUESTION,
-        memories,
-        namespace=namespace,
-        mode=mode,
-        adapter=BASE,
-        sampling=Sampling(max_tokens=10),
-        turn=turn,
-    )
-    return "".join(pieces), turn
 
 
 # kv_exact

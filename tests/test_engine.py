@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from model_helpers import QUESTION, ask, encode, make_engine
 
 from common.config import RecallConfig
 from common.errors import Conflict, InvalidInput, NotFound
@@ -20,7 +21,6 @@ from models.weights import Weights
 
 ADA = Recalled(id="ada", text="Ada Quill lives in Lisbon.")
 BO = Recalled(id="bo", text="Bo Tarn works as a baker.")
-QUESTION = [{"role": "user", "content": "Where does Ada Quill live?"}]
 
 
 @pytest.fixture
@@ -30,36 +30,13 @@ def adapters(tmp_path):
 
 @pytest.fixture
 def engine(loaded, tmp_path, adapters):
-    blocks = BlockStore(tmp_path / "blocks", 1 << 30)
-    return Engine(loaded, Weights(loaded, adapters, 2), blocks, RecallConfig())
+    return make_engine(loaded, tmp_path)
 
 
 @pytest.fixture
 def adaptable(loaded, tmp_path, adapters):
     """An engine with a model of its own: PEFT injects in place, and the session's model must stay as it is."""
-    own = replace(loaded, model=copy.deepcopy(loaded.model))
-    blocks = BlockStore(tmp_path / "blocks", 1 << 30)
-    return Engine(own, Weights(own, adapters, 2), blocks, RecallConfig())
-
-
-def ask(engine, memories, mode, *, adapter=BASE, namespace="n", messages=QUESTION, **sampling):
-    turn = Turn(mode=mode)
-    pieces = engine.answer(
-        messages,
-        memories,
-        namespace=namespace,
-        mode=mode,
-        adapter=adapter,
-        sampling=Sampling(**{"max_tokens": 12, **sampling}),
-        turn=turn,
-    )
-    return "".join(pieces), turn
-
-
-def encode(engine, memories, adapter=BASE, namespace="n"):
-    engine.memories.enqueue(namespace, memories, adapter)
-    while engine.encode_some():
-        pass
+    return make_engine(replace(loaded, model=copy.deepcopy(loaded.model)), tmp_path)
 
 
 def written(memory, *, seq, shard=0, generation=2):
@@ -184,7 +161,7 @@ def test_a_prompt_over_the_context_is_an_error_and_too_much_history_is_cut_aloud
 def test_an_abandoned_answer_frees_the_model(engine):
     turn = Turn(mode="off")
     pieces = engine.answer(
-        QUESTION, [], namespace="n", mode="off", adapter=BASE, sampling=Sampling(max_tokens=50), turn=turn
+        QUESTION, [], namespace="n", adapter=BASE, sampling=Sampling(max_tokens=50), turn=turn
     )
     next(pieces)
     pieces.close()

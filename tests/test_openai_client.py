@@ -14,6 +14,7 @@ from fastapi.testclient import TestClient
 from serve import language_routes
 from serve.access import Access
 from serve.http import install_error_handlers
+from serve.schema import ChatBody
 
 QUESTION = [{"role": "user", "content": "Where does Ada Quill live?"}]
 SAMPLED = {"temperature": 1.2, "seed": 7, "max_tokens": 10}
@@ -227,3 +228,11 @@ def until_idle(http):
     while (engine := http.get("/ready").json()["engine"])["running"] or engine["waiting"]:
         assert time.monotonic() < deadline, engine
         time.sleep(0.1)
+
+
+def test_the_newer_name_of_the_limit_goes_before_the_older_one():
+    said = [{"role": "user", "content": "Hello"}]
+    both = ChatBody(messages=said, max_tokens=3, max_completion_tokens=5)
+    assert [sampling["max_tokens"] for sampling in both.sampling(99)] == [5]
+    assert ChatBody(messages=said, max_tokens=3).sampling(99)[0]["max_tokens"] == 3
+    assert ChatBody(messages=said).sampling(99)[0]["max_tokens"] == 99

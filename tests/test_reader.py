@@ -4,20 +4,20 @@ import json
 import re
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from model_helpers import write_tiny_llama
 from peft import load_peft_weights
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.session_sets import own
 from common.errors import Conflict, InvalidInput
 from jobs.demo_data import EPISODIC, FIRST, LAST, RELATIONAL, SPATIAL
 from models import prefix as kv
 from models.adapters import AdapterStore
-from models.load import dequantised, load_model, resolve
+from models.load import load_model
 from models.load_report import check_adapter, load_report
 from models.prompt import PromptBuilder
 from models.weights import Weights
@@ -34,18 +34,9 @@ CONFIG = reader.ReaderConfig(steps=20, lr=5e-3, rank=4, anchors=6, held_out=2)
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """Folder of a random two-layer Llama with the real tokenizer: no answer of its is right, but it has gradients."""
-    folder = tmp_path_factory.mktemp("tiny")
-    tokenizer = AutoTokenizer.from_pretrained(dequantised(Path(resolve("smollm2-135m"))))
-    torch.manual_seed(0)
-    LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-            num_attention_heads=4, num_key_value_heads=2, eos_token_id=2, bos_token_id=1, initializer_range=0.3,
-        )
-    ).save_pretrained(folder)  # fmt: skip
-    tokenizer.save_pretrained(folder)
-    return str(folder)
+    return write_tiny_llama(
+        tmp_path_factory.mktemp("tiny"), num_attention_heads=4, num_key_value_heads=2, initializer_range=0.3
+    )
 
 
 @pytest.fixture

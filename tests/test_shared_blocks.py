@@ -7,47 +7,32 @@ from pathlib import Path
 
 import pytest
 import torch
+from model_helpers import QUESTION, encode, make_engine
 
-from common.config import RecallConfig
 from common.errors import NotFound
 from models.adapters import AdapterStore
 from models.blocks import BlockStore
 from models.encoding import Erasure, Recalled, Written
-from models.engine import Engine
 from models.prefix import KVBlock
 from models.sampling import Sampling
 from models.turn import Turn
-from models.weights import Weights
 
 ADA = Recalled(id="ada", text="Ada Quill lives in Lisbon.")
 BO = Recalled(id="bo", text="Bo Tarn works as a baker.")
-QUESTION = [{"role": "user", "content": "Where does Ada Quill live?"}]
-
-
-def replica(loaded, folder: Path) -> Engine:
-    adapters = AdapterStore(folder / "adapters")
-    blocks = BlockStore(folder / "blocks", 1 << 30)
-    return Engine(loaded, Weights(loaded, adapters, 4), blocks, RecallConfig())
 
 
 def files(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "blocks").rglob("*.safetensors"))
 
 
-def encode(engine, memories, adapter=""):
-    engine.enqueue("n", memories, adapter)
-    while engine.encode_some():
-        pass
-
-
 def test_what_one_replica_erased_does_not_come_back_out_of_another(loaded, tmp_path):
-    here, there = replica(loaded, tmp_path), replica(loaded, tmp_path)
+    here, there = make_engine(loaded, tmp_path), make_engine(loaded, tmp_path)
     there.enqueue("n", [ADA, BO], "")
     assert here.memories.forget("n", ["ada"], Erasure(generation=1, heads={0: 7})) == 0
     while there.encode_some():  # queued before, and nobody told it
         pass
     assert len(files(tmp_path)) == 1
-    late = replica(loaded, tmp_path)
+    late = make_engine(loaded, tmp_path)
     for engine in (there, late):
         engine.enqueue("n", [ADA], "")  # a request that had recalled it before
         assert not engine.busy
@@ -59,7 +44,7 @@ def test_what_one_replica_erased_does_not_come_back_out_of_another(loaded, tmp_p
 
 @pytest.mark.parametrize("seq", [7, 8])
 def test_what_was_written_after_an_erasure_is_encoded_by_any_replica(loaded, tmp_path, seq):
-    here, there = replica(loaded, tmp_path), replica(loaded, tmp_path)
+    here, there = make_engine(loaded, tmp_path), make_engine(loaded, tmp_path)
     here.memories.forget("n", ["ada"], Erasure(generation=1, heads={0: 7}))
     again = Written(id="ada", text=ADA.text, generation=1, shard=0, seq=seq)
     there.memories.written("n", [again])
@@ -113,7 +98,7 @@ def test_a_block_written_twice_and_erased_meanwhile_is_whole_or_gone(tmp_path):
 
 
 def test_a_retired_version_finishes_what_runs_and_leaves_nothing(loaded, tmp_path, trained):
-    engine = replica(replace(loaded, model=copy.deepcopy(loaded.model)), tmp_path)
+    engine = make_engine(replace(loaded, model=copy.deepcopy(loaded.model)), tmp_path)
     adapters = AdapterStore(tmp_path / "adapters")
     version, other = (
         adapters.publish(folder, {"namespace": "n", "model_digest": loaded.digest}, alias=None)
@@ -122,7 +107,7 @@ def test_a_retired_version_finishes_what_runs_and_leaves_nothing(loaded, tmp_pat
     for adapter in ("", version, other):
         encode(engine, [ADA, BO], adapter)
     asked = {"namespace": "n", "adapter": version, "sampling": Sampling(max_tokens=8)}
-    alone = "".join(engine.answer(QUESTION, [ADA], mode="prefix", **asked))
+    alone = "".join(engine.answer(QUESTION, [ADA], turn=Turn(mode="prefix"), **asked))
     running = engine.submit(QUESTION, [ADA], turn=Turn(mode="prefix"), **asked)
     engine.step()
     adapters.retire(version)
@@ -137,4 +122,4 @@ def test_a_retired_version_finishes_what_runs_and_leaves_nothing(loaded, tmp_pat
     assert "".join(running.pieces) == alone and running.error is None
     assert list(engine._weights._loaded) == [other] and len(files(tmp_path)) == 4
     assert adapters.publish(trained[0], {"namespace": "n", "model_digest": loaded.digest}) == version
-    assert "".join(engine.answer(QUESTION, [ADA], mode="text", **asked)) == alone
+    assert "".join(engine.answer(QUESTION, [ADA], turn=Turn(mode="text"), **asked)) == alone

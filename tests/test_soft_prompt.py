@@ -6,20 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from model_helpers import ask, encode, make_engine
 from safetensors.torch import load, save
 
 from common.config import RecallConfig
 from common.errors import InvalidInput, NotFound
 from jobs.soft_prompt import lessons_of, measure
 from models import prefix as kv
-from models.adapters import BASE, AdapterStore
-from models.blocks import BlockStore
 from models.encoding import Recalled
-from models.engine import Engine
-from models.sampling import Sampling
 from models.soft_prompt import SoftPrompt, load_soft_prompt, read_soft_prompt, save_soft_prompt
-from models.turn import Turn
-from models.weights import Weights
 from train.soft_prompt import soft_loss, teach, train_soft_prompt
 
 
@@ -76,15 +71,11 @@ def test_files_of_another_model_or_of_nothing_are_refused(loaded, file, tmp_path
 
 def test_its_blocks_serve_and_are_fewer_slots(loaded, file, tmp_path):
     recall = RecallConfig(encoder="soft_prompt", soft_prompt=str(file), reprocess="none")
-    blocks = BlockStore(tmp_path / "blocks", 1 << 30)
-    engine = Engine(loaded, Weights(loaded, AdapterStore(tmp_path / "adapters"), 1), blocks, recall)
+    engine = make_engine(loaded, tmp_path, recall=recall)
     memories = [Recalled(id="ada", text="Ada Quill lives in Lisbon."), Recalled(id="short", text="A b")]
-    engine.memories.enqueue("n", memories, BASE)
-    assert engine.encode_some() == 2
-    turn = Turn(mode="prefix")
-    ask = [{"role": "user", "content": "Where does Ada Quill live?"}]
-    options = {"namespace": "n", "mode": "prefix", "adapter": BASE, "sampling": Sampling(max_tokens=3)}
-    assert "".join(engine.answer(ask, memories, turn=turn, **options))
+    assert encode(engine, memories) == 2
+    answer, turn = ask(engine, memories, "prefix", max_tokens=3)
+    assert answer
     assert turn.fallback is None and turn.prefix_tokens == len(engine.memories.builder.head) + 8
     assert engine.status()["encoder"]["report"]["complete"]
 

@@ -10,14 +10,12 @@ from typing import Any
 import psutil
 import pytest
 import ray
-import torch
+from model_helpers import write_tiny_llama
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from common import config as configuration
 from common.config import Config
 from common.errors import InvalidInput
-from models.load import dequantised, resolve
 from train.loop import choose_dtype, learning_rate
 from train.trainer import TrainResult, data_digest, run_training
 
@@ -34,18 +32,12 @@ def cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A random two-layer Llama with the real tokenizer, as a folder."""
-    folder = tmp_path_factory.mktemp("tiny")
-    tokenizer = AutoTokenizer.from_pretrained(dequantised(Path(resolve("smollm2-135m"))))
-    torch.manual_seed(0)
-    LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-            num_attention_heads=2, num_key_value_heads=1, eos_token_id=2, bos_token_id=1, tie_word_embeddings=True,
-        )
-    ).save_pretrained(folder)  # fmt: skip
-    tokenizer.save_pretrained(folder)
-    return str(folder)
+    return write_tiny_llama(
+        tmp_path_factory.mktemp("tiny"),
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        tie_word_embeddings=True,
+    )
 
 
 def settings(tiny: str, **train: Any) -> Config:

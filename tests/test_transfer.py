@@ -308,7 +308,7 @@ def test_facts_that_come_in_end_those_that_they_contradict(tmp_path: Path) -> No
         told(shard, "oslo", "Oslo", NOW + 10)
     other.take([*one.export_rows("acme")], op_id="take", now=NOW)
     assert ends(other) == ends(both) == {"rome": NOW + 10, "oslo": NOW + 20, "bonn": None}
-    closings = other._view.find("acme", "rome").closings  # type: ignore[union-attr]
+    closings = other._view.find("acme", "rome").closings
     assert closings == {"bonn": NOW + 20, "oslo": NOW + 10}
     other.forget("acme", ids=["oslo"], op_id="forget", now=NOW)
     assert ends(other) == {"rome": NOW + 20, "bonn": None} and other.verify() is None
