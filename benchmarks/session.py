@@ -86,13 +86,13 @@ class Session:
             self._versions["adapter"] = adapters.publish(options.adapter, manifest, alias=None)
         weights = Weights(loaded, adapters, 1)
         self._engines: dict[str, Engine] = {}
+        of_config: dict[str, Engine] = {}
         for name in options.modes:
             recall = _recall(name, self._exact, options)
-            if recall.model_dump_json() not in self._engines:
-                self._engines[recall.model_dump_json()] = Engine(
-                    loaded, weights, blocks, recall, ServeConfig(kv_cache_bytes=8 << 30)
-                )
-            self._engines[name] = self._engines[recall.model_dump_json()]
+            config = recall.model_dump_json()
+            if config not in of_config:
+                of_config[config] = Engine(loaded, weights, blocks, recall, ServeConfig(kv_cache_bytes=8 << 30))
+            self._engines[name] = of_config[config]
         self.costs = self._fill(blocks)
 
     def _fill(self, blocks: BlockStore) -> Json:

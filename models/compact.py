@@ -32,12 +32,11 @@ def compacted(
     scores: list[Tensor] = []
     cache = as_cache(head, model.config, batch=len(blocks))
     with _observed(model):
-        model(
+        model.get_decoder()(
             input_ids=ids,
             past_key_values=cache,
             position_ids=positions,
             attention_mask=_mask(real, start),
-            logits_to_keep=1,
             observe=partial(_score, scores, real, start, longest),
         )
     states, received = stacked(cache), torch.stack(scores)

@@ -58,11 +58,8 @@ def soft_states(
         padded = nn.utils.rnn.pad_sequence(soft, batch_first=True)
         positions = torch.arange(start, start + padded.shape[1], device=model.device).expand(len(blocks), -1)
         cache = as_cache(front, model.config, batch=len(blocks))
-        model(
-            inputs_embeds=padded.to(model.dtype),
-            past_key_values=cache,
-            position_ids=positions,
-            logits_to_keep=1,
+        model.get_decoder()(
+            inputs_embeds=padded.to(model.dtype), past_key_values=cache, position_ids=positions
         )
         states = stacked(cache)
     return [states[:, :, row, :, start : start + len(each)].contiguous() for row, each in enumerate(soft)]
