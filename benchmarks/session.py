@@ -10,7 +10,8 @@ Same facts, same questions, same prompt pieces for every mode:
     full       the whole history as text: the ceiling. From --exact-from facts on its states are kept between
                questions (kv_exact, equal to the text prompt), or a CPU would take days; tokens count as if not
     text       the k best memories of the full retrieval stack, as text        text_flat   those by cosine
-    prefix     the same k injected as KV blocks (:policy where it is not the configured one)
+    prefix     the same k injected as KV blocks (:policy where it is not the configured one; :int8 kept in
+               eight bits, with how many of its answers are those of prefix word for word)
     hybrid     prefix, and the best once more as text                          off         no memory
     bias:S     no memory but the value states of the k as a bias of strength S; overlay:S (see models/values.py)
 
@@ -91,7 +92,9 @@ class Session:
             recall = _recall(name, self._exact, options)
             config = recall.model_dump_json()
             if config not in of_config:
-                of_config[config] = Engine(loaded, weights, blocks, recall, ServeConfig(kv_cache_bytes=8 << 30))
+                of_config[config] = Engine(
+                    loaded, weights, blocks, recall, ServeConfig(kv_cache_bytes=8 << 30)
+                )
             self._engines[name] = of_config[config]
         self.costs = self._fill(blocks)
 
@@ -110,16 +113,20 @@ class Session:
         ]
         self._shard.put([*zip(memories, vectors, strict=True)], op_id="fill", now=NOW)
         started = time.perf_counter()
-        chunked = [
-            engine for name, engine in self._engines.items() if not name.startswith(("full", "text", "off"))
-        ]
-        if chunked:
-            self._encode(chunked[0])
+        chunked = {
+            engine.memories.fingerprint(BASE): engine
+            for name, engine in self._engines.items()
+            if not name.startswith(("full", "text", "off"))
+        }
+        for engine in [*chunked.values()][:1]:
+            self._encode(engine)
         count = len(texts) * len(self._versions)
         costs = {
             "encode_ms": 1e3 * (time.perf_counter() - started) / count,
             "block_bytes": blocks.held_bytes / count,
         }
+        for engine in [*chunked.values()][1:]:
+            self._encode(engine)
         if self._exact and "full" in self._engines:
             self._encode(self._engines["full"])
         return costs
@@ -201,6 +208,8 @@ def _recall(name: str, exact: bool, options: argparse.Namespace) -> RecallConfig
         kind, _, number = policy.partition("-")
         if mode in ("bias", "overlay"):
             chosen |= {mode: float(policy)}
+        elif policy == "int8":
+            chosen |= {"block_dtype": "int8"}
         else:
             chosen |= {"reprocess": kind, **({"first_k": int(number)} if number else {})}
     if mode == "full" and exact:
@@ -240,6 +249,11 @@ def measure(loaded: LoadedModel, facts: FactSet, options: argparse.Namespace) ->
                 "modes": {name: summary(rows, facts.questions) for name, rows in asked.items()},
                 "differences": {
                     f"{name} - {base}": paired(asked[name], asked[base]) for name, base in _pairs(asked)
+                },
+                "same_answers": {
+                    name: sum(a["answer"] == b["answer"] for a, b in zip(rows, asked[base], strict=True))
+                    for name, rows in asked.items()
+                    if (base := name.replace(":int8", "")) != name and base in asked
                 },
                 "raw": {name: rows for name, rows in asked.items()} if options.raw else None,
             }

@@ -49,6 +49,8 @@ def _lines(report: Json, before: Mapping[str, Any] | None) -> Iterator[str]:
         yield ""
         for name, (mean, low, high) in session["differences"].items():
             yield f"- {name}: {mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+        for name, same in session["same_answers"].items():
+            yield f"- {name}: {same} of {session['questions']} answers are those without it, word for word"
         yield from _styles(session)
 
 
