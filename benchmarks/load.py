@@ -136,7 +136,7 @@ class Load:
     async def _chat(self, space: Space, sample: Sample, started: float) -> None:
         person = self._chance.choice([*space.facts.values()])
         body = {
-            "model": self._options.model,
+            "model": self._chance.choice(self._options.model.split(",")),
             "messages": [{"role": "user", "content": f"Where does {person} live?"}],
             "max_tokens": self._options.max_tokens,
             "memory": {"namespace": space.name, "mode": self._options.mode},
@@ -319,7 +319,7 @@ def main() -> int:
     parser.add_argument("--leave", type=float, default=0.0, help="share of chats left after the first token")
     parser.add_argument("--namespaces", type=int, default=2)
     parser.add_argument("--memories", type=int, default=20, help="of each namespace, at the start")
-    parser.add_argument("--model", default="base")
+    parser.add_argument("--model", default="base", help="several, by commas: each chat asks one of them")
     parser.add_argument("--mode", default="prefix")
     parser.add_argument("--max-tokens", type=int, default=16)
     parser.add_argument("--seed", type=int, default=1337)

@@ -9,10 +9,11 @@ Same facts, same questions, same prompt pieces for every mode:
 
     full       the whole history as text: the ceiling. From --exact-from facts on its states are kept between
                questions (kv_exact, equal to the text prompt), or a CPU would take days; tokens count as if not
-    text       the k best memories of the full retrieval stack, as text        text_flat   those by cosine
+    text       the memories of the full retrieval stack, at most k, as text    text_flat   the k best by cosine
     prefix     the same k injected as KV blocks (:policy where it is not the configured one; :int8 kept in
                eight bits, with how many of its answers are those of prefix word for word)
     hybrid     prefix, and the best once more as text                          off         no memory
+    MODE:top-N the N best, whatever they score, in place of those of --share of the best one's score
     bias:S     no memory but the value states of the k as a bias of strength S; overlay:S (see models/values.py)
 
 A hit is an expected answer, normalised as SQuAD does, within the model's (greedy, 16 tokens); intervals are
@@ -52,6 +53,7 @@ from models.sampling import Sampling
 from models.turn import Turn
 from models.weights import Weights
 from stores.memory import parse_memory
+from stores.rank import relevant
 from stores.shard import Shard
 from train.chat import SHORTEST_SPAN
 from train.evaluate import normalise, wilson
@@ -72,7 +74,7 @@ class Session:
     def __init__(
         self, loaded: LoadedModel, facts: FactSet, folder: Path, options: argparse.Namespace
     ) -> None:
-        self._facts, self._k = facts, options.k
+        self._facts, self._k, self._share = facts, options.k, options.share
         self._exact = len(facts.facts) >= options.exact_from
         self._embedder = Embedder()
         self._shard = Shard(
@@ -137,10 +139,14 @@ class Session:
             while engine.encode_some():
                 pass
 
-    def retrieve(self, asked: Asked, retrieval: str) -> tuple[list[Recalled], float]:
+    def retrieve(self, asked: Asked, retrieval: str, top: int | None = None) -> tuple[list[Recalled], float]:
         started = time.perf_counter()
         [vector] = self._embedder.encode([asked.text])
-        found = self._shard.search("session", vector, self._k, query=asked.text, retrieval=retrieval, now=NOW)
+        found = self._shard.search(
+            "session", vector, top or self._k, query=asked.text, retrieval=retrieval, now=NOW
+        )
+        if retrieval == "full" and top is None:
+            found = relevant(found, self._share)
         memories = [Recalled(id=hit["memory"]["id"], text=hit["memory"]["text"]) for hit in found]
         return memories, time.perf_counter() - started
 
@@ -160,7 +166,8 @@ class Session:
         if mode == "full":
             memories = self._history
         elif mode != "off":
-            memories, retrieve_s = self.retrieve(asked, "flat" if mode == "text_flat" else "full")
+            top = int(way.removeprefix(f"{mode}:top-")) if ":top-" in way else None
+            memories, retrieve_s = self.retrieve(asked, "flat" if mode == "text_flat" else "full", top)
         exact = mode == "full" and self._exact
         turn = Turn(mode="prefix" if exact else "values" if mode in VALUES else mode.removesuffix("_flat"))
         answer = self._engines[name].submit(
@@ -204,14 +211,15 @@ def _result(
 def _recall(name: str, exact: bool, options: argparse.Namespace) -> RecallConfig:
     mode, _, policy = name.partition("@")[0].partition(":")
     chosen: Json = {"k": options.k}
-    if policy:
+    if policy and not policy.startswith("top-"):
         kind, _, number = policy.partition("-")
         if mode in ("bias", "overlay"):
             chosen |= {mode: float(policy)}
         elif policy == "int8":
             chosen |= {"block_dtype": "int8"}
         else:
-            chosen |= {"reprocess": kind, **({"first_k": int(number)} if number else {})}
+            of = "first_k" if kind == "first_k" else "best"
+            chosen |= {"reprocess": kind, **({of: int(number)} if number else {})}
     if mode == "full" and exact:
         chosen |= {"encoder": "kv_exact"}
     return RecallConfig(**chosen)
@@ -343,10 +351,14 @@ def main() -> None:
     parser.add_argument("--conversation", type=int, default=0, help="of LoCoMo")
     parser.add_argument("--sizes", type=_numbers, default=[10, 20, 100])
     parser.add_argument(
-        "--modes", type=lambda text: text.split(","), default=[*MODES], help="also prefix:first_k-8"
+        "--modes",
+        type=lambda text: text.split(","),
+        default=[*MODES],
+        help="also prefix:first_k-8, prefix:best_last-2",
     )
     parser.add_argument("--adapter", type=Path, help="PEFT folder trained on this model")
     parser.add_argument("--k", type=int, default=RecallConfig().k)
+    parser.add_argument("--share", type=float, default=RecallConfig().min_share)
     parser.add_argument("--questions", type=int, default=60, help="at most, of a public set")
     parser.add_argument(
         "--together",
@@ -369,6 +381,7 @@ def main() -> None:
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "hardware": hardware(),
         "k": options.k,
+        "share": options.share,
         "sessions": [],
     }
     before: Mapping[str, Any] | None = json.loads(options.compare.read_text()) if options.compare else None

@@ -28,7 +28,7 @@ def write_report(folder: Path, report: Json, before: Mapping[str, Any] | None) -
 
 
 def _lines(report: Json, before: Mapping[str, Any] | None) -> Iterator[str]:
-    yield f"# Session benchmark: {report['model']}, {report['dtype']}, k = {report['k']}"
+    yield f"# Session benchmark: {report['model']}, {report['dtype']}, at most {report['k']} memories"
     yield ""
     yield f"`{report['command']}`; {report['hardware']['device']}, {report['hardware']['threads']} threads."
     for session in report["sessions"]:

@@ -177,7 +177,13 @@ class RecallConfig(Section):
     """Defaults of a request's `memory` field."""
 
     mode: Literal["full", "text", "prefix", "hybrid", "off"] = "prefix"
-    k: int = Field(3, ge=1, le=1000)
+    k: int = Field(8, ge=1, le=1000, description="memories at most, where the request gives no number")
+    min_share: float = Field(
+        0.6,
+        ge=0.0,
+        le=1.0,
+        description="of the best one's score that the others must have (retrieval full); 0: all k",
+    )
     encoder: Literal["kv_chunks", "kv_exact", "kv_compact", "soft_prompt"] = Field(
         "kv_chunks",
         description="what a KV block holds: kv_chunks all tokens of one memory; kv_exact the namespace's whole "
@@ -190,6 +196,7 @@ class RecallConfig(Section):
         description="prefix assembly: which memory tokens are processed again with the question",
     )
     first_k: int = Field(8, ge=1, description="tokens of each later block processed again (first_k)")
+    best: int = Field(1, ge=1, description="of the most relevant blocks processed again (best_last)")
     bias: float = Field(
         0.0, description="strength of the injected memories' value states as a bias of the logits; 0: off"
     )

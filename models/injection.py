@@ -46,6 +46,7 @@ class Injection(Encoding):
         super().__init__(loaded, blocks, recall)
         self.fallbacks = 0
         self._recall = recall
+        self._policy = kv.Policy(kind=recall.reprocess, first_k=recall.first_k, best=recall.best)
         self._inverse_frequency = loaded.model.model.rotary_emb.inv_freq
 
     def prompt(
@@ -84,9 +85,9 @@ class Injection(Encoding):
                 values = self._values(blocks)
                 if mode == "values":
                     return self._checked(Prompt(self.builder.plain(messages), None, values), max_tokens, turn)
-                policy = "none" if mode == "hybrid" else self._recall.reprocess
+                policy = kv.INDEPENDENT if mode == "hybrid" else self._policy
                 head = self._head(model, adapter)
-                prefix = kv.assemble(head, blocks, self._inverse_frequency, policy, self._recall.first_k)
+                prefix = kv.assemble(head, blocks, self._inverse_frequency, policy)
                 return self._checked(Prompt(tail, prefix, values), max_tokens, turn)
             self.enqueue(namespace, memories, adapter)
             self.fallbacks += 1

@@ -9,7 +9,7 @@ repairs in part:
     none       nothing more
     first_k    the first k tokens of each later block run again, in place, with the question
                (EPIC's LegoLink, arXiv 2410.15332: most of the loss sits in each block's first tokens)
-    best_last  the most relevant block stands last and runs again with the question
+    best_last  the most relevant block stands last and runs again with the question; or the best few
 
 Which states a block has, and whether blocks stand behind each other, is the encoder's (`models.encoders`).
 
@@ -30,11 +30,30 @@ from transformers import DynamicCache
 
 from models.quantised import Int8States
 
-Policy = Literal["none", "first_k", "best_last"]
-
 # As `logits_to_keep`. The number 1 takes a strided slice, for which a product on a CPU copies the whole output layer:
 # four fifths of the time of a short prompt (1.5B, bfloat16).
 LAST = torch.tensor([-1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """Which tokens of assembled blocks run again; `first_k` is for blocks with a slot for every token."""
+
+    kind: Literal["none", "first_k", "best_last"]
+    first_k: int = 8
+    best: int = 1
+
+    def tokens_again(self, place: int, blocks: int, length: int) -> int:
+        """How many first tokens of the block of `length` that stands at `place`: what stands first sees
+        all that is before it as it is."""
+        if place == 0 or self.kind == "none":
+            return 0
+        if self.kind == "first_k":
+            return min(self.first_k, length)
+        return length if place >= blocks - self.best else 0
+
+
+INDEPENDENT = Policy(kind="none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,17 +150,13 @@ def encode_blocks(model: Any, head: Tensor, blocks: Sequence[Sequence[int]]) -> 
     return [states[:, :, row, :, start : start + len(block)].contiguous() for row, block in enumerate(blocks)]
 
 
-def assemble(
-    head: Tensor, blocks: Sequence[KVBlock], inverse_frequency: Tensor, policy: Policy, first_k: int
-) -> Prefix:
-    """Lay `blocks`, most relevant first, behind the head, most relevant last. No block is changed.
-
-    `first_k` is for blocks with a slot for every token."""
+def assemble(head: Tensor, blocks: Sequence[KVBlock], inverse_frequency: Tensor, policy: Policy) -> Prefix:
+    """Lay `blocks`, most relevant first, behind the head, most relevant last. No block is changed."""
     start = position = head.shape[3]
     parts, positions, again = [head], [torch.arange(start)], []
     for place, block in enumerate(reversed(blocks)):
         tokens = len(block.ids)
-        skip = _tokens_again(policy, first_k, place, len(blocks), tokens)
+        skip = policy.tokens_again(place, len(blocks), tokens)
         again += [(block.ids[i], position + i) for i in range(skip)]
         if skip == tokens:
             position += tokens
@@ -158,14 +173,6 @@ def laid(head: Tensor, history: Sequence[KVBlock]) -> Prefix:
     states = torch.cat([head, *(block.dense(head).to(head) for block in history)], dim=3)
     length = states.shape[3]
     return Prefix(states, torch.arange(length), (), length)
-
-
-def _tokens_again(policy: Policy, first_k: int, place: int, blocks: int, length: int) -> int:
-    if policy == "first_k" and place > 0:
-        return min(first_k, length)
-    if policy == "best_last" and blocks > 1 and place == blocks - 1:
-        return length
-    return 0
 
 
 def rotated(states: Tensor, distance: int, inverse_frequency: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ class Answers:
         async with contextlib.AsyncExitStack() as stack:
             stack.enter_context(self.admitted(len(prompts) * len(samplings)))
             recalled = await asyncio.gather(
-                *(self._recall.for_prompt(prompt, body.memory, mode, config.recall.k) for prompt in prompts)
+                *(self._recall.for_prompt(prompt, body.memory, mode) for prompt in prompts)
             )
             requests = [
                 {

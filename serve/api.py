@@ -73,14 +73,7 @@ class Api:
         self._store = ShardedStore(config)
         self._adapters = AdapterStore(config.store_dir / "adapters")
         self._telemetry = Telemetry()
-        self._recall = Recall(
-            self._store,
-            embedder,
-            self._telemetry,
-            config.serve.recall_deadline_s,
-            reranks=config.recall.reranker is not None,
-            histories=config.recall.encoder == "kv_exact",
-        )
+        self._recall = Recall(self._store, embedder, self._telemetry, config)
         self._parts = Parts(
             config=config,
             store=self._store,

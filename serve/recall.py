@@ -11,12 +11,13 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from actors.shards import ShardedStore
+from common.config import Config
 from common.errors import NotReady
 from models.messages import Conversation
 from serve.http import unwrap
 from serve.schema import MemoryField
 from serve.telemetry import Telemetry
-from stores.rank import Rerank
+from stores.rank import Rerank, relevant
 
 FULL_PAGE = 1000
 
@@ -38,27 +39,17 @@ class Recalled:
 
 class Recall:
     def __init__(
-        self,
-        store: ShardedStore,
-        embedder: DeploymentHandle,
-        telemetry: Telemetry,
-        deadline_s: float,
-        *,
-        reranks: bool = False,
-        histories: bool = False,
+        self, store: ShardedStore, embedder: DeploymentHandle, telemetry: Telemetry, config: Config
     ) -> None:
-        """`deadline_s`: how long a chat waits for memories before it is answered without; `reranks`: has the
-        embedder a cross-encoder; `histories`: a prefix is a namespace's whole history."""
         self._store = store
         self._embedder = embedder
         self._telemetry = telemetry
-        self._deadline_s = deadline_s
-        self._reranks = reranks
+        self._config = config.recall
+        self._deadline_s = config.serve.recall_deadline_s
+        histories = config.recall.encoder == "kv_exact"  # a prefix is a namespace's whole history
         self._all_by_time = ("full", "prefix") if histories else ("full",)
 
-    async def for_prompt(
-        self, prompt: Conversation, asked: MemoryField, mode: str, default_k: int
-    ) -> Recalled:
+    async def for_prompt(self, prompt: Conversation, asked: MemoryField, mode: str) -> Recalled:
         """Memories for a prompt. A store that does not answer degrades to none, and the answer says so."""
         question = _question(prompt)
         if mode == "off" or (mode not in self._all_by_time and not question):
@@ -66,21 +57,28 @@ class Recall:
         started = time.perf_counter()
         try:
             async with asyncio.timeout(self._deadline_s):
-                memories, retrieved = await self._memories(asked, question, mode, asked.k or default_k)
+                memories, retrieved = await self._memories(asked, question, mode)
         except (NotReady, TimeoutError, ray.exceptions.RayActorError, RayServeException) as error:
             self._telemetry.recall_failed()
             return Recalled(seconds=time.perf_counter() - started, failure=f"off: {unwrap(error).message}")
         return Recalled(memories=memories, retrieved=retrieved, seconds=time.perf_counter() - started)
 
     async def _memories(
-        self, asked: MemoryField, question: str, mode: str, k: int
+        self, asked: MemoryField, question: str, mode: str
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         if mode in self._all_by_time:
             return await self.everything(asked.namespace, asked.kinds, asked.filter), []
         results, _ = await self.search(
-            asked.namespace, question, k, kinds=asked.kinds, where=asked.filter, retrieval=asked.retrieval
+            asked.namespace,
+            question,
+            asked.k or self._config.k,
+            kinds=asked.kinds,
+            where=asked.filter,
+            retrieval=asked.retrieval,
         )
         retrieved = [{"id": result["memory"]["id"], "score": result["score"]} for result in results]
+        if asked.k is None and asked.retrieval == "full":
+            results = relevant(results, self._config.min_share)
         return [result["memory"] for result in results], retrieved
 
     async def search(
@@ -114,7 +112,7 @@ class Recall:
 
     def _rerank(self) -> Rerank | None:
         """Asks the cross-encoder from the thread that ranks; None where there is none."""
-        if not self._reranks:
+        if self._config.reranker is None:
             return None
         loop = asyncio.get_running_loop()
 

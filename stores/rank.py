@@ -137,6 +137,17 @@ def full(
     return [_result(hits[i], float(final[i]), extra[i]) for i in page], stages
 
 
+def relevant(results: Hits, share: float) -> list[Json]:
+    """Of a `full` ranking those that matter beside the best: whose score is at least `share` of its score.
+
+    What says less than that of what was asked for distracts a model more than it helps. All where the best is
+    itself a stranger, and where a reranker decided: then scores do not tell how far apart they are."""
+    best = results[0]["score"] if results else 0.0
+    if best <= 0.0 or "rerank" in results[0]["scores"]:
+        return [*results]
+    return [result for result in results if result["score"] >= share * best]
+
+
 def channel_stages(hits: Hits, ms: Sequence[Json]) -> list[Json]:
     """The trace of the channels: shards search side by side, so the slowest one's milliseconds count."""
     stages = []

@@ -112,6 +112,13 @@ def test_chat_in_every_mode(http, taught, mode):
         assert "Lisbon" in reply["choices"][0]["message"]["content"]
 
 
+def test_a_chat_that_does_not_say_how_many_gets_those_that_matter(http, taught):
+    memory = chat(http, taught, memory={"mode": "prefix"}).json()["memory"]
+    assert memory["injected"] == ["ada"] and len(memory["retrieved"]) == 5
+    flat = chat(http, taught, memory={"mode": "prefix", "retrieval": "flat"}).json()["memory"]
+    assert flat["injected"] == [found["id"] for found in flat["retrieved"]]
+
+
 def test_prefix_with_one_memory_answers_as_text_does(http, taught):
     answers = [
         chat(http, taught, memory={"mode": mode, "k": 1}).json()["choices"][0]["message"]["content"]

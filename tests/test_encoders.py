@@ -203,7 +203,7 @@ def test_what_is_kept_says_more_than_as_much_kept_at_random(loaded, builder, hea
             memory = kv.KVBlock(
                 memory_id="m", fingerprint="f", ids=tuple(block), text="", states=state, width=len(block)
             )
-            prefix = kv.assemble(head, [memory], loaded.model.model.rotary_emb.inv_freq, "none", 1)
+            prefix = kv.assemble(head, [memory], loaded.model.model.rotary_emb.inv_freq, kv.INDEPENDENT)
             yield kv.prefill(loaded.model, prefix, tail)[1].log_softmax(-1)
 
     wanted = [*told(whole)]

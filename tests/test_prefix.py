@@ -17,6 +17,7 @@ TEXTS = [
     "The Amber Mill is north of the Old Gate.",
     "",
 ]
+POLICIES = [kv.INDEPENDENT, kv.Policy(kind="first_k"), *(kv.Policy(kind="best_last", best=n) for n in (1, 2))]
 QUESTION = [{"role": "user", "content": "Where does Ada Quill live?"}]
 
 
@@ -53,8 +54,8 @@ def text_logits(loaded, builder, blocks):
     return kv.prefill(loaded.model, None, ids)[1]
 
 
-def prefix_logits(loaded, builder, head, blocks, frequency, policy, first_k=8):
-    prefix = kv.assemble(head, blocks, frequency, policy, first_k)
+def prefix_logits(loaded, builder, head, blocks, frequency, kind, **numbers):
+    prefix = kv.assemble(head, blocks, frequency, kv.Policy(kind=kind, **numbers))
     return kv.prefill(loaded.model, prefix, builder.tail(QUESTION))[1]
 
 
@@ -64,13 +65,13 @@ def test_one_block_equals_the_text_prompt(loaded, builder, head, blocks, frequen
     assert torch.allclose(injected, text_logits(loaded, builder, [blocks[i]]), atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize("policy", ["first_k", "best_last"])
+@pytest.mark.parametrize("kind", ["first_k", "best_last"])
+@pytest.mark.parametrize("count", [2, 3])
 def test_running_every_later_token_again_equals_the_text_prompt(
-    loaded, builder, head, blocks, frequency, policy
+    loaded, builder, head, blocks, frequency, kind, count
 ):
-    # With two blocks best_last runs the whole later block again; first_k does so for a k beyond every block.
-    chosen = blocks[:2]
-    injected = prefix_logits(loaded, builder, head, chosen, frequency, policy, first_k=1000)
+    chosen = blocks[:count]
+    injected = prefix_logits(loaded, builder, head, chosen, frequency, kind, first_k=1000, best=count - 1)
     assert torch.allclose(injected, text_logits(loaded, builder, chosen), atol=TOLERANCE, rtol=0)
 
 
@@ -81,9 +82,9 @@ def test_independent_blocks_differ_from_text_which_is_why_policies_exist(
     assert (plain - text_logits(loaded, builder, blocks[:3])).abs().max() > 100 * TOLERANCE
 
 
-@pytest.mark.parametrize("policy", ["none", "first_k", "best_last"])
+@pytest.mark.parametrize("policy", POLICIES)
 def test_slots_and_processed_tokens_add_up(head, blocks, frequency, policy):
-    prefix = kv.assemble(head, blocks, frequency, policy, 8)
+    prefix = kv.assemble(head, blocks, frequency, policy)
     total = head.shape[3] + sum(len(block.ids) for block in blocks)
     assert prefix.length == total
     assert prefix.states.shape[3] + len(prefix.again) == total
@@ -117,9 +118,9 @@ def test_rotation_is_additive_and_undone_by_its_inverse(blocks, frequency):
 def test_stored_blocks_are_never_changed_by_generation(loaded, builder, head, blocks, frequency):
     before = [block.states.clone() for block in blocks]
     head_before = head.clone()
-    for policy in ("none", "first_k", "best_last"):
+    for policy in POLICIES:
         for chosen in (blocks[:1], blocks):
-            prefix = kv.assemble(head, chosen, frequency, policy, 8)
+            prefix = kv.assemble(head, chosen, frequency, policy)
             cache, logits, position = kv.prefill(loaded.model, prefix, builder.tail(QUESTION))
             for _ in range(3):
                 logits = kv.step(loaded.model, cache, int(logits.argmax()), position)

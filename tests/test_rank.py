@@ -116,6 +116,27 @@ def test_concert_stays_mild():
     assert results[0]["score"] <= (1 + rank.CONCERT) and ids(results)[0] == "best"
 
 
+def test_relevant_is_who_scores_a_share_of_the_best():
+    found = [hit(f"m{i}", 0.8 - i / 10, 3.0 - i, text="violin" if i < 2 else "drum") for i in range(4)]
+    results, _ = rank.full("violin", found, 4, now=NOW)
+    scores = [result["score"] for result in results]
+    for share in (0.0, 0.3, 0.6, 0.9, 1.0):
+        kept = rank.relevant(results, share)
+        assert kept == [r for r, score in zip(results, scores, strict=True) if score >= share * scores[0]]
+    assert len(rank.relevant(results, 0.6)) < len(rank.relevant(results, 0.0)) == 4
+    assert ids(rank.relevant(results, 1.0)) == [ids(results)[0]]
+    assert rank.relevant([], 0.6) == []
+
+
+def test_all_are_relevant_where_scores_do_not_tell():
+    strangers = [hit(f"m{i}", 0.2 - i / 100, None, text="drum") for i in range(3)]
+    results, _ = rank.full("violin", strangers, 3, now=NOW)
+    assert results[0]["score"] < 0 and rank.relevant(results, 0.9) == results
+    found = [hit(f"m{i}", 0.8 - i / 10, 3.0 - i, text="violin") for i in range(3)]
+    results, _ = rank.full("violin", found, 3, now=NOW, rerank=lambda texts, query: [1.0, 2.0, 3.0])
+    assert rank.relevant(results, 1.0) == results
+
+
 def test_an_injected_model_reranks():
     found = [hit(f"m{i}", 1 - i / 10, None, text=f"text {i}") for i in range(5)]
     asked = []

@@ -65,7 +65,7 @@ def served_prefix(model, lesson):
         kv.KVBlock(memory_id="", fingerprint="", ids=tuple(ids), text="", states=each, width=len(ids))
         for ids, each in zip(lesson.blocks, states, strict=True)
     ]
-    return kv.assemble(head, blocks[::-1], model.model.rotary_emb.inv_freq, "none", 1)
+    return kv.assemble(head, blocks[::-1], model.model.rotary_emb.inv_freq, kv.INDEPENDENT)
 
 
 def served_logits(model, lesson):

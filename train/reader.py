@@ -168,7 +168,7 @@ def student_prefix(model: PeftModel, lesson: Lesson, inverse_frequency: Tensor) 
         kv.KVBlock(memory_id="", fingerprint="", ids=tuple(ids), text="", states=each, width=len(ids))
         for ids, each in zip(lesson.blocks, states, strict=True)
     ]
-    return kv.assemble(head, blocks[::-1], inverse_frequency, "none", 1)  # takes the most relevant first
+    return kv.assemble(head, blocks[::-1], inverse_frequency, kv.INDEPENDENT)  # takes the most relevant first
 
 
 def _encode(model: PeftModel, lesson: Lesson) -> tuple[Tensor, list[Tensor]]:
