@@ -183,7 +183,9 @@ def ask(
     question: Annotated[str, typer.Argument(help="the user's message")],
     namespace: Namespace = "default",
     mode: Annotated[Mode | None, typer.Option(help="how memories reach the model")] = None,
-    k: Annotated[int | None, typer.Option("-k", "--k", min=1, help="memories to inject")] = None,
+    k: Annotated[
+        int | None, typer.Option("-k", "--k", min=1, help="memories to inject; without, those that matter")
+    ] = None,
     model: Annotated[str, typer.Option(help="base, base:latest, or base:DIGEST")] = "base",
     system: Annotated[str | None, typer.Option(help="system message")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="of the answer")] = None,
