@@ -11,7 +11,7 @@ Same facts, same questions, same prompt pieces for every mode:
                questions (kv_exact, equal to the text prompt), or a CPU would take days; tokens count as if not
     text       the memories of the full retrieval stack, at most k, as text    text_flat   the k best by cosine
     prefix     the same k injected as KV blocks (:policy where it is not the configured one; :int8 kept in
-               eight bits, with how many of its answers are those of prefix word for word)
+               eight bits, with how many of its answers are those of prefix, both normalised)
     hybrid     prefix, and the best once more as text                          off         no memory
     MODE:top-N the N best, whatever they score, in place of those of --share of the best one's score
     bias:S     no memory but the value states of the k as a bias of strength S; overlay:S (see models/values.py)
@@ -90,13 +90,12 @@ class Session:
         weights = Weights(loaded, adapters, 1)
         self._engines: dict[str, Engine] = {}
         of_config: dict[str, Engine] = {}
+        serve = ServeConfig(kv_cache_bytes=8 << 30, max_batch=options.together)
         for name in options.modes:
             recall = _recall(name, self._exact, options)
             config = recall.model_dump_json()
             if config not in of_config:
-                of_config[config] = Engine(
-                    loaded, weights, blocks, recall, ServeConfig(kv_cache_bytes=8 << 30)
-                )
+                of_config[config] = Engine(loaded, weights, blocks, recall, serve)
             self._engines[name] = of_config[config]
         self.costs = self._fill(blocks)
 
@@ -259,7 +258,7 @@ def measure(loaded: LoadedModel, facts: FactSet, options: argparse.Namespace) ->
                     f"{name} - {base}": paired(asked[name], asked[base]) for name, base in _pairs(asked)
                 },
                 "same_answers": {
-                    name: sum(a["answer"] == b["answer"] for a, b in zip(rows, asked[base], strict=True))
+                    name: sum(_same(a, b) for a, b in zip(rows, asked[base], strict=True))
                     for name, rows in asked.items()
                     if (base := name.replace(":int8", "")) != name and base in asked
                 },
@@ -267,6 +266,10 @@ def measure(loaded: LoadedModel, facts: FactSet, options: argparse.Namespace) ->
             }
         finally:
             session.close()
+
+
+def _same(row: Json, other: Json) -> bool:
+    return normalise(row["answer"]) == normalise(other["answer"])
 
 
 def _pairs(names: Collection[str]) -> Iterator[tuple[str, str]]:

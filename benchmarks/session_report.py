@@ -50,7 +50,7 @@ def _lines(report: Json, before: Mapping[str, Any] | None) -> Iterator[str]:
         for name, (mean, low, high) in session["differences"].items():
             yield f"- {name}: {mean:+.3f} [{low:+.3f}, {high:+.3f}]"
         for name, same in session["same_answers"].items():
-            yield f"- {name}: {same} of {session['questions']} answers are those without it, word for word"
+            yield f"- {name}: {same} of {session['questions']} answers are those without it, normalised"
         yield from _styles(session)
 
 
