@@ -2,6 +2,7 @@
 
 import time
 from collections import deque
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ class Answer:
         self, prompt: Prompt, *, adapter: str, sampling: Sampling, turn: Turn, tokenizer: Any, ends: set[int]
     ) -> None:
         self.prompt, self.adapter, self.sampling, self.turn = prompt, adapter, sampling, turn
+        self.slots = prompt.slots + sampling.max_tokens  # of keys and values, that it may come to use
         self.pieces: deque[str] = deque()
         self.done = False
         self.error: Exception | None = None
@@ -32,15 +34,11 @@ class Answer:
         self._generator = sampling.generator()
         self._submitted = self._started = time.perf_counter()
 
-    @property
-    def slots(self) -> int:
-        """Key/value slots that it may come to use."""
-        return self.prompt.slots + self.sampling.max_tokens
-
     def begin(self, config: Any) -> Prefill:
         self._started = time.perf_counter()
         self.turn.queued_s = self._started - self._submitted
         self.prefill = Prefill(self.prompt.prefix, self.prompt.ids, config)
+        self.prompt = replace(self.prompt, prefix=None)  # a long one is half a gigabyte, which the cache has now
         return self.prefill
 
     def first(self, logits: Tensor, position: int) -> None:
