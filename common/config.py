@@ -196,7 +196,9 @@ class RecallConfig(Section):
         description="prefix assembly: which memory tokens are processed again with the question",
     )
     first_k: int = Field(8, ge=1, description="tokens of each later block processed again (first_k)")
-    best: int = Field(2, ge=1, description="how many of the most relevant blocks are processed again (best_last)")
+    best: int = Field(
+        2, ge=1, description="how many of the most relevant blocks are processed again (best_last)"
+    )
     bias: float = Field(
         0.0, description="strength of the injected memories' value states as a bias of the logits; 0: off"
     )

@@ -227,7 +227,9 @@ def test_a_compact_block_takes_up_its_text_positions_with_fewer_slots(loaded, tm
     sizes = [len(engine.memories.builder.memory(fact.text)) for fact in FACTS]
     head = len(engine.memories.builder.head)
     assert turn.fallback is None and turn.prefix_tokens == head + sum(-(-size // 2) for size in sizes)
-    again = make(loaded, tmp_path, encoder="kv_compact", compact=2)  # best_last runs the first one as text
+    again = make(
+        loaded, tmp_path, encoder="kv_compact", compact=2, best=1
+    )  # best_last runs the first one as text
     _, turn = logits(again, FACTS, "prefix")
     assert turn.prefix_tokens == head + sum(-(-size // 2) for size in sizes[1:])
     answer, turn = ask(again, [FACTS[1], FACTS[0]], "prefix")
