@@ -19,7 +19,7 @@ def sessions(loaded):
 
     def session(exact_from):
         options = argparse.Namespace(
-            k=3, exact_from=exact_from, adapter=None, modes=MODES, together=2, raw=True
+            k=3, share=0.0, exact_from=exact_from, adapter=None, modes=MODES, together=2, raw=True
         )
         return measure(loaded, facts, options)
 
