@@ -38,9 +38,8 @@ class Answer:
         self._started = time.perf_counter()
         self.turn.queued_s = self._started - self._submitted
         self.prefill = Prefill(self.prompt.prefix, self.prompt.ids, config)
-        self.prompt = replace(
-            self.prompt, prefix=None
-        )  # a long one is half a gigabyte, which the cache has now
+        # The cache has its states now; those of a long history are half a gigabyte.
+        self.prompt = replace(self.prompt, prefix=None)
         return self.prefill
 
     def first(self, logits: Tensor, position: int) -> None:
