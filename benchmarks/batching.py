@@ -9,8 +9,6 @@ to each request's own end or limit, so what a static batch writes beyond that is
 """
 
 import argparse
-import os
-import platform
 import random
 import statistics
 import sys
@@ -25,6 +23,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.provenance import of_model
 from common.config import RecallConfig, ServeConfig
 from common.files import write_json
 from models.adapters import BASE, AdapterStore
@@ -150,16 +149,7 @@ def main() -> None:
             rates[name].append(sum(counts[name]) / (time.perf_counter() - started))
     median = {name: statistics.median(values) for name, values in rates.items()}
     report = {
-        "command": " ".join(["python", *sys.argv]),
-        "model": Path(options.model).name,
-        "dtype": str(loaded.dtype).removeprefix("torch."),
-        "hardware": {
-            "machine": platform.machine(),
-            "cpus": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "device": str(loaded.device),
-            "load": os.getloadavg(),
-        },
+        **of_model(loaded, options.model),
         "requests": options.requests,
         "concurrent": options.concurrent,
         "tokens": {name: sum(found) for name, found in counts.items()},

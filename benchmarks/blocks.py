@@ -10,7 +10,6 @@ variant's (KL, mean). Encoding is CPU time of this process, which other work on 
 
 import argparse
 import json
-import platform
 import sys
 import time
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.provenance import of_model
 from common.config import RecallConfig
 from common.files import write_json
 from jobs.demo_data import write_demo
@@ -191,10 +191,7 @@ def main() -> None:
         row = compared({k: found[k] for k in (next(iter(found)), name)}, questions)[name]
         print(name, {key: value for key, value in row.items() if key != "answers"}, flush=True)
     report = {
-        "command": " ".join(sys.argv),
-        "model": Path(given.model).name,
-        "dtype": str(loaded.dtype),
-        "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        **of_model(loaded, given.model),
         "variants": compared(found, questions),
     }
     write_json(given.out, report)

@@ -5,7 +5,7 @@
 From the request to its first token, tokenising and look-up included, alone in the engine:
 
     text          the memories as text
-    blocks        as KV blocks in memory, each rotated to its place; `best_last`: the best one runs again
+    blocks        as KV blocks in memory, each rotated to its place; the two best run again
     blocks, disk  the same, read from their files
     history       states encoded one behind the other (kv_exact), in memory: the same tokens as text
 
@@ -25,7 +25,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.session import hardware
+from benchmarks.provenance import of_model
 from benchmarks.session_sets import Asked, own
 from common.config import RecallConfig, ServeConfig
 from common.files import write_json
@@ -116,10 +116,7 @@ def main() -> None:
     options = parser.parse_args()
     loaded = load_model(options.model, options.dtype)
     report: Json = {
-        "command": " ".join(["python", *sys.argv]),
-        "model": Path(options.model).name,
-        "dtype": str(loaded.dtype).removeprefix("torch."),
-        "hardware": hardware(),
+        **of_model(loaded, options.model),
         "tokens": {},
     }
     for tokens in options.tokens:

@@ -38,6 +38,7 @@ NAMES = "Ada Bo Cy Dee Eli Fay Gus Hal Ida Jon Kim Lou Mia Ned Oda Pip Quin Rae 
 PLACES = "Lisbon Oslo Porto Turin Quito Kyoto Cairo Delhi Sofia Riga Perth Lima".split()
 TIMEOUT_S = 300.0
 PERCENTILES = (50, 95, 99)
+STALE = "stale"  # the error of an answer that is wrong, where others are of none
 
 
 @dataclass
@@ -168,7 +169,7 @@ class Load:
         if memory := event.get("memory"):
             sample.fallback = memory["fallback"] is not None
             if any(space.deleted.get(id, asked) < asked for id in memory["injected"]):
-                sample.error = "stale"
+                sample.error = STALE
 
     async def _write(self, space: Space, sample: Sample, _: float) -> None:
         fact = space.fact(self._chance)

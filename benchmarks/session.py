@@ -23,9 +23,6 @@ machine that slows down slows all of them. One process, no Ray: retrieval by a r
 
 import argparse
 import json
-import os
-import platform
-import re
 import sys
 import time
 from collections import Counter
@@ -35,10 +32,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.provenance import of_model
 from benchmarks.session_report import write_report
 from benchmarks.session_sets import Asked, FactSet, letta, locomo, own
 from common.config import RecallConfig, ServeConfig, StoreConfig
@@ -119,17 +116,18 @@ class Session:
             for name, engine in self._engines.items()
             if not name.startswith(("full", "text", "off"))
         }
-        for engine in [*chunked.values()][:1]:
-            self._encode(engine)
+        engines = [*chunked.values()]
+        if engines:
+            self._encode(engines[0])
         count = len(texts) * len(self._versions)
         costs = {
             "encode_ms": 1e3 * (time.perf_counter() - started) / count,
             "block_bytes": blocks.held_bytes / count,
         }
-        for engine in [*chunked.values()][1:]:
-            self._encode(engine)
         if self._exact and "full" in self._engines:
-            self._encode(self._engines["full"])
+            engines.append(self._engines["full"])
+        for engine in engines[1:]:
+            self._encode(engine)
         return costs
 
     def _encode(self, engine: Engine) -> None:
@@ -330,17 +328,6 @@ def sets(options: argparse.Namespace) -> Iterator[FactSet]:
             yield own(size, options.seed)
 
 
-def hardware() -> Json:
-    names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) or [platform.processor()]
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else names[0]
-    return {
-        "device": device,
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load": os.getloadavg(),
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -379,10 +366,7 @@ def main() -> None:
         options.modes += [f"{name}@adapter" for name in options.modes]
     loaded = load_model(options.model, options.dtype)
     report: Json = {
-        "command": " ".join(["python", *sys.argv]),
-        "model": Path(options.model).name,
-        "dtype": str(loaded.dtype).removeprefix("torch."),
-        "hardware": hardware(),
+        **of_model(loaded, options.model),
         "k": options.k,
         "share": options.share,
         "sessions": [],

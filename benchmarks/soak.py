@@ -26,14 +26,12 @@ from typing import Any
 
 import httpx
 import psutil
-import torch
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.load import TIMEOUT_S, Load, Sample, Space, summary
-from benchmarks.session import hardware
+from benchmarks.load import STALE, TIMEOUT_S, Load, Sample, Space, summary
+from benchmarks.provenance import command, hardware
+from benchmarks.random_adapters import random_adapters
 from common import config
 from common.files import write_json
 from jobs import instance as instances
@@ -68,7 +66,7 @@ class Soak(Load):
         model = self._chance.choice([*self.known])
         try:
             if await self._answer(model) not in self.known[model]:
-                sample.error = "stale"
+                sample.error = STALE
         except httpx.HTTPStatusError as error:
             sample.error = str(error.response.status_code)
 
@@ -78,20 +76,6 @@ class Soak(Load):
         answer = await self._http.post("/v1/chat/completions", json=body)
         answer.raise_for_status()
         return str(answer.json()["choices"][0]["message"]["content"])
-
-
-def adapters(model: str, folder: Path) -> list[Path]:
-    """Two PEFT folders with random weights: enough to change every answer."""
-    made = []
-    for seed in (1, 2):
-        torch.manual_seed(seed)
-        base = AutoModelForCausalLM.from_config(load_model(model).model.config)
-        lora = LoraConfig(
-            r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM"
-        )
-        made.append(folder / f"adapter-{seed}")
-        get_peft_model(base, lora).save_pretrained(made[-1])
-    return made
 
 
 async def swap(
@@ -188,18 +172,21 @@ async def _watch(
     head: psutil.Process,
     options: argparse.Namespace,
 ) -> tuple[list[Json], float]:
-    """Windows until the load has ended, and when a replica was killed: at the first window after half the time."""
+    """Windows until the load has ended, and when a replica was killed: after half the time, which ends a window."""
     windows: list[Json] = []
     killed_at, seen, started = 0.0, 0, time.monotonic()
     while not running.done():
-        await asyncio.wait([running], timeout=options.window)
+        until_half = max(0.0, 30 * options.minutes - (time.monotonic() - started))
+        await asyncio.wait(
+            [running], timeout=options.window if killed_at else min(options.window, until_half)
+        )
         samples, seen = load.samples[seen:], len(load.samples)
         minute, rss = (time.monotonic() - started) / 60, resident(head)
         errors = Counter(sample.error for sample in samples if sample.error)
         windows.append({"minute": minute, "requests": len(samples), "errors": errors, "rss": rss})
         total = sum(rss.values()) >> 20
         print(f"minute {minute:.1f}: {len(samples)} requests, {dict(errors)}, {total} MiB", flush=True)
-        if not killed_at and minute > options.minutes / 2:
+        if not killed_at and minute >= options.minutes / 2:
             victim = next(process for kind, process in processes(head) if kind == "EngineReplica")
             killed_at = time.time()
             victim.kill()
@@ -211,7 +198,8 @@ async def _watch(
 
 def _aimed(sample: Sample, killed_at: float, grace: float) -> bool:
     """In flight when the replica was killed, or sent before that was seen."""
-    return sample.at < killed_at + grace and sample.at + sample.seconds > killed_at
+    lost = sample.error != STALE  # an answer that is wrong is no lost one
+    return lost and sample.at < killed_at + grace and sample.at + sample.seconds > killed_at
 
 
 def main() -> int:
@@ -237,10 +225,10 @@ def main() -> int:
             "recall.block_cache_bytes": 64 << 20, "recall.block_disk_bytes": 256 << 20,
         })  # fmt: skip
         store = AdapterStore(settings.store_dir / "adapters")
-        manifest = {"namespace": CANARY, "model_digest": load_model(options.model).digest}
-        digests = {
-            store.publish(path, manifest, alias=None): path for path in adapters(options.model, Path(folder))
-        }
+        loaded = load_model(options.model)
+        manifest = {"namespace": CANARY, "model_digest": loaded.digest}
+        made = random_adapters(loaded.model.config, Path(folder))
+        digests = {store.publish(path, manifest, alias=None): path for path in made}
         store.set_alias("latest", next(iter(digests)))
         try:
             instance = instances.up(settings, deadline_s=400)
@@ -248,7 +236,7 @@ def main() -> int:
             report = asyncio.run(measure(chosen, instance, digests, manifest))
         finally:
             instances.down(settings.store_dir)
-    report = {"command": " ".join(["python", *sys.argv]), "hardware": hardware(), **report}
+    report = {"command": command(), "hardware": hardware(), **report}
     write_json(options.out, report)
     print(
         {

@@ -13,7 +13,6 @@ memories does. `log` stages and commits records (JSON, salted digest, chain, CRC
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -32,6 +31,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.provenance import command, hardware
 from common.config import StoreConfig
 from common.files import write_json
 from stores.logs import Operation, open_log
@@ -60,7 +60,7 @@ def main() -> None:
     faiss.omp_set_num_threads(1)  # as in a shard's actor
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         report = {
-            "command": " ".join(["python", *sys.argv]),
+            "command": command(),
             "hardware": hardware(),
             "batches": [batches(Path(folder), size, options.repeats) for size in SIZES],
             "writers": [
@@ -199,23 +199,6 @@ def spent(work: Callable[..., Any], *args: Any) -> Spent:
     wall, cpu = time.perf_counter(), time.process_time()
     work(*args)
     return time.perf_counter() - wall, time.process_time() - cpu
-
-
-def hardware() -> Json:
-    model = next(
-        (
-            line.split(":", 1)[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if "model name" in line
-        ),
-        platform.processor(),
-    )
-    return {
-        "cpu": model,
-        "cpus": os.cpu_count(),
-        "python": platform.python_version(),
-        "load": os.getloadavg(),
-    }
 
 
 def show(report: Json) -> None:

@@ -40,8 +40,8 @@ class Policy:
     """Which tokens of assembled blocks run again; `first_k` is for blocks with a slot for every token."""
 
     kind: Literal["none", "first_k", "best_last"]
-    first_k: int = 8
-    best: int = 1
+    first_k: int = 0
+    best: int = 0
 
     def tokens_again(self, place: int, blocks: int, length: int) -> int:
         """How many first tokens of the block of `length` that stands at `place`: what stands first sees

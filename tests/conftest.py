@@ -32,20 +32,9 @@ def builder(loaded):
 @pytest.fixture(scope="session")
 def adapter_folders(loaded, tmp_path_factory):
     """Two PEFT folders whose weights change the answer: random, which is enough to tell versions apart."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
+    from benchmarks.random_adapters import random_adapters
 
-    folders = []
-    for seed in (1, 2):
-        torch.manual_seed(seed)
-        base = AutoModelForCausalLM.from_config(loaded.model.config)
-        lora = LoraConfig(
-            r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM"
-        )
-        folders.append(tmp_path_factory.mktemp("adapter") / f"adapter-{seed}")
-        get_peft_model(base, lora).save_pretrained(folders[-1])
-    return folders
+    return random_adapters(loaded.model.config, tmp_path_factory.mktemp("adapters"))
 
 
 @pytest.fixture

@@ -17,7 +17,11 @@ TEXTS = [
     "The Amber Mill is north of the Old Gate.",
     "",
 ]
-POLICIES = [kv.INDEPENDENT, kv.Policy(kind="first_k"), *(kv.Policy(kind="best_last", best=n) for n in (1, 2))]
+POLICIES = [
+    kv.INDEPENDENT,
+    kv.Policy(kind="first_k", first_k=8),
+    *(kv.Policy(kind="best_last", best=n) for n in (1, 2)),
+]
 QUESTION = [{"role": "user", "content": "Where does Ada Quill live?"}]
 
 
