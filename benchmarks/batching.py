@@ -1,11 +1,12 @@
-"""Requests that decode together, against one at a time and against static batches of transformers.
+"""Requests that decode together, against what transformers does with the same ones.
 
     python benchmarks/batching.py [--model MODEL] [--dtype float32] [--requests 32] [--concurrent 8] [--repeats 3]
 
-The same prompts (ragged), the same limits of new tokens (ragged), greedy, the same weights in the same process; the
-three take turns. `engine` keeps `--concurrent` requests in flight, a new one for each that ends. `static` gives
-`generate` as many at once, padded on the left, until the longest of them ends; `single` gives it one. Tokens count up
-to each request's own end or limit, so what a static batch writes beyond that is no use to it. Medians of the repeats.
+The same prompts (ragged), the same limits of new tokens (ragged), greedy, the same weights in one process; the ways
+take turns. `engine` keeps `--concurrent` requests in flight, a new one for each that ends. `paged` is transformers' own
+continuous batching, with as many at once. `static` gives `generate` as many, padded on the left, until the longest of
+them ends; `single` gives it one. Tokens count up to each request's own end or limit, so what a static batch writes
+beyond that is no use to it. Medians of the repeats; on a GPU those that record graphs run all requests once before.
 """
 
 import argparse
@@ -14,12 +15,14 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from transformers import ContinuousBatchingConfig, GenerationConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -34,6 +37,7 @@ from models.sampling import Sampling
 from models.turn import Turn
 from models.weights import Weights
 
+WAYS = ("engine", "paged", "static", "single")
 SUBJECTS = "rivers bread tides clocks owls bridges salt kites glass maps yeast comets".split()
 
 
@@ -55,32 +59,55 @@ def requests(count: int) -> list[Request]:
     return made
 
 
-def by_engine(loaded: LoadedModel, asked: Sequence[Request], concurrent: int) -> list[int]:
+def by_engine(engine: Engine, asked: Sequence[Request], concurrent: int) -> list[int]:
     """Tokens of each answer."""
-    with TemporaryDirectory() as scratch:
-        engine = Engine(
-            loaded,
-            Weights(loaded, AdapterStore(Path(scratch) / "adapters"), 1),
-            BlockStore(Path(scratch) / "blocks", 1 << 20),
-            RecallConfig(),
-            ServeConfig(max_batch=concurrent),
-        )
-        answers: list[Any] = []
-        while len(answers) < len(asked) or engine.busy:
-            while len(answers) < len(asked) and sum(not answer.done for answer in answers) < concurrent:
-                request = asked[len(answers)]
-                answers.append(
-                    engine.submit(
-                        _messages(request),
-                        [],
-                        namespace="bench",
-                        adapter=BASE,
-                        sampling=Sampling(max_tokens=request.limit),
-                        turn=Turn(mode="off"),
-                    )
+    answers: list[Any] = []
+    while len(answers) < len(asked) or engine.busy:
+        while len(answers) < len(asked) and sum(not answer.done for answer in answers) < concurrent:
+            request = asked[len(answers)]
+            answers.append(
+                engine.submit(
+                    _messages(request),
+                    [],
+                    namespace="bench",
+                    adapter=BASE,
+                    sampling=Sampling(max_tokens=request.limit),
+                    turn=Turn(mode="off"),
                 )
-            engine.step()
-        return [answer.turn.completion_tokens for answer in answers]
+            )
+        engine.step()
+    for answer in answers:
+        if answer.error is not None:
+            raise answer.error
+    return [answer.turn.completion_tokens for answer in answers]
+
+
+def make_engine(loaded: LoadedModel, folder: Path, **serve: Any) -> Engine:
+    """Without memories."""
+    weights = Weights(loaded, AdapterStore(folder / "adapters"), 1)
+    return Engine(
+        loaded, weights, BlockStore(folder / "blocks", 1 << 20), RecallConfig(), ServeConfig(**serve)
+    )
+
+
+def by_paged(loaded: LoadedModel, manager: Any, asked: Sequence[Request]) -> list[int]:
+    names = [
+        manager.add_request(
+            loaded.tokenizer(_text(loaded, request), add_special_tokens=False).input_ids,
+            max_new_tokens=request.limit,
+            eos_token_id=sorted(loaded.end_ids),
+        )
+        for request in asked
+    ]
+    counts: dict[str, int] = {}
+    while len(counts) < len(names):
+        result = manager.get_result(timeout=10)
+        if result is None or result.error is not None:
+            raise RuntimeError(f"continuous batching of transformers gave nothing: {result and result.error}")
+        if result.is_finished():
+            limit = asked[names.index(result.request_id)].limit
+            counts[result.request_id] = _useful(result.generated_tokens, limit, loaded.end_ids)
+    return [counts[name] for name in names]
 
 
 @torch.inference_mode()
@@ -90,14 +117,7 @@ def by_generate(loaded: LoadedModel, asked: Sequence[Request], at_once: int) -> 
     counts = []
     for start in range(0, len(asked), at_once):
         batch = asked[start : start + at_once]
-        texts = [
-            tokenizer.apply_chat_template(
-                [{"role": "system", "content": "You are a helpful assistant."}, *_messages(request)],
-                add_generation_prompt=True,
-                tokenize=False,
-            )
-            for request in batch
-        ]
+        texts = [_text(loaded, request) for request in batch]
         given = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False).to(
             loaded.device
         )
@@ -119,6 +139,12 @@ def _useful(ids: Sequence[int], limit: int, ends: set[int]) -> int:
     return next((place for place, id in enumerate(ids[:limit]) if id in ends), min(limit, len(ids)))
 
 
+def _text(loaded: LoadedModel, request: Request) -> str:
+    messages = [{"role": "system", "content": "You are a helpful assistant."}, *_messages(request)]
+    text: str = loaded.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return text
+
+
 def _messages(request: Request) -> list[dict[str, Any]]:
     return [{"role": "user", "content": request.text}]
 
@@ -130,42 +156,59 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=32)
     parser.add_argument("--concurrent", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--ways", type=lambda text: text.split(","), default=[*WAYS])
     parser.add_argument("--out", type=Path, default=Path("runs/batching.json"))
     options = parser.parse_args()
     loaded = load_model(options.model, options.dtype)
     asked = requests(options.requests)
-    ways: dict[str, Callable[[], list[int]]] = {
-        "engine": lambda: by_engine(loaded, asked, options.concurrent),
-        "static": lambda: by_generate(loaded, asked, options.concurrent),
-        "single": lambda: by_generate(loaded, asked, 1),
-    }
-    by_engine(loaded, asked[:2], 2)  # warms up
-    rates: dict[str, list[float]] = {name: [] for name in ways}
+    greedy = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=64,
+        eos_token_id=sorted(loaded.end_ids),
+        pad_token_id=loaded.tokenizer.pad_token_id,
+    )
+    rates: dict[str, list[float]] = {name: [] for name in options.ways}
     counts: dict[str, list[int]] = {}
-    for _ in range(options.repeats):
-        for name, way in ways.items():
-            started = time.perf_counter()
-            counts[name] = way()
-            rates[name].append(sum(counts[name]) / (time.perf_counter() - started))
+    with TemporaryDirectory() as scratch, ExitStack() as stack:
+        engine = make_engine(loaded, Path(scratch), max_batch=options.concurrent)
+        ways: dict[str, Callable[[Sequence[Request]], list[int]]] = {
+            "engine": lambda given: by_engine(engine, given, options.concurrent),
+            "static": lambda given: by_generate(loaded, given, options.concurrent),
+            "single": lambda given: by_generate(loaded, given, 1),
+        }
+        if "paged" in options.ways:
+            paged = ContinuousBatchingConfig(max_requests_per_batch=options.concurrent)
+            manager = stack.enter_context(
+                loaded.model.continuous_batching_context_manager(greedy, continuous_batching_config=paged)
+            )
+            ways["paged"] = lambda given: by_paged(loaded, manager, given)
+        for name in options.ways:
+            graphs = loaded.device.type == "cuda" and name in ("engine", "paged")
+            ways[name](asked if graphs else asked[:2])  # warms up
+        for _ in range(options.repeats):
+            for name in options.ways:
+                started = time.perf_counter()
+                counts[name] = ways[name](asked)
+                rates[name].append(sum(counts[name]) / (time.perf_counter() - started))
+                print(f"{name}: {rates[name][-1]:.1f} tokens a second", flush=True)
+        told = engine.status()["graphs"]
     median = {name: statistics.median(values) for name, values in rates.items()}
     report = {
         **of_model(loaded, options.model),
         "requests": options.requests,
         "concurrent": options.concurrent,
         "tokens": {name: sum(found) for name, found in counts.items()},
-        "same_lengths": counts["engine"] == counts["single"],
+        "same_lengths_as_engine": {
+            name: sum(a == b for a, b in zip(found, counts["engine"], strict=True))
+            for name, found in counts.items()
+        },
+        "graphs": told,
         "tokens_a_second": rates,
         "median": median,
-        "engine_to_single": median["engine"] / median["single"],
-        "engine_to_static": median["engine"] / median["static"],
+        "engine_to": {name: median["engine"] / rate for name, rate in median.items()},
     }
     write_json(options.out, report)
-    print(
-        {
-            key: report[key]
-            for key in ("tokens", "same_lengths", "median", "engine_to_single", "engine_to_static")
-        }
-    )
+    print({key: report[key] for key in ("tokens", "same_lengths_as_engine", "median", "engine_to", "graphs")})
 
 
 if __name__ == "__main__":

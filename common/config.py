@@ -243,6 +243,7 @@ class ServeConfig(Section):
     prefill_tokens: int = Field(
         256, ge=16, description="prompt tokens run between two tokens of the requests that already answer"
     )
+    cuda_graphs: bool = Field(True, description="on a GPU: record passes of one shape, and replay them")
     deadline_s: float = Field(120.0, gt=0.0)
     recall_deadline_s: float = Field(10.0, gt=0.0, description="then a chat is answered without memory")
     max_new_tokens: int = Field(256, ge=1, description="where the request gives none")

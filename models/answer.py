@@ -2,12 +2,12 @@
 
 import time
 from collections import deque
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from models.captured import Filling
 from models.injection import Prompt
 from models.prefix import Prefill
 from models.sampling import Sampling, TextStream, choose
@@ -25,7 +25,7 @@ class Answer:
         self.pieces: deque[str] = deque()
         self.done = False
         self.error: Exception | None = None
-        self.prefill: Prefill | None = None
+        self.prefill: Prefill | Filling | None = None
         self.bias: Tensor | None = None  # of the logits, [vocabulary]
         self.token = self.position = 0  # the last token chosen, which has not run yet, and where it stands
         self._ends = ends
@@ -34,13 +34,11 @@ class Answer:
         self._generator = sampling.generator()
         self._submitted = self._started = time.perf_counter()
 
-    def begin(self, config: Any) -> Prefill:
+    def begin(self, prefill: Prefill | Filling) -> Prefill | Filling:
         self._started = time.perf_counter()
         self.turn.queued_s = self._started - self._submitted
-        self.prefill = Prefill(self.prompt.prefix, self.prompt.ids, config)
-        # The cache has its states now; those of a long history are half a gigabyte.
-        self.prompt = replace(self.prompt, prefix=None)
-        return self.prefill
+        self.prefill = prefill
+        return prefill
 
     def first(self, logits: Tensor, position: int) -> None:
         """The prompt has run: `[vocabulary]` logits of its last token, and the position behind it."""

@@ -150,7 +150,7 @@ class Encoding:
                 if self._histories.get((space, version)) == {memory.id: memory.text for memory in history}:
                     self._unfinished.pop((space, version), None)
             return self._encode_history(model, version, limit, tokens)  # another namespace's
-        encoded = self.encoder.encode(model, kv.laid(self._head(model, version), done).states, ids)
+        encoded = self.encoder.encode(model, kv.laid(self._head(model, version), done).lay(), ids)
         fronts = _fronts([*(block.ids for block in done), *ids])[len(done) :]
         mark, behind = self.fingerprint(version), [memory.id for memory in history[: len(done)]]
         for memory, block, front, made in zip(chosen, ids, fronts, encoded, strict=True):

@@ -12,16 +12,18 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from common.config import RecallConfig, ServeConfig
 from common.errors import InvalidInput
 from models.answer import Answer
 from models.blocks import BlockStore
+from models.captured import Filling, FixedShapes, Pass
 from models.encoding import ENCODE_BATCH, ENCODE_TOKENS, Recalled
 from models.injection import Injection
 from models.load import LoadedModel
 from models.messages import Conversation, Message
-from models.prefix import stacked
+from models.prefix import Prefill
 from models.sampling import Sampling
 from models.table import KVTable
 from models.turn import Turn
@@ -53,6 +55,9 @@ class Engine:
         self._table = KVTable(self._serve.kv_cache_bytes)
         self._bias = recall.bias
         self._overlay = Overlay(loaded.model, recall.overlay) if recall.overlay else None
+        # An overlay's vectors are other ones at every pass, which a graph would not notice.
+        graphs = loaded.device.type == "cuda" and self._serve.cuda_graphs and not self._overlay
+        self._fixed = FixedShapes(loaded.model, record=True) if graphs else None
         self._waiting: deque[Answer] = deque()
         self._filling: Answer | None = None
         self._running: list[Answer] = []  # by row of the table
@@ -165,6 +170,7 @@ class Engine:
             "waiting": len(self._waiting),
             "running": len(self._running) + (self._filling is not None),
             "kv_cache_bytes": self._table.size_bytes,
+            "graphs": self._fixed.status() if self._fixed else None,
             "pending_blocks": self.memories.pending_blocks,
             "fallbacks": self.memories.fallbacks,
             "encode_failures": self.encode_failures,
@@ -224,7 +230,7 @@ class Engine:
         room = self._serve.prefill_tokens if self._running else PREFILL_ALONE
         while room > 0 and (answer := self._next_to_fill()):
             try:
-                prefill = answer.prefill or answer.begin(self.loaded.model.config)
+                prefill = answer.prefill or answer.begin(self._begin(answer))
                 with self._weights.using(answer.adapter) as model, self._overlaid([answer]):
                     room -= prefill.advance(model, room)
                 if not prefill.done:
@@ -232,7 +238,7 @@ class Engine:
                 self._filling = None
                 answer.first(prefill.logits, prefill.position)
                 if not answer.done:
-                    self._table.join(stacked(prefill.cache)[:, :, 0], answer.slots)
+                    self._table.join(prefill.states, answer.slots)
                     self._running.append(answer)
             except Exception as error:
                 self._filling = None
@@ -241,6 +247,12 @@ class Engine:
                 self._weights.release(answer.adapter)
             heard.append(answer)
         return heard
+
+    def _begin(self, answer: Answer) -> Prefill | Filling:
+        fixed = (
+            self._fixed.filling(answer.prompt, self._weights.load_of(answer.adapter)) if self._fixed else None
+        )
+        return fixed or Prefill(answer.prompt.prefix, answer.prompt.ids, self.loaded.model.config)
 
     def _next_to_fill(self) -> Answer | None:
         """The request being prefilled, else the first that waits, once there is a row and room for it."""
@@ -257,15 +269,7 @@ class Engine:
             return []
         heard = [*self._running]
         try:
-            device = self.loaded.device
-            step = self._table.begin_step()
-            with self._weights.mixed([answer.adapter for answer in heard]) as model, self._overlaid(heard):
-                logits = model(
-                    input_ids=torch.tensor([[answer.token] for answer in heard], device=device),
-                    position_ids=torch.tensor([[answer.position] for answer in heard], device=device),
-                    attention_mask=step.mask,
-                    past_key_values=step,
-                ).logits[:, -1]
+            logits = self._pass_fixed(heard, self._fixed) if self._fixed else self._pass(heard)
             for answer, row, best in zip(heard, logits, logits.argmax(-1).tolist(), strict=True):
                 answer.next(row, best)
         except Exception as error:  # half a step: what the rows hold is unknown
@@ -280,6 +284,33 @@ class Engine:
                 self._leave(row)
                 self._weights.release(heard[row].adapter)
         return heard
+
+    def _pass(self, answers: Sequence[Answer]) -> Tensor:
+        """Logits behind the last token of each, `[rows, vocabulary]`."""
+        device, step = self.loaded.device, self._table.begin_step()
+        with self._weights.mixed([answer.adapter for answer in answers]) as model, self._overlaid(answers):
+            logits: Tensor = model(
+                input_ids=torch.tensor([[answer.token] for answer in answers], device=device),
+                position_ids=torch.tensor([[answer.position] for answer in answers], device=device),
+                attention_mask=step.mask,
+                past_key_values=step,
+            ).logits[:, -1]
+        return logits
+
+    def _pass_fixed(self, answers: Sequence[Answer], fixed: FixedShapes) -> Tensor:
+        """The same, as a graph where this shape has been recorded. PEFT runs a batch of several versions by lists
+        of its rows, which are not the same from pass to pass."""
+        adapter = answers[0].adapter
+        if any(answer.adapter != adapter for answer in answers):
+            fixed.mixed += 1
+            return self._pass(answers)
+
+        def forward(chosen: Pass) -> Tensor:
+            with self._weights.using(adapter) as model:
+                return chosen.run(model)
+
+        tokens, positions = zip(*((answer.token, answer.position) for answer in answers), strict=True)
+        return fixed.decode(forward, self._weights.load_of(adapter), self._table, tokens, positions)
 
     def _overlaid(self, answers: Sequence[Answer]) -> AbstractContextManager[None]:
         """Around a forward pass with a row for each of these."""

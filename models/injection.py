@@ -26,7 +26,7 @@ class Prompt:
     @property
     def slots(self) -> int:
         """Key/value slots that it fills."""
-        return self.tokens + (self.prefix.states.shape[3] if self.prefix else 0)
+        return self.tokens + (self.prefix.slots if self.prefix else 0)
 
     @property
     def tokens(self) -> int:

@@ -34,6 +34,8 @@ from models.quantised import Int8States
 # four fifths of the time of a short prompt (1.5B, bfloat16).
 LAST = torch.tensor([-1])
 
+LAID_AT_ONCE = 16  # blocks moved in one operation: few launches for a GPU, and what a CPU has in its caches
+
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
@@ -78,6 +80,10 @@ class KVBlock:
         return self.states.tensors() if isinstance(self.states, Int8States) else {"states": self.states}
 
     @property
+    def slots(self) -> int:
+        return self.states.shape[3]
+
+    @property
     def size_bytes(self) -> int:
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
 
@@ -87,18 +93,54 @@ class KVBlock:
         return states.dense() if isinstance(states, Int8States) else states
 
 
-@dataclass(frozen=True)
-class Prefix:
-    """What stands before the question.
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """A block in its place: moved by `distance` positions, without its first `skip` slots."""
 
-    `states`: `[layers, 2, kv_heads, slots, head_dim]`; `positions`: the slots' positions, `[slots]`;
-    `again`: tokens to run with the question and the positions they stand at; `length`: the question's first position.
+    block: KVBlock
+    distance: int = 0
+    skip: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prefix:
+    """What stands before the question: the head and blocks in their places. The states themselves are made when
+    they are laid, so a request that waits holds none of its own.
+
+    `positions`: the slots' positions, `[slots]`; `again`: tokens to run with the question and the positions they
+    stand at; `length`: the question's first position; `frequency`: RoPE's, for blocks that are moved.
     """
 
-    states: Tensor
+    head: Tensor
+    pieces: tuple[Piece, ...]
     positions: Tensor
-    again: tuple[tuple[int, int], ...]
+    again: tuple[tuple[int, int], ...] = ()
     length: int
+    frequency: Tensor | None = None
+
+    @property
+    def slots(self) -> int:
+        return len(self.positions)
+
+    def lay(self) -> Tensor:
+        """A copy of the states, `[layers, 2, kv_heads, slots, head_dim]`. No block is changed."""
+        parts = [self.head]
+        for start in range(0, len(self.pieces), LAID_AT_ONCE):
+            parts.append(self._moved(self.pieces[start : start + LAID_AT_ONCE]).to(self.head))
+        return torch.cat(parts, dim=3)
+
+    def _moved(self, pieces: Sequence[Piece]) -> Tensor:
+        """Their states, one behind the other, in their places."""
+        states = [piece.block.dense(self.head)[..., piece.skip :, :] for piece in pieces]
+        together = torch.cat(states, dim=3)
+        if self.frequency is None:
+            return together
+        distances = torch.tensor([piece.distance for piece in pieces])
+        return rotated(
+            together,
+            distances.repeat_interleave(torch.tensor([each.shape[3] for each in states])),
+            self.frequency,
+        )
 
 
 def fingerprint(
@@ -151,9 +193,10 @@ def encode_blocks(model: Any, head: Tensor, blocks: Sequence[Sequence[int]]) -> 
 
 
 def assemble(head: Tensor, blocks: Sequence[KVBlock], inverse_frequency: Tensor, policy: Policy) -> Prefix:
-    """Lay `blocks`, most relevant first, behind the head, most relevant last. No block is changed."""
+    """Place `blocks`, most relevant first, behind the head, most relevant last."""
     start = position = head.shape[3]
-    parts, positions, again = [head], [torch.arange(start)], []
+    pieces: list[Piece] = []
+    positions, again = [torch.arange(start)], []
     for place, block in enumerate(reversed(blocks)):
         tokens = len(block.ids)
         skip = policy.tokens_again(place, len(blocks), tokens)
@@ -161,26 +204,33 @@ def assemble(head: Tensor, blocks: Sequence[KVBlock], inverse_frequency: Tensor,
         if skip == tokens:
             position += tokens
             continue
-        states = rotated(block.dense(head), position - start, inverse_frequency)[..., skip:, :].to(head)
-        parts.append(states)
-        positions.append(position + skip + torch.arange(states.shape[3]))
+        pieces.append(Piece(block=block, distance=position - start, skip=skip))
+        positions.append(position + torch.arange(skip, block.slots))
         position += block.width
-    return Prefix(torch.cat(parts, dim=3), torch.cat(positions), tuple(again), position)
+    return Prefix(
+        head=head,
+        pieces=tuple(pieces),
+        positions=torch.cat(positions),
+        again=tuple(again),
+        length=position,
+        frequency=inverse_frequency,
+    )
 
 
 def laid(head: Tensor, history: Sequence[KVBlock]) -> Prefix:
     """Head and blocks that were encoded one behind the other: they stand where they were encoded."""
-    states = torch.cat([head, *(block.dense(head).to(head) for block in history)], dim=3)
-    length = states.shape[3]
-    return Prefix(states, torch.arange(length), (), length)
+    length = head.shape[3] + sum(block.slots for block in history)
+    pieces = tuple(Piece(block=block) for block in history)
+    return Prefix(head=head, pieces=pieces, positions=torch.arange(length), length=length)
 
 
-def rotated(states: Tensor, distance: int, inverse_frequency: Tensor) -> Tensor:
-    """A copy of `states` whose keys stand `distance` positions further; float32 inside, the input's dtype outside."""
-    if distance == 0:
-        return states
-    angle = distance * inverse_frequency.to(states.device, torch.float32)
-    cos, sin = torch.cos(angle).repeat(2), torch.sin(angle).repeat(2)
+def rotated(states: Tensor, distance: int | Tensor, inverse_frequency: Tensor) -> Tensor:
+    """A copy of `states` whose keys stand `distance` positions further, all or each slot (`[slots]`); float32 inside,
+    the input's dtype outside."""
+    distances = torch.as_tensor(distance, dtype=torch.float32).to(states.device)
+    angle = distances[..., None] * inverse_frequency.to(states.device, torch.float32)
+    angle = torch.cat((angle, angle), dim=-1)
+    cos, sin = angle.cos(), angle.sin()
     keys = states[:, 0].float()
     first, second = keys.chunk(2, dim=-1)
     turned = keys * cos + torch.cat((-second, first), dim=-1) * sin
@@ -192,7 +242,7 @@ class Prefill:
     token (`[vocabulary]`), and `position`, the next one."""
 
     def __init__(self, prefix: Prefix | None, ids: Sequence[int], config: Any) -> None:
-        self.cache = DynamicCache(config=config) if prefix is None else as_cache(prefix.states, config)
+        self.cache = DynamicCache(config=config) if prefix is None else as_cache(prefix.lay(), config)
         self.logits = torch.empty(0)
         start = prefix.length if prefix else 0
         again = prefix.again if prefix else ()
@@ -206,6 +256,11 @@ class Prefill:
     def done(self) -> bool:
         return self._next >= len(self._tokens)
 
+    @property
+    def states(self) -> Tensor:
+        """`[layers, 2, kv_heads, slots, head_dim]` of what has run."""
+        return stacked(self.cache)[:, :, 0]
+
     @torch.inference_mode()
     def advance(self, model: Any, limit: int | None = None) -> int:
         """Run up to `limit` more tokens. Returns how many."""
@@ -215,7 +270,7 @@ class Prefill:
         mask = None
         if len(self._keys) > len(queries):
             # Slots may stand out of order, so what a token sees is decided by position, never by slot.
-            mask = (self._keys[None] <= queries[:, None])[None, None].to(model.device)
+            mask = (self._keys.to(model.device) <= queries.to(model.device)[:, None])[None, None]
         out = model(
             input_ids=_row(tokens, model),
             past_key_values=self.cache,

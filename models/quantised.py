@@ -27,6 +27,10 @@ class Int8States:
         numbers = torch.stack((_rounded(keys, key_scales), _rounded(values, value_scales)), dim=1)
         return cls(numbers, key_scales, value_scales)
 
+    @property
+    def shape(self) -> torch.Size:
+        return self.numbers.shape
+
     def dense(self) -> Tensor:
         """The states in float32."""
         keys = self.numbers[:, 0] * self.key_scales.float()

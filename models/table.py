@@ -6,12 +6,19 @@ Rows in use are packed at the front: `join` takes the next one, `leave` moves th
 reads one slice, and copies nothing. What a row does not use is zero or a former row's; the mask hides it.
 """
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 SLOTS_AT_ONCE = 128  # a row grows by this many, so that answers of like length do not reallocate
+
+
+def shape_of(config: Any, rows: int, slots: int) -> tuple[int, ...]:
+    """Of the states of a model with this configuration."""
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return config.num_hidden_layers, 2, rows, config.num_key_value_heads, slots, head_dim
 
 
 class KVTable:
@@ -33,9 +40,8 @@ class KVTable:
     @staticmethod
     def bytes_for(slots: int, config: Any, dtype: torch.dtype) -> int:
         """Of `slots` in one row of a model with this configuration."""
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim
-        return -(-slots // SLOTS_AT_ONCE) * SLOTS_AT_ONCE * numbers * dtype.itemsize
+        slots = -(-slots // SLOTS_AT_ONCE) * SLOTS_AT_ONCE
+        return math.prod(shape_of(config, 1, slots)) * dtype.itemsize
 
     def fits(self, slots: int, config: Any, dtype: torch.dtype) -> bool:
         """Is there room for one more row of `slots`?"""
@@ -66,12 +72,16 @@ class KVTable:
     def clear(self) -> None:
         self._states, self._lengths, self._reserved = None, [], []
 
-    def begin_step(self) -> "Step":
-        """The cache and the mask of a forward pass with one new token a row."""
+    def begin_pass(self) -> tuple[Tensor, list[int]]:
+        """For a forward pass with one new token a row: all states, and the slots that the rows' new ones go to."""
         assert self._states is not None
-        step = Step(self._states, self._lengths)
-        self._lengths = [length + 1 for length in self._lengths]
-        return step
+        places = self._lengths
+        self._lengths = [length + 1 for length in places]
+        return self._states, places
+
+    def begin_step(self) -> "Step":
+        """The cache and the mask of such a pass as it is, without a slot too many."""
+        return Step(*self.begin_pass())
 
     def _shape_with(self, slots: int) -> tuple[int, int]:
         """Rows and slots of the table after one more row of `slots` joins."""
@@ -89,9 +99,9 @@ class KVTable:
         old = self._states
         if old is not None and (old.shape[2], old.shape[4]) == (rows, widest):
             return
-        layers, two, heads, _, head_dim = states.shape
         if not len(self):
             self._states = old = None  # freed before the new one is made
+        layers, two, heads, _, head_dim = states.shape
         # Zeros: a hidden slot has weight 0, but 0 times what happens to be in memory may be NaN.
         fresh = states.new_zeros(layers, two, rows, heads, widest, head_dim)
         if old is not None:

@@ -29,12 +29,17 @@ class Weights:
         self._store = store
         self._max = max_adapters
         self._peft: Any = None
-        self._loaded: OrderedDict[str, None] = OrderedDict()
+        self._loaded: OrderedDict[str, int] = OrderedDict()  # which load it was
+        self._loads = 0
         self._holders: Counter[str] = Counter()
         self._retired: set[str] = set()
 
     def exists(self, digest: str) -> bool:
         return digest == BASE or self._store.has(digest)
+
+    def load_of(self, digest: str) -> int:
+        """A number for where these weights, held by someone, lie in memory: another one after each loading."""
+        return 0 if digest == BASE else self._loaded[digest]
 
     def hold(self, digest: str) -> None:
         """Keep this version until `release`. Raises `NotFound` where it has retired, and what loading it raises."""
@@ -100,7 +105,8 @@ class Weights:
                 )
             else:
                 self._peft.load_adapter(path, adapter_name=digest, is_trainable=False)
-        self._loaded[digest] = None
+        self._loads += 1
+        self._loaded[digest] = self._loads
         if evict:
             self._evict(besides=digest)
 

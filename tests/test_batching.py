@@ -134,6 +134,21 @@ def test_the_first_question_after_a_write_waits_for_no_more_than_the_batch_in_ha
     assert engine.memories.pending_blocks == 0
 
 
+def test_a_request_that_waits_holds_the_blocks_themselves_and_no_copy(loaded, tmp_path):
+    rng = random.Random(31)
+    engine = make_engine(loaded, tmp_path)
+    memories = [memory(i, rng) for i in range(3)]
+    encode(engine, memories)
+    blocks = engine.memories._find_blocks("n", memories, BASE)
+    answers = [
+        submit(engine, (question(rng), memories, "hybrid", BASE, Sampling(max_tokens=1))) for _ in range(2)
+    ]
+    held = {block.states.data_ptr() for block in blocks}
+    for answer in answers:
+        assert {piece.block.states.data_ptr() for piece in answer.prompt.prefix.pieces} == held
+        engine.cancel(answer)
+
+
 def test_cancelled_requests_leave_at_any_stage_and_harm_nobody(loaded, tmp_path):
     rng = random.Random(5)
     engine = make_engine(loaded, tmp_path, max_batch=2, prefill_tokens=16)
@@ -179,7 +194,7 @@ def test_a_failing_step_fails_its_requests_and_the_next_ones_run(loaded, tmp_pat
     def fail(*_):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(engine._weights, "mixed", fail)
+    monkeypatch.setattr(engine._table, "begin_pass", fail)
     engine.step()
     assert all(isinstance(answer.error, RuntimeError) for answer in broken)
     monkeypatch.undo()
@@ -267,7 +282,7 @@ def test_logprobs_are_the_models_own(loaded, tmp_path):
         engine.step()
     ids = engine.memories.builder.plain(case[0])
     for entry in answer.turn.logprobs:
-        logits = loaded.model(input_ids=torch.tensor([ids])).logits[0, -1].float()
+        logits = loaded.model(input_ids=torch.tensor([ids], device=loaded.device)).logits[0, -1].float()
         best = logits.log_softmax(-1).topk(2)
         told = [top["logprob"] for top in entry["top_logprobs"]]
         assert told == pytest.approx(best.values.tolist(), abs=1e-3)
@@ -324,7 +339,7 @@ def test_bias_and_overlay_are_their_formulas(loaded, tmp_path):
         changed = projection.weight.clone()
         for weight, out, vector in zip((2 / 3, 1 / 3), said, values.vectors, strict=True):
             changed += 0.5 * weight * torch.outer(out, vector) / vector.square().sum()
-        given = torch.randn(2, 3, projection.in_features)
+        given = torch.randn(2, 3, projection.in_features, device=loaded.device)
         with overlay.rows([values, None]):
             found = projection(given)
         overlay.remove()

@@ -91,7 +91,8 @@ def test_slots_and_processed_tokens_add_up(head, blocks, frequency, policy):
     prefix = kv.assemble(head, blocks, frequency, policy)
     total = head.shape[3] + sum(len(block.ids) for block in blocks)
     assert prefix.length == total
-    assert prefix.states.shape[3] + len(prefix.again) == total
+    assert prefix.slots == prefix.lay().shape[3]
+    assert prefix.slots + len(prefix.again) == total
     positions = sorted([*prefix.positions.tolist(), *(position for _, position in prefix.again)])
     assert positions == list(range(total))
 

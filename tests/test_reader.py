@@ -76,7 +76,7 @@ def served_logits(model, lesson):
                 position_logits(
                     model,
                     anchor_batch([each], 0, "cpu"),
-                    kv.as_cache(served_prefix(model, lesson).states, model.config),
+                    kv.as_cache(served_prefix(model, lesson).lay(), model.config),
                 )
                 for each in lesson.answers
             ]
@@ -127,7 +127,7 @@ def test_without_training_the_student_reads_what_is_served(small, lesson):
     served, logits = served_prefix(small.model, lesson), served_logits(small.model, lesson)
     model = reader.add_lora(small.model, CONFIG)  # B is zero: the base
     mine = reader.student_prefix(model, lesson, small.model.model.rotary_emb.inv_freq)
-    assert torch.allclose(mine.states, served.states, atol=TOLERANCE, rtol=0)
+    assert torch.allclose(mine.lay(), served.lay(), atol=TOLERANCE, rtol=0)
     assert torch.equal(mine.positions, served.positions) and mine.length == served.length
     read = reader.read_logits(model, lesson, small.model.model.rotary_emb.inv_freq)
     assert torch.allclose(read, logits, atol=1e-3, rtol=0)
@@ -137,15 +137,16 @@ def test_gradients_reach_the_adapter_through_the_blocks(small, lesson):
     """With the question's own pass cut off, what is left comes through the encoding."""
     model = reader.add_lora(small.model, CONFIG)
     prefix = reader.student_prefix(model, lesson, small.model.model.rotary_emb.inv_freq)
-    last_block = prefix.states[..., -len(lesson.blocks[-1]) :, :]
+    laid = prefix.lay()
+    last_block = laid[..., -len(lesson.blocks[-1]) :, :]
     adapter = [each for name, each in model.named_parameters() if re.search("[kv]_proj.lora_B", name)]
     given = torch.autograd.grad(last_block.square().sum(), adapter, retain_graph=True)
     assert len(given) == 4 and all(float(each.abs().max()) > 0 for each in given)
-    prefix.states.retain_grad()
-    states = kv.as_cache(prefix.states, model.config)
+    laid.retain_grad()
+    states = kv.as_cache(laid, model.config)
     logits = position_logits(model, anchor_batch(lesson.answers, 0, "cpu"), states)
     logits.logsumexp(-1).sum().backward()
-    assert float(prefix.states.grad.abs().amax(dim=(0, 1, 2, 4)).min()) > 0  # every slot is read
+    assert float(laid.grad.abs().amax(dim=(0, 1, 2, 4)).min()) > 0  # every slot is read
 
 
 def test_a_few_steps_lower_the_loss_and_give_an_adapter_that_serves(small, lesson, tmp_path):

@@ -158,7 +158,7 @@ def read_logits(model: PeftModel, lesson: Lesson, inverse_frequency: Tensor) -> 
     """The student's logits `[positions, vocabulary]` at the tokens of the lesson's answers, memories injected."""
     prefix = student_prefix(model, lesson, inverse_frequency)
     batch = anchor_batch(lesson.answers, 0, model.device)
-    return position_logits(model, batch, kv.as_cache(prefix.states, model.config))
+    return position_logits(model, batch, kv.as_cache(prefix.lay(), model.config))
 
 
 def student_prefix(model: PeftModel, lesson: Lesson, inverse_frequency: Tensor) -> kv.Prefix:
