@@ -42,11 +42,12 @@ class Answer:
 
     def first(self, logits: Tensor, position: int) -> None:
         """The prompt has run: `[vocabulary]` logits of its last token, and the position behind it."""
-        self.turn.prefill_s = time.perf_counter() - self._started
         self.prefill = None
         self.position = position
         logits = self._biased(logits)
-        self._take(choose(logits, self.sampling, self._generator), logits)
+        token = choose(logits, self.sampling, self._generator)
+        self.turn.prefill_s = time.perf_counter() - self._started  # a GPU has finished now, and not before
+        self._take(token, logits)
 
     def next(self, logits: Tensor, best: int) -> None:
         """Its last token has run: `[vocabulary]` logits, the greatest of which is at `best`."""
