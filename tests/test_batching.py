@@ -52,6 +52,19 @@ def alone(engine, case) -> str:
     return text_of(answer)
 
 
+def together(engine, cases, rng) -> tuple[list[str], int]:
+    """The answers of requests that join in random order, and how many ran at once."""
+    waiting, answers, most = [*enumerate(cases)], {}, 0
+    rng.shuffle(waiting)
+    while waiting or engine.busy:
+        while waiting and rng.random() < 0.6:
+            number, case = waiting.pop()
+            answers[number] = submit(engine, case)
+        engine.step()
+        most = max(most, len(engine._running))
+    return [text_of(answers[number]) for number in range(len(cases))], most
+
+
 def test_ragged_requests_that_join_and_leave_in_random_order_answer_as_alone(loaded, tmp_path):
     rng = random.Random(7)
     engine = make_engine(loaded, tmp_path, max_batch=4, prefill_tokens=16)
@@ -70,16 +83,9 @@ def test_ragged_requests_that_join_and_leave_in_random_order_answer_as_alone(loa
     expected = [alone(engine, case) for case in cases]
     assert len(set(expected)) > 6
 
-    waiting, answers, most = [*enumerate(cases)], {}, 0
-    rng.shuffle(waiting)
-    while waiting or engine.busy:
-        while waiting and rng.random() < 0.6:
-            number, case = waiting.pop()
-            answers[number] = submit(engine, case)
-        engine.step()
-        most = max(most, len(engine._running))
+    answers, most = together(engine, cases, rng)
     assert most >= 3
-    assert [text_of(answers[number]) for number in range(len(cases))] == expected
+    assert answers == expected
 
 
 def test_a_long_prompt_in_parts_answers_as_in_one_and_others_keep_their_pace(loaded, tmp_path):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from model_helpers import encode, make_engine
-from test_batching import WORDS, alone, memory, question, submit, text_of
+from test_batching import WORDS, alone, memory, question, submit, together
 
 from models import prefix as kv
 from models.adapters import BASE
@@ -42,18 +42,6 @@ def cases(rng, memories, versions, count):
     ]
 
 
-def together(engine, given, rng):
-    """The answers of requests that join in random order."""
-    waiting, answers = [*enumerate(given)], {}
-    rng.shuffle(waiting)
-    while waiting or engine.busy:
-        while waiting and rng.random() < 0.6:
-            number, case = waiting.pop()
-            answers[number] = submit(engine, case)
-        engine.step()
-    return [text_of(answers[number]) for number in range(len(given))]
-
-
 def test_slots_widen_by_a_quarter_or_128_at_most_and_in_few_steps():
     assert all(n <= widened(n) <= max(n + 127, 1.25 * n) and widened(n) % 128 == 0 for n in range(1, 40_000))
     assert len({widened(n) for n in range(1, 32_768)}) < 40
@@ -67,7 +55,7 @@ def test_ragged_requests_answer_as_in_passes_that_fit(loaded, tmp_path, seed):
     encode(engine, memories)
     given = cases(rng, memories, [BASE], 12)
     expected = [alone(plain(engine), case) for case in given]
-    assert together(fixed(engine), given, rng) == expected
+    assert together(fixed(engine), given, rng)[0] == expected
     status = engine.status()["graphs"]
     assert status["long_prompts"] == status["mixed_passes"] == 0
     for passes in (status["decoding"], status["filling"]):
@@ -134,7 +122,7 @@ def test_versions_keep_to_their_own_weights_also_after_a_reload(loaded, trained,
         assert [alone(engine, case) for case in given] == expected
     assert engine.status()["graphs"]["mixed_passes"] == 0
     engine._weights._max = 4
-    assert together(engine, given, rng) == expected
+    assert together(engine, given, rng)[0] == expected
     assert engine.status()["graphs"]["mixed_passes"] > 0
 
 

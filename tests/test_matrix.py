@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray
+from ray_helpers import local_ray
 
 from actors.scorers import BASELINE, NULL, ScoreJob, Scorer, Task, fan_out, start_scorers, tasks_of
 from common import config
@@ -28,12 +29,8 @@ TALKS = [
 
 @pytest.fixture(scope="module")
 def cluster():
-    started = not ray.is_initialized()
-    if started:
-        ray.init(num_cpus=2, include_dashboard=False, object_store_memory=80 << 20, log_to_driver=False)
-    yield
-    if started:
-        ray.shutdown()
+    with local_ray():
+        yield
 
 
 def job(**changes):

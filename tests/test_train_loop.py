@@ -1,6 +1,5 @@
 """The loop on Ray Train and DeepSpeed with a tiny model: counts hold, and a killed worker loses nothing."""
 
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -9,8 +8,8 @@ from typing import Any
 
 import psutil
 import pytest
-import ray
 from model_helpers import write_tiny_llama
+from ray_helpers import local_ray
 from safetensors.torch import load_file
 
 from common import config as configuration
@@ -24,10 +23,8 @@ ROUNDS = 16
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 << 20)
-    yield
-    ray.shutdown()
+    with local_ray():
+        yield
 
 
 @pytest.fixture(scope="module")
