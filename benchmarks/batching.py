@@ -177,7 +177,10 @@ def main() -> None:
             "single": lambda given: by_generate(loaded, given, 1),
         }
         if "paged" in options.ways:
-            paged = ContinuousBatchingConfig(max_requests_per_batch=options.concurrent)
+            # By itself it goes without graphs where attention needs a mask, as SDPA's does.
+            paged = ContinuousBatchingConfig(
+                max_requests_per_batch=options.concurrent, use_cuda_graph=loaded.device.type == "cuda"
+            )
             manager = stack.enter_context(
                 loaded.model.continuous_batching_context_manager(greedy, continuous_batching_config=paged)
             )
@@ -201,11 +204,12 @@ def main() -> None:
         "same_lengths_as_engine": {
             name: sum(a == b for a, b in zip(found, counts["engine"], strict=True))
             for name, found in counts.items()
+            if "engine" in counts
         },
-        "graphs": told,
+        "graphs": {"engine": told, "paged": paged.use_cuda_graph if "paged" in options.ways else None},
         "tokens_a_second": rates,
         "median": median,
-        "engine_to": {name: median["engine"] / rate for name, rate in median.items()},
+        "engine_to": {name: median["engine"] / rate for name, rate in median.items() if "engine" in median},
     }
     write_json(options.out, report)
     print({key: report[key] for key in ("tokens", "same_lengths_as_engine", "median", "engine_to", "graphs")})

@@ -2,6 +2,8 @@
 
 import time
 from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,15 +36,18 @@ class Answer:
         self._generator = sampling.generator()
         self._submitted = self._started = time.perf_counter()
 
-    def begin(self, prefill: Prefill | Filling) -> Prefill | Filling:
+    def begin(self, start: Callable[[Prompt, str], Prefill | Filling]) -> Prefill | Filling:
+        """`start` lays the prefix, which counts as prefill."""
         self._started = time.perf_counter()
         self.turn.queued_s = self._started - self._submitted
-        self.prefill = prefill
-        return prefill
+        self.prefill = start(self.prompt, self.adapter)
+        return self.prefill
 
     def first(self, logits: Tensor, position: int) -> None:
         """The prompt has run: `[vocabulary]` logits of its last token, and the position behind it."""
         self.prefill = None
+        # The cache has its states; blocks that were read from the disk are nobody else's.
+        self.prompt = replace(self.prompt, prefix=None)
         self.position = position
         logits = self._biased(logits)
         token = choose(logits, self.sampling, self._generator)
@@ -57,7 +62,7 @@ class Answer:
         self._take(best if greedy else choose(logits, self.sampling, self._generator), logits)
 
     def fail(self, error: Exception) -> None:
-        self.error, self.done = error, True
+        self.error, self.done, self.prefill = error, True, None
 
     def _biased(self, logits: Tensor) -> Tensor:
         return logits if self.bias is None else logits.float() + self.bias

@@ -2,145 +2,110 @@
 
 A pass over a few tokens takes a GPU several times as long to be told of, kernel by kernel, as to do. A CUDA graph
 tells it all at once, but always with the same shapes at the same addresses. So rows are filled up to a power of two,
-tokens and slots to the next step of a few, and what changes from pass to pass lies in buffers: token ids, positions,
-the slots that the new states go to, and the order of all slots, by which a token sees what is not after it.
-Where shapes repeat, the second pass of a shape is recorded (the first one warms up) and the later ones replay it.
+tokens and slots to the next of a few, and what changes from pass to pass lies in the buffers of a `models.table.Pass`.
+The second pass of a shape is recorded (the first one warms up), and the later ones replay it.
 """
 
+import logging
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from models.injection import Prompt
-from models.table import KVTable, shape_of
+from models.table import SLOTS_AT_ONCE, KVTable, New, Pass, shape_of
 
-SLOTS_AT_ONCE = 128
-FILL_TOKENS = (32, 64, 128, 256)  # of a prompt in one pass; longer parts keep a GPU busy by themselves
+FILL_TOKENS = (32, 64, 128, 256)  # of a prompt in one pass
 LONG_PROMPT = 2 * FILL_TOKENS[-1]  # tokens; beyond, launching kernels is not what takes the time
-LEAST_SLOTS = 1024  # of the buffer that prompts are filled into
+LEAST_SLOTS, MOST_SLOTS = 1024, 4096  # of the buffer that prompts are filled into
 HIDDEN = torch.iinfo(torch.long).max  # the order of a slot that nobody sees
-GRAPHS = 96  # kept at most, of a few MB each; the one used longest ago goes
+PASSES = (
+    96  # shapes kept, with a graph of a few MB each where one was recorded; the one used longest ago goes
+)
+
+Forward = Callable[[Pass, Tensor], Tensor]  # runs a pass over states by some version of the weights
+Replay = Callable[[], Tensor]
+
+logger = logging.getLogger(__name__)
 
 
 def widened(slots: int) -> int:
-    """At most a quarter more, so that rows which grow by a slot a pass come by few shapes."""
+    """More by at most a quarter, or below 512 by 127, so that rows which grow by a slot a pass come by few shapes."""
     step = max(SLOTS_AT_ONCE, 1 << max(0, (slots - 1).bit_length() - 3))
     return -(-slots // step) * step
 
 
-@dataclass(frozen=True, kw_only=True)
-class New:
-    """What a pass is given, a row each of `[rows, tokens]`: ids, positions, and the slots of their states. `order`: of
-    the slots, `[slots]`, and `orders` of the new tokens among them; None: as the slots stand. `last`: the token
-    whose logits are wanted."""
+def cuda_graph(run: Callable[[], Tensor], pool: Any) -> tuple[Replay, Any]:
+    """Record what `run` asks the GPU for. Returns what does it again, with its logits in the same place, and the memory
+    pool, which ends with the last graph in it."""
+    pool = pool or torch.cuda.graph_pool_handle()
+    graph = torch.cuda.CUDAGraph()
+    # The outer context leads back to this thread's stream also where a recording cannot begin or end.
+    with (
+        torch.cuda.stream(torch.cuda.current_stream()),
+        torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"),
+    ):
+        logits = run()
 
-    ids: Sequence[Sequence[int]]
-    positions: Sequence[Sequence[int]]
-    places: Sequence[Sequence[int]]
-    order: Tensor | None = None
-    last: int = 0
-
-
-class Pass:
-    """`tokens` new tokens for each of some rows, behind up to `slots` slots each. `states`: of these rows, `[layers, 2,
-    rows, kv_heads, at least slots, head_dim]`; new states are written there. It is the model's cache meanwhile."""
-
-    def __init__(self, states: Tensor, tokens: int, slots: int) -> None:
-        rows, device = states.shape[2], states.device
-        self._states, self._tokens, self._slots = states, tokens, slots
-        self._given = torch.zeros(4, rows, tokens, dtype=torch.long, device=device)
-        self._ids, self._positions, self._places, self._orders = self._given.unbind()
-        self._order = torch.arange(slots, device=device)
-        self._last = torch.zeros(1, dtype=torch.long, device=device)
-        self._rows = torch.arange(rows, device=device)[:, None]
-
-    def give(self, new: New) -> None:
-        """Rows that are not given write to their first slot, which `KVTable.join` writes anew."""
-        orders = new.places if new.order is None else new.positions
-        given = torch.tensor([new.ids, new.positions, new.places, orders])
-        self._given[:, : given.shape[1]].copy_(given)
-        self._given[:, given.shape[1] :].zero_()
-        if new.order is not None:
-            self._order.copy_(new.order)
-        if self._tokens > 1:
-            self._last.fill_(new.last)
-
-    def run(self, model: Any) -> Tensor:
-        """Logits of the wanted token of each row, `[rows, vocabulary]`."""
-        hidden = self._order > self._orders[..., None]  # [rows, tokens, slots]
-        mask = torch.zeros(hidden.shape, dtype=self._states.dtype, device=hidden.device)
-        out = model(
-            input_ids=self._ids,
-            position_ids=self._positions,
-            attention_mask=mask.masked_fill_(hidden, -torch.inf)[:, None],
-            past_key_values=self,
-            logits_to_keep=self._last,
-        )
-        logits: Tensor = out.logits[:, 0]
+    def replay() -> Tensor:
+        graph.replay()
         return logits
 
-    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """`keys`, `values`: `[rows, kv_heads, tokens, head_dim]`."""
-        held = self._states[layer]
-        held[0][self._rows, :, self._places] = keys.transpose(1, 2)
-        held[1][self._rows, :, self._places] = values.transpose(1, 2)
-        return held[0, :, :, : self._slots], held[1, :, :, : self._slots]
+    return replay, pool
 
 
 class Passes:
-    """The passes over one buffer of states at a time; `record` them as graphs, or just run them. Not thread-safe."""
+    """The passes over one buffer of states at a time, recorded by `record` where there is one. Not thread-safe."""
 
-    def __init__(self, *, record: bool) -> None:
-        self.recorded = self.replayed = 0
-        self.failures = 0
-        self.error: Exception | None = None  # of a recording; from then on passes run as they are
+    def __init__(self, record: Callable[[Replay, Any], tuple[Replay, Any]] | None) -> None:
+        self.recorded = self.replayed = self.failures = 0
+        self.error: Exception | None = None  # of the last recording that failed
         self._record = record
-        self._states: Tensor | None = None
+        self._recording = record is not None  # until one fails; then again with the next buffer
+        self._buffer: Callable[[], Tensor | None] = lambda: None
         self._passes: OrderedDict[Hashable, Pass] = OrderedDict()
-        self._graphs: dict[Hashable, tuple[Any, Tensor]] = {}
+        self._replays: dict[Hashable, Replay] = {}
         self._pool: Any = None
 
     @torch.inference_mode()
-    def run(
-        self, forward: Callable[[Pass], Tensor], version: Hashable, states: Tensor, slots: int, new: New
-    ) -> Tensor:
-        """Logits `[rows given, vocabulary]`, which stand until the next pass. `forward` runs one with the weights of
-        `version`, which stands for their addresses too; `states`: all rows of the buffer."""
-        if states is not self._states:  # a new buffer: the old one goes with all that was recorded over it
+    def run(self, forward: Forward, version: Hashable, states: Tensor, slots: int, new: New) -> Tensor:
+        """Logits `[rows given, vocabulary]`, which stand until the next pass. `version` stands for the weights that
+        `forward` runs with, and for their addresses; `states`: all rows of the buffer."""
+        if self._buffer() is not states:
             self.clear()
-            self._states = states
-        count = len(new.ids)
+            self._buffer = weakref.ref(states)
+        count, tokens = len(new.ids), len(new.ids[0])
         rows = min(1 << (count - 1).bit_length(), states.shape[2])
-        tokens = len(new.ids[0])
         key = (version, rows, tokens, slots)
         known = key in self._passes
         if not known:
-            self._passes[key] = Pass(states[:, :, :rows], tokens, slots)
+            self._passes[key] = Pass(rows, tokens, slots, states.device)
         self._passes.move_to_end(key)
         chosen = self._passes[key]
         chosen.give(new)
-        if known and self._record and key not in self._graphs:
-            self._try_to_record(forward, key, chosen)
-        if key in self._graphs:
-            graph, logits = self._graphs[key]
-            graph.replay()
+        if known and self._recording and key not in self._replays:
+            self._try_to_record(key, lambda: forward(chosen, states))
+        if key in self._replays:
+            logits = self._replays[key]()
             self.replayed += 1
         else:
-            logits = forward(chosen)
-        while len(self._passes) > GRAPHS:
+            logits = forward(chosen, states)
+        if len(self._passes) > PASSES:
             oldest, _ = self._passes.popitem(last=False)
-            self._graphs.pop(oldest, None)
+            self._replays.pop(oldest, None)
+            self._end_pool()
         return logits[:count]
 
     def clear(self) -> None:
-        self._states = None
+        """Forget the buffer and all that was recorded over it."""
+        self._buffer = lambda: None
         self._passes.clear()
-        self._graphs.clear()
-        self._pool = None  # it ends with the last graph in it
+        self._replays.clear()
+        self._end_pool()
+        self._recording = self._record is not None
 
     def status(self) -> dict[str, Any]:
         return {
@@ -150,20 +115,19 @@ class Passes:
             "error": None if self.error is None else str(self.error),
         }
 
-    def _try_to_record(self, forward: Callable[[Pass], Tensor], key: Hashable, chosen: Pass) -> None:
+    def _try_to_record(self, key: Hashable, run: Replay) -> None:
+        assert self._record is not None
         try:
-            if self._pool is None:
-                self._pool = torch.cuda.graph_pool_handle()
-            graph = torch.cuda.CUDAGraph()
-            # Other threads (an embedder's) may allocate meanwhile.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                logits = forward(chosen)
+            self._replays[key], self._pool = self._record(run, self._pool)
+            self.recorded += 1
         except Exception as error:
-            self._record, self.error = False, error
             self.failures += 1
-            return
-        self._graphs[key] = graph, logits
-        self.recorded += 1
+            self.error, self._recording = error, False
+            logger.warning("a CUDA graph could not be recorded, passes run kernel by kernel: %s", error)
+
+    def _end_pool(self) -> None:
+        if not self._replays:
+            self._pool = None
 
 
 class Filling:
@@ -185,6 +149,7 @@ class Filling:
         if prefix:
             buffer[:, :, 0, :, : self._used] = prefix.lay()
             self._order[: self._used] = prefix.positions
+        buffer[:, :, 0, :, self._used :].zero_()  # as `models.table` wants it
 
     @property
     def done(self) -> bool:
@@ -196,7 +161,7 @@ class Filling:
         return self._buffer[:, :, 0, :, : self._used]
 
     def advance(self, model: Any, limit: int) -> int:
-        """Run up to `limit` more tokens. Returns how many."""
+        """Run up to `limit` more tokens, and no more than the largest pass takes. Returns how many."""
         count = min(len(self._tokens) - self._next, FILL_TOKENS[-1], limit)
         size = next(size for size in FILL_TOKENS if size >= count)
         # Padding goes to the slots behind, where nobody sees it and the next part overwrites it.
@@ -211,7 +176,9 @@ class Filling:
             order=self._order[:slots],
             last=count - 1,
         )
-        logits = self._passes.run(lambda chosen: chosen.run(model), self._version, self._buffer, slots, new)
+        logits = self._passes.run(
+            lambda chosen, states: chosen.run(model, states), self._version, self._buffer, slots, new
+        )
         self._next += count
         self._used += count
         if self.done:
@@ -222,21 +189,21 @@ class Filling:
 class FixedShapes:
     """An engine's passes of fixed shape: prompts that are filled in, and tokens that are decoded."""
 
-    def __init__(self, model: Any, *, record: bool) -> None:
-        self.decodes, self.fills = Passes(record=record), Passes(record=record)
+    def __init__(self, model: Any, record: Callable[[Replay, Any], tuple[Replay, Any]] | None = None) -> None:
+        self.decodes, self.fills = Passes(record), Passes(record)
         self.long = self.mixed = 0  # prompts and passes that are run without
         self._model = model
         self._buffer: Tensor | None = None
 
     def filling(self, prompt: Prompt, version: Hashable) -> Filling | None:
-        """None for a long prompt, which is better run in large parts."""
-        if prompt.tokens > LONG_PROMPT:
+        """None for a prompt with many tokens, which is better run in large parts, or with many slots, which such a
+        buffer would keep."""
+        slots = widened(prompt.slots + FILL_TOKENS[-1])
+        if prompt.tokens > LONG_PROMPT or slots > MOST_SLOTS:
             self.long += 1
             return None
-        slots = widened(prompt.slots + FILL_TOKENS[-1])
         if self._buffer is None or self._buffer.shape[4] < slots:
             self.fills.clear()
-            self._buffer = None  # freed before the new one is made
             self._buffer = torch.zeros(
                 shape_of(self._model.config, 1, max(slots, LEAST_SLOTS)),
                 dtype=self._model.dtype,
@@ -246,27 +213,23 @@ class FixedShapes:
 
     def decode(
         self,
-        forward: Callable[[Pass], Tensor],
+        forward: Forward,
         version: Hashable,
         table: KVTable,
-        tokens: Sequence[int],
+        ids: Sequence[int],
         positions: Sequence[int],
     ) -> Tensor:
         """Logits behind one more token of each row of the table, `[rows, vocabulary]`, which stand until the next
         pass."""
-        states, places = table.begin_pass()
-        slots = min(widened(max(places) + 1), states.shape[4])
-        new = New(ids=_column(tokens), positions=_column(positions), places=_column(places))
+        states, new = table.begin_pass(ids, positions)
+        slots = min(widened(new.slots), states.shape[4])
         return self.decodes.run(forward, version, states, slots, new)
 
     def status(self) -> dict[str, Any]:
         return {
             "decoding": self.decodes.status(),
             "filling": self.fills.status(),
+            "buffer_bytes": 0 if self._buffer is None else self._buffer.numel() * self._buffer.element_size(),
             "long_prompts": self.long,
             "mixed_passes": self.mixed,
         }
-
-
-def _column(numbers: Sequence[int]) -> list[list[int]]:
-    return [[number] for number in numbers]

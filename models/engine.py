@@ -18,20 +18,20 @@ from common.config import RecallConfig, ServeConfig
 from common.errors import InvalidInput
 from models.answer import Answer
 from models.blocks import BlockStore
-from models.captured import Filling, FixedShapes, Pass
+from models.captured import Filling, FixedShapes, cuda_graph
 from models.encoding import ENCODE_BATCH, ENCODE_TOKENS, Recalled
-from models.injection import Injection
+from models.injection import Injection, Prompt
 from models.load import LoadedModel
 from models.messages import Conversation, Message
 from models.prefix import Prefill
 from models.sampling import Sampling
-from models.table import KVTable
+from models.table import KVTable, Pass
 from models.turn import Turn
 from models.values import Overlay, logit_bias
 from models.weights import Weights
 
 ENCODE_EVERY = 16  # steps between two batches of blocks while requests run
-PREFILL_ALONE = 2048  # tokens of a prompt at once while nobody waits for a next token
+PREFILL_ALONE = 2048  # tokens of prompts in a step while nobody waits for a next token
 
 
 class Engine:
@@ -57,7 +57,7 @@ class Engine:
         self._overlay = Overlay(loaded.model, recall.overlay) if recall.overlay else None
         # An overlay's vectors are other ones at every pass, which a graph would not notice.
         graphs = loaded.device.type == "cuda" and self._serve.cuda_graphs and not self._overlay
-        self._fixed = FixedShapes(loaded.model, record=True) if graphs else None
+        self._fixed = FixedShapes(loaded.model, cuda_graph) if graphs else None
         self._waiting: deque[Answer] = deque()
         self._filling: Answer | None = None
         self._running: list[Answer] = []  # by row of the table
@@ -125,7 +125,7 @@ class Engine:
             if answer in self._waiting:
                 self._waiting.remove(answer)
             elif answer is self._filling:
-                self._filling = None
+                self._filling = answer.prefill = None
             elif answer in self._running:
                 self._leave(self._running.index(answer))
             else:
@@ -230,7 +230,7 @@ class Engine:
         room = self._serve.prefill_tokens if self._running else PREFILL_ALONE
         while room > 0 and (answer := self._next_to_fill()):
             try:
-                prefill = answer.prefill or answer.begin(self._begin(answer))
+                prefill = answer.prefill or answer.begin(self._begin)
                 with self._weights.using(answer.adapter) as model, self._overlaid([answer]):
                     room -= prefill.advance(model, room)
                 if not prefill.done:
@@ -248,11 +248,9 @@ class Engine:
             heard.append(answer)
         return heard
 
-    def _begin(self, answer: Answer) -> Prefill | Filling:
-        fixed = (
-            self._fixed.filling(answer.prompt, self._weights.load_of(answer.adapter)) if self._fixed else None
-        )
-        return fixed or Prefill(answer.prompt.prefix, answer.prompt.ids, self.loaded.model.config)
+    def _begin(self, prompt: Prompt, adapter: str) -> Prefill | Filling:
+        fixed = self._fixed.filling(prompt, self._weights.load_of(adapter)) if self._fixed else None
+        return fixed or Prefill(prompt.prefix, prompt.ids, self.loaded.model.config)
 
     def _next_to_fill(self) -> Answer | None:
         """The request being prefilled, else the first that waits, once there is a row and room for it."""
@@ -269,7 +267,7 @@ class Engine:
             return []
         heard = [*self._running]
         try:
-            logits = self._pass_fixed(heard, self._fixed) if self._fixed else self._pass(heard)
+            logits = self._pass(heard)
             for answer, row, best in zip(heard, logits, logits.argmax(-1).tolist(), strict=True):
                 answer.next(row, best)
         except Exception as error:  # half a step: what the rows hold is unknown
@@ -286,31 +284,28 @@ class Engine:
         return heard
 
     def _pass(self, answers: Sequence[Answer]) -> Tensor:
-        """Logits behind the last token of each, `[rows, vocabulary]`."""
-        device, step = self.loaded.device, self._table.begin_step()
-        with self._weights.mixed([answer.adapter for answer in answers]) as model, self._overlaid(answers):
-            logits: Tensor = model(
-                input_ids=torch.tensor([[answer.token] for answer in answers], device=device),
-                position_ids=torch.tensor([[answer.position] for answer in answers], device=device),
-                attention_mask=step.mask,
-                past_key_values=step,
-            ).logits[:, -1]
-        return logits
-
-    def _pass_fixed(self, answers: Sequence[Answer], fixed: FixedShapes) -> Tensor:
-        """The same, as a graph where this shape has been recorded. PEFT runs a batch of several versions by lists
-        of its rows, which are not the same from pass to pass."""
+        """Logits behind the last token of each, `[rows, vocabulary]`, which stand until the next pass."""
         adapter = answers[0].adapter
-        if any(answer.adapter != adapter for answer in answers):
-            fixed.mixed += 1
-            return self._pass(answers)
+        one_version = all(answer.adapter == adapter for answer in answers)
+        ids, positions = [answer.token for answer in answers], [answer.position for answer in answers]
 
-        def forward(chosen: Pass) -> Tensor:
-            with self._weights.using(adapter) as model:
-                return chosen.run(model)
+        def forward(chosen: Pass, states: Tensor) -> Tensor:
+            with (
+                self._weights.mixed([answer.adapter for answer in answers]) as model,
+                self._overlaid(answers),
+            ):
+                return chosen.run(model, states)
 
-        tokens, positions = zip(*((answer.token, answer.position) for answer in answers), strict=True)
-        return fixed.decode(forward, self._weights.load_of(adapter), self._table, tokens, positions)
+        if self._fixed and one_version:
+            return self._fixed.decode(forward, self._weights.load_of(adapter), self._table, ids, positions)
+        if (
+            self._fixed
+        ):  # PEFT runs a batch of several versions by lists of its rows, which a graph would not notice
+            self._fixed.mixed += 1
+        states, new = self._table.begin_pass(ids, positions)
+        chosen = Pass(len(answers), 1, new.slots, states.device)
+        chosen.give(new)
+        return forward(chosen, states)
 
     def _overlaid(self, answers: Sequence[Answer]) -> AbstractContextManager[None]:
         """Around a forward pass with a row for each of these."""

@@ -1,12 +1,15 @@
-"""Key/value states of the requests that decode together: a row each, padded on the right.
+"""Key/value states of the requests that decode together, a row each, padded on the right; and a forward pass over them.
 
     states   [layers, 2, rows, kv_heads, slots, head_dim]
 
-Rows in use are packed at the front: `join` takes the next one, `leave` moves the last into the gap. So a step
-reads one slice, and copies nothing. What a row does not use is zero or a former row's; the mask hides it.
+Rows in use are packed at the front: `join` takes the next one, `leave` moves the last into the gap. So a pass
+reads one slice, and copies nothing. What a row does not use is zero: the mask gives it weight 0, and 0 times what
+happens to be in memory, or what a broken adapter wrote, may be NaN.
 """
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -61,27 +64,25 @@ class KVTable:
 
     def leave(self, row: int) -> None:
         """Give a row up; the last one takes its number."""
-        last, length = len(self) - 1, self._lengths[-1]
+        assert self._states is not None
+        last, length, gone = len(self) - 1, self._lengths[-1], self._lengths[row]
         if row != last:
-            assert self._states is not None
             self._states[:, :, row, :, :length] = self._states[:, :, last, :, :length]
-            self._lengths[row], self._reserved[row] = self._lengths[last], self._reserved[last]
+            self._states[:, :, row, :, length:gone].zero_()
+            self._lengths[row], self._reserved[row] = length, self._reserved[last]
+        self._states[:, :, last, :, :length].zero_()
         self._lengths.pop()
         self._reserved.pop()
 
     def clear(self) -> None:
         self._states, self._lengths, self._reserved = None, [], []
 
-    def begin_pass(self) -> tuple[Tensor, list[int]]:
-        """For a forward pass with one new token a row: all states, and the slots that the rows' new ones go to."""
+    def begin_pass(self, ids: Sequence[int], positions: Sequence[int]) -> tuple[Tensor, "New"]:
+        """For a forward pass with one new token a row: all states, and what the pass is given."""
         assert self._states is not None
-        places = self._lengths
-        self._lengths = [length + 1 for length in places]
-        return self._states, places
-
-    def begin_step(self) -> "Step":
-        """The cache and the mask of such a pass as it is, without a slot too many."""
-        return Step(*self.begin_pass())
+        new = New(ids=_column(ids), positions=_column(positions), places=_column(self._lengths))
+        self._lengths = [length + 1 for length in self._lengths]
+        return self._states, new
 
     def _shape_with(self, slots: int) -> tuple[int, int]:
         """Rows and slots of the table after one more row of `slots` joins."""
@@ -102,7 +103,6 @@ class KVTable:
         if not len(self):
             self._states = old = None  # freed before the new one is made
         layers, two, heads, _, head_dim = states.shape
-        # Zeros: a hidden slot has weight 0, but 0 times what happens to be in memory may be NaN.
         fresh = states.new_zeros(layers, two, rows, heads, widest, head_dim)
         if old is not None:
             used = max(self._lengths)
@@ -110,22 +110,73 @@ class KVTable:
         self._states = fresh
 
 
-class Step:
-    """What the model's forward pass takes as its cache: `update` writes each row's new state behind its last
-    and gives back all rows up to the longest."""
+@dataclass(frozen=True, kw_only=True)
+class New:
+    """What a pass is given, `[rows, tokens]` each: ids, positions, and the slots that their states go to. `order` is
+    that of the slots, `[slots]`, by position; None: as they stand. `last`: the token whose logits are wanted."""
 
-    def __init__(self, states: Tensor, lengths: list[int]) -> None:
-        self._states = states
-        self._places = torch.tensor(lengths, device=states.device)
-        self._rows = torch.arange(len(lengths), device=states.device)
-        self._end = max(lengths) + 1
-        slots = torch.arange(self._end, device=states.device)
-        self.mask = (slots[None] <= self._places[:, None])[:, None, None]  # [rows, 1, 1, slots]
+    ids: Sequence[Sequence[int]]
+    positions: Sequence[Sequence[int]]
+    places: Sequence[Sequence[int]]
+    order: Tensor | None = None
+    last: int = 0
+
+    @property
+    def slots(self) -> int:
+        """That the pass must at least go over."""
+        return 1 + max(map(max, self.places))
+
+
+class Pass:
+    """A forward pass of `tokens` new tokens for each of `rows`, over `slots` slots each, theirs included. Meanwhile it
+    is the model's cache: `update` writes new states to their slots, and gives back all."""
+
+    def __init__(self, rows: int, tokens: int, slots: int, device: torch.device) -> None:
+        self._slots = slots
+        self._given = torch.zeros(4, rows, tokens, dtype=torch.long, device=device)
+        self._order = torch.arange(slots, device=device)
+        self._last = torch.zeros(1, dtype=torch.long, device=device)
+        self._rows = torch.arange(rows, device=device)[:, None]
+        self._states: Tensor | None = None
+
+    def give(self, new: New) -> None:
+        """Rows that are not given write to their first slot, which whoever joins there writes anew."""
+        orders = new.places if new.order is None else new.positions
+        given = torch.tensor([new.ids, new.positions, new.places, orders])
+        self._given[:, : given.shape[1]].copy_(given)
+        self._given[:, given.shape[1] :].zero_()
+        if new.order is not None:
+            self._order.copy_(new.order)
+        self._last.fill_(new.last)
+
+    def run(self, model: Any, states: Tensor) -> Tensor:
+        """Logits of the wanted token of each row, `[rows, vocabulary]`. `states`: `[layers, 2, at least rows, kv_heads,
+        at least slots, head_dim]`."""
+        ids, positions, _, orders = self._given.unbind()
+        hidden = self._order > orders[..., None]  # [rows, tokens, slots]
+        mask = torch.zeros(hidden.shape, dtype=states.dtype, device=hidden.device)
+        self._states = states[:, :, : len(self._rows)]
+        try:
+            out = model(
+                input_ids=ids,
+                position_ids=positions,
+                attention_mask=mask.masked_fill_(hidden, -torch.inf)[:, None],
+                past_key_values=self,
+                logits_to_keep=self._last,
+            )
+        finally:
+            self._states = None
+        logits: Tensor = out.logits[:, 0]
+        return logits
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """`keys`, `values`: `[rows, kv_heads, 1, head_dim]`."""
-        held = self._states[layer]
-        held[0][self._rows, :, self._places] = keys[:, :, 0]
-        held[1][self._rows, :, self._places] = values[:, :, 0]
-        rows = len(self._rows)
-        return held[0, :rows, :, : self._end], held[1, :rows, :, : self._end]
+        """`keys`, `values`: `[rows, kv_heads, tokens, head_dim]`."""
+        assert self._states is not None
+        held, places = self._states[layer], self._given[2]
+        held[0][self._rows, :, places] = keys.transpose(1, 2)
+        held[1][self._rows, :, places] = values.transpose(1, 2)
+        return held[0, :, :, : self._slots], held[1, :, :, : self._slots]
+
+
+def _column(numbers: Sequence[int]) -> list[list[int]]:
+    return [[number] for number in numbers]

@@ -97,6 +97,17 @@ def test_slots_and_processed_tokens_add_up(head, blocks, frequency, policy):
     assert positions == list(range(total))
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+def test_many_blocks_are_laid_as_one_by_one(head, blocks, frequency, policy):
+    chosen = [blocks[i % len(blocks)] for i in range(2 * kv.LAID_AT_ONCE + 5)]
+    prefix = kv.assemble(head, chosen, frequency, policy)
+    parts = [head]
+    for piece in prefix.pieces:
+        moved = kv.rotated(piece.block.states, piece.distance, frequency)
+        parts.append(moved[..., piece.skip :, :])
+    assert torch.equal(prefix.lay(), torch.cat(parts, dim=3))
+
+
 @pytest.mark.parametrize("distance", [1, 7, 500, 4000])
 def test_rotation_equals_encoding_at_the_new_position(loaded, builder, blocks, frequency, distance):
     """On the first layer, whose inputs do not depend on position: the rotation alone is compared."""
