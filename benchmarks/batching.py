@@ -116,30 +116,32 @@ class Paged:
         """Tokens of each answer, and the seconds that they took."""
         with self._loaded.model.continuous_batching_context_manager(**self._options) as manager:
             started = time.perf_counter()
-            return by_paged(self._loaded, manager, asked), time.perf_counter() - started
+            return self._ask(manager, asked), time.perf_counter() - started
 
     def close(self) -> None:
         self._loaded.model.destroy_cached_continuous_batching_manager()
 
-
-def by_paged(loaded: LoadedModel, manager: Any, asked: Sequence[Request]) -> list[int]:
-    names = [
-        manager.add_request(
-            loaded.tokenizer(_text(loaded, request), add_special_tokens=False).input_ids,
-            max_new_tokens=request.limit,
-            eos_token_id=sorted(loaded.end_ids),
-        )
-        for request in asked
-    ]
-    counts: dict[str, int] = {}
-    while len(counts) < len(names):
-        result = manager.get_result(timeout=10)
-        if result is None or result.error is not None:
-            raise RuntimeError(f"continuous batching of transformers gave nothing: {result and result.error}")
-        if result.is_finished():
-            limit = asked[names.index(result.request_id)].limit
-            counts[result.request_id] = _useful(result.generated_tokens, limit, loaded.end_ids)
-    return [counts[name] for name in names]
+    def _ask(self, manager: Any, asked: Sequence[Request]) -> list[int]:
+        loaded = self._loaded
+        names = [
+            manager.add_request(
+                loaded.tokenizer(_text(loaded, request), add_special_tokens=False).input_ids,
+                max_new_tokens=request.limit,
+                eos_token_id=sorted(loaded.end_ids),
+            )
+            for request in asked
+        ]
+        counts: dict[str, int] = {}
+        while len(counts) < len(names):
+            result = manager.get_result(timeout=10)
+            if result is None or result.error is not None:
+                raise RuntimeError(
+                    f"continuous batching of transformers gave nothing: {result and result.error}"
+                )
+            if result.is_finished():
+                limit = asked[names.index(result.request_id)].limit
+                counts[result.request_id] = _useful(result.generated_tokens, limit, loaded.end_ids)
+        return [counts[name] for name in names]
 
 
 @torch.inference_mode()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from models.injection import Prompt
+from models.prefix import to_run
 from models.table import SLOTS_AT_ONCE, KVTable, New, Pass, shape_of
 
 FILL_TOKENS = (32, 64, 128, 256)  # of a prompt in one pass
@@ -28,6 +29,7 @@ PASSES = (
 
 Forward = Callable[[Pass, Tensor], Tensor]  # runs a pass over states by some version of the weights
 Replay = Callable[[], Tensor]
+Record = Callable[[Replay, Any], tuple[Replay, Any]]  # as `cuda_graph`
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +40,7 @@ def widened(slots: int) -> int:
     return -(-slots // step) * step
 
 
-def cuda_graph(run: Callable[[], Tensor], pool: Any) -> tuple[Replay, Any]:
+def cuda_graph(run: Replay, pool: Any) -> tuple[Replay, Any]:
     """Record what `run` asks the GPU for. Returns what does it again, with its logits in the same place, and the memory
     pool, which ends with the last graph in it."""
     pool = pool or torch.cuda.graph_pool_handle()
@@ -60,7 +62,7 @@ def cuda_graph(run: Callable[[], Tensor], pool: Any) -> tuple[Replay, Any]:
 class Passes:
     """The passes over one buffer of states at a time, recorded by `record` where there is one. Not thread-safe."""
 
-    def __init__(self, record: Callable[[Replay, Any], tuple[Replay, Any]] | None) -> None:
+    def __init__(self, record: Record | None) -> None:
         self.recorded = self.replayed = self.failures = 0
         self.error: Exception | None = None  # of the last recording that failed
         self._record = record
@@ -138,10 +140,7 @@ class Filling:
         prefix = prompt.prefix
         self.logits = torch.empty(0)
         self.position = prompt.length
-        again = prefix.again if prefix else ()
-        start = prefix.length if prefix else 0
-        self._tokens = [token for token, _ in again] + prompt.ids
-        self._positions = [place for _, place in again] + [*range(start, self.position)]
+        self._tokens, self._positions = to_run(prefix, prompt.ids)
         self._passes, self._buffer, self._version = passes, buffer, version
         self._next = 0
         self._used = prefix.slots if prefix else 0  # slots
@@ -189,7 +188,7 @@ class Filling:
 class FixedShapes:
     """An engine's passes of fixed shape: prompts that are filled in, and tokens that are decoded."""
 
-    def __init__(self, model: Any, record: Callable[[Replay, Any], tuple[Replay, Any]] | None = None) -> None:
+    def __init__(self, model: Any, record: Record | None = None) -> None:
         self.decodes, self.fills = Passes(record), Passes(record)
         self.long = self.mixed = 0  # prompts and passes that are run without
         self._model = model

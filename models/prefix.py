@@ -237,6 +237,13 @@ def rotated(states: Tensor, distance: int | Tensor, inverse_frequency: Tensor) -
     return torch.stack((turned.to(states.dtype), states[:, 1]), dim=1)
 
 
+def to_run(prefix: Prefix | None, ids: Sequence[int]) -> tuple[list[int], list[int]]:
+    """The tokens that run behind the prefix, those of memories that run again before `ids`, and their positions."""
+    again, start = (prefix.again, prefix.length) if prefix else ((), 0)
+    positions = [place for _, place in again] + [*range(start, start + len(ids))]
+    return [token for token, _ in again] + list(ids), positions
+
+
 class Prefill:
     """A prompt being run behind its prefix, some tokens at a time. Once `done`: `cache`, `logits` of the last
     token (`[vocabulary]`), and `position`, the next one."""
@@ -244,11 +251,9 @@ class Prefill:
     def __init__(self, prefix: Prefix | None, ids: Sequence[int], config: Any) -> None:
         self.cache = DynamicCache(config=config) if prefix is None else as_cache(prefix.lay(), config)
         self.logits = torch.empty(0)
-        start = prefix.length if prefix else 0
-        again = prefix.again if prefix else ()
-        self.position = start + len(ids)
-        self._tokens = [token for token, _ in again] + list(ids)
-        self._queries = torch.tensor([p for _, p in again] + list(range(start, self.position)))
+        self._tokens, positions = to_run(prefix, ids)
+        self._queries = torch.tensor(positions)
+        self.position = (prefix.length if prefix else 0) + len(ids)
         self._keys = prefix.positions if prefix else self._queries[:0]
         self._next = 0
 

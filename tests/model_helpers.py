@@ -1,5 +1,7 @@
 """Engines, requests and tiny models for the tests of the language model."""
 
+import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from common.config import RecallConfig, ServeConfig
 from models.adapters import BASE, AdapterStore
 from models.blocks import BlockStore
+from models.encoding import Recalled
 from models.engine import Engine
 from models.load import dequantised, resolve
 from models.sampling import Sampling
@@ -46,6 +49,67 @@ def ask(engine: Engine, memories, mode: str, *, adapter=BASE, namespace="n", mes
         turn=turn,
     )
     return "".join(pieces), turn
+
+
+WORDS = "amber basil cedar dune ember fjord grove heron iris jade kelp linen".split()
+
+
+def memory(number: int, rng: random.Random) -> Recalled:
+    words = " ".join(rng.choices(WORDS, k=rng.randint(2, 14)))
+    return Recalled(id=f"m{number}", text=f"Box {number} holds {words}.")
+
+
+def question(rng: random.Random) -> list[dict]:
+    text = f"What does box {rng.randint(0, 9)} hold? " + " ".join(rng.choices(WORDS, k=rng.randint(0, 30)))
+    return [{"role": "user", "content": text}]
+
+
+def submit(engine, case):
+    messages, memories, mode, adapter, sampling = case
+    return engine.submit(
+        messages, memories, namespace="n", adapter=adapter, sampling=sampling, turn=Turn(mode=mode)
+    )
+
+
+def text_of(answer) -> str:
+    assert answer.done
+    if answer.error:
+        raise answer.error
+    return "".join(answer.pieces)
+
+
+def alone(engine, case) -> str:
+    answer = submit(engine, case)
+    while not answer.done:
+        engine.step()
+    return text_of(answer)
+
+
+def together(engine, cases, rng) -> tuple[list[str], int]:
+    """The answers of requests that join in random order, and how many ran at once."""
+    waiting, answers, most = [*enumerate(cases)], {}, 0
+    rng.shuffle(waiting)
+    while waiting or engine.busy:
+        while waiting and rng.random() < 0.6:
+            number, case = waiting.pop()
+            answers[number] = submit(engine, case)
+        engine.step()
+        most = max(most, len(engine._running))
+    return [text_of(answers[number]) for number in range(len(cases))], most
+
+
+def ragged(rng: random.Random, memories: Sequence[Recalled], versions: Sequence[str], count: int) -> list:
+    """Cases of every kind, as `submit` takes them: messages, memories, mode, version, sampling."""
+    return [
+        (
+            question(rng),
+            rng.sample(memories, rng.randint(1, 4)),
+            rng.choice(["prefix", "prefix", "hybrid", "text", "off"]),
+            rng.choice(versions),
+            Sampling(max_tokens=rng.randint(1, 12)),
+        )
+        for _ in range(count)
+    ]
 
 
 def write_tiny_llama(folder: Path, **changes: Any) -> str:

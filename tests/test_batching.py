@@ -7,62 +7,26 @@ from dataclasses import replace
 
 import pytest
 import torch
-from model_helpers import encode, make_engine
+from model_helpers import (
+    WORDS,
+    alone,
+    encode,
+    make_engine,
+    memory,
+    question,
+    ragged,
+    submit,
+    text_of,
+    together,
+)
 
 from common.config import RecallConfig
 from common.errors import InvalidInput
 from models.adapters import BASE
-from models.encoding import Recalled
 from models.sampling import Sampling
 from models.table import KVTable
 from models.turn import Turn
 from models.values import Overlay, logit_bias, values_of
-
-WORDS = "amber basil cedar dune ember fjord grove heron iris jade kelp linen".split()
-
-
-def memory(number: int, rng: random.Random) -> Recalled:
-    words = " ".join(rng.choices(WORDS, k=rng.randint(2, 14)))
-    return Recalled(id=f"m{number}", text=f"Box {number} holds {words}.")
-
-
-def question(rng: random.Random) -> list[dict]:
-    text = f"What does box {rng.randint(0, 9)} hold? " + " ".join(rng.choices(WORDS, k=rng.randint(0, 30)))
-    return [{"role": "user", "content": text}]
-
-
-def submit(engine, case):
-    messages, memories, mode, adapter, sampling = case
-    return engine.submit(
-        messages, memories, namespace="n", adapter=adapter, sampling=sampling, turn=Turn(mode=mode)
-    )
-
-
-def text_of(answer) -> str:
-    assert answer.done
-    if answer.error:
-        raise answer.error
-    return "".join(answer.pieces)
-
-
-def alone(engine, case) -> str:
-    answer = submit(engine, case)
-    while not answer.done:
-        engine.step()
-    return text_of(answer)
-
-
-def together(engine, cases, rng) -> tuple[list[str], int]:
-    """The answers of requests that join in random order, and how many ran at once."""
-    waiting, answers, most = [*enumerate(cases)], {}, 0
-    rng.shuffle(waiting)
-    while waiting or engine.busy:
-        while waiting and rng.random() < 0.6:
-            number, case = waiting.pop()
-            answers[number] = submit(engine, case)
-        engine.step()
-        most = max(most, len(engine._running))
-    return [text_of(answers[number]) for number in range(len(cases))], most
 
 
 def test_ragged_requests_that_join_and_leave_in_random_order_answer_as_alone(loaded, tmp_path):
@@ -70,16 +34,7 @@ def test_ragged_requests_that_join_and_leave_in_random_order_answer_as_alone(loa
     engine = make_engine(loaded, tmp_path, max_batch=4, prefill_tokens=16)
     memories = [memory(i, rng) for i in range(10)]
     encode(engine, memories)
-    cases = [
-        (
-            question(rng),
-            rng.sample(memories, rng.randint(1, 4)),
-            rng.choice(["prefix", "prefix", "hybrid", "text", "off"]),
-            BASE,
-            Sampling(max_tokens=rng.randint(1, 10)),
-        )
-        for _ in range(10)
-    ]
+    cases = ragged(rng, memories, [BASE], 10)
     expected = [alone(engine, case) for case in cases]
     assert len(set(expected)) > 6
 

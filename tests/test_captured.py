@@ -12,8 +12,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from model_helpers import encode, make_engine, write_tiny_llama
-from test_batching import WORDS, alone, memory, question, submit, together
+from model_helpers import (
+    WORDS,
+    alone,
+    encode,
+    make_engine,
+    memory,
+    question,
+    ragged,
+    submit,
+    together,
+    write_tiny_llama,
+)
 
 from common.config import RecallConfig
 from models import prefix as kv
@@ -24,7 +34,6 @@ from models.sampling import Sampling
 from models.table import New, Pass
 
 ON_GPU = torch.cuda.is_available()
-MODES = ["prefix", "prefix", "hybrid", "text", "off"]
 
 
 def again(run, pool):
@@ -60,19 +69,6 @@ def tiny(tmp_path_factory):
     )
 
 
-def cases(rng, memories, versions, count, modes=MODES):
-    return [
-        (
-            question(rng),
-            rng.sample(memories, rng.randint(1, 4)),
-            rng.choice(modes),
-            rng.choice(versions),
-            Sampling(max_tokens=rng.randint(1, 12)),
-        )
-        for _ in range(count)
-    ]
-
-
 def status_of(engine):
     status = engine.status()["graphs"]
     for passes in (status["decoding"], status["filling"]):
@@ -91,7 +87,7 @@ def test_ragged_requests_answer_as_in_passes_that_fit(loaded, tmp_path, seed):
     engine = make_engine(loaded, tmp_path, max_batch=4, prefill_tokens=48)
     memories = [memory(i, rng) for i in range(10)]
     encode(engine, memories)
-    given = cases(rng, memories, [BASE], 12)
+    given = ragged(rng, memories, [BASE], 12)
     expected = [alone(plain(engine), case) for case in given]
     assert together(fixed(engine), given, rng)[0] == expected
     status = status_of(engine)
@@ -142,7 +138,7 @@ def test_rows_beyond_a_thousand_slots_and_cancelled_requests(tiny, tmp_path):
     given = [
         (question(rng), memories[:60], rng.choice(["text", "prefix"]), BASE, Sampling(max_tokens=12))
         for _ in range(4)
-    ] + cases(rng, memories, [BASE], 12)
+    ] + ragged(rng, memories, [BASE], 12)
     # As wide as a table of 1,408 slots, where the next step up would be 1,536.
     text = next(
         text
@@ -169,11 +165,13 @@ def test_rows_beyond_a_thousand_slots_and_cancelled_requests(tiny, tmp_path):
         assert {n: "".join(answer.pieces) for n, answer in answers.items()} == {
             n: expected[n] for n in answers
         }
+    assert alone(engine, given[-1]) == expected[-1] and engine._table._states.shape[4] == 1408
     assert status_of(engine)["long_prompts"] > 0
 
 
+@pytest.mark.parametrize("first", [True, False])  # in a row that another takes over, and in the last one
 @pytest.mark.parametrize("prepare", [plain, fixed])
-def test_what_a_former_request_left_is_not_seen_were_it_nan(tiny, tmp_path, prepare):
+def test_what_a_former_request_left_is_not_seen_were_it_nan(tiny, tmp_path, prepare, first):
     rng = random.Random(4)
     engine = prepare(make_engine(tiny, tmp_path, max_batch=4))
     texts = [" ".join(rng.choices(WORDS, k=count)) for count in (90, 60, 2)]
@@ -181,10 +179,12 @@ def test_what_a_former_request_left_is_not_seen_were_it_nan(tiny, tmp_path, prep
         ([{"role": "user", "content": text}], [], "off", BASE, Sampling(max_tokens=20)) for text in texts
     )
     expected = alone(engine, middle), alone(engine, short)
-    poisoned, other = submit(engine, long), submit(engine, middle)
+    started = [submit(engine, case) for case in ((long, middle) if first else (middle, long))]
+    poisoned, other = started if first else started[::-1]
     while len(engine._running) < 2:
         engine.step()
     row = engine._running.index(poisoned)
+    assert row == (0 if first else 1)
     engine._table._states[:, :, row, :, : engine._table._lengths[row]] = torch.nan
     if engine._fixed:
         engine._fixed._buffer.fill_(torch.nan)
@@ -214,7 +214,7 @@ def test_versions_keep_to_their_own_weights_also_after_a_reload(loaded, trained,
     memories = [memory(i, rng) for i in range(6)]
     for version in versions:
         encode(engine, memories, version)
-    given = cases(rng, memories, versions, 12)
+    given = ragged(rng, memories, versions, 12)
     expected = [alone(plain(engine), case) for case in given]
     fixed(engine)
     engine._weights._max = 1
