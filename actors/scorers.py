@@ -17,11 +17,11 @@ import ray
 import torch
 
 from common.errors import InvalidInput
-from models.adapters import AdapterStore
-from models.load import load_model
-from models.prompt import PromptBuilder
-from models.scoring import LeaveOneOut, ScoreContext
-from models.weights import Weights
+from models.scoring.leave_one_out import LeaveOneOut, ScoreContext
+from models.text.prompt import PromptBuilder
+from models.weights.adapters import AdapterStore
+from models.weights.load import load_model
+from models.weights.versions import Weights
 
 BASELINE, NULL = -1, -2  # rows that leave nothing out: the plain one, and the one through an omission's path
 ATTEMPTS = 3

@@ -8,8 +8,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.calls import cause_of
-from actors.layout import (
+from actors.layout.layout import (
     BY_ID_ALONE,
     RAY_NAMESPACE,
     Layout,
@@ -21,10 +20,11 @@ from actors.layout import (
     shards_folder,
     wanted_layout,
 )
-from actors.shard import Json, StoreShard
+from actors.shards.actor import Json, StoreShard
+from actors.shards.calls import cause_of
 from common.config import Config
 from common.errors import Conflict, NotReady
-from stores.logs.made import check_shards
+from stores.log.backend_marker import check_shards
 
 _RESOURCE_SHARE = 0.001  # of `store.actor_resource`, so that any number of shards fits on a node that has it
 _ACTOR = re.compile(r"shard-\d+(-g\d+)?")

@@ -25,9 +25,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.files import write_json
-from stores.relational import FactGraph
-from stores.spatial import PlaceMap
-from train.evaluate import wilson
+from stores.facts.graph import FactGraph
+from stores.places.map import PlaceMap
+from train.evaluation.evaluate import wilson
 
 STORE_TASKS = (1, 2, 3, 4, 5, 15, 17, 19)
 RECALL_TASKS = (6, 7, 8, 9, 10, 11, 12, 13, 14, 16, 18, 20)
@@ -222,7 +222,7 @@ def measure_recall(folder: Path, tasks: list[int]) -> dict[str, Any]:
     """Flat retrieval: cosine of the project's embedder between question and sentence, nothing else."""
     if not tasks:
         return {}
-    from models.embed import Embedder
+    from models.text.embed import Embedder
 
     embedder, results = Embedder(), {}
     for task in tasks:

@@ -29,13 +29,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.provenance import of_model
 from common.config import RecallConfig, ServeConfig
 from common.files import write_json
-from models.adapters import BASE, AdapterStore
-from models.blocks import BlockStore
-from models.engine import Engine
-from models.load import LoadedModel, load_model
-from models.sampling import Sampling
-from models.turn import Turn
-from models.weights import Weights
+from models.engine.engine import Engine
+from models.engine.generation_stats import Turn
+from models.engine.sampling import Sampling
+from models.kv.blocks import BlockStore
+from models.weights.adapters import BASE, AdapterStore
+from models.weights.load import LoadedModel, load_model
+from models.weights.versions import Weights
 
 WAYS = ("engine", "static", "single")
 SUBJECTS = "rivers bread tides clocks owls bridges salt kites glass maps yeast comets".split()

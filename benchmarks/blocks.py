@@ -25,18 +25,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.provenance import of_model
 from common.config import RecallConfig
 from common.files import write_json
-from jobs.demo_data import write_demo
-from models import prefix as kv
-from models.adapters import BASE, AdapterStore
-from models.blocks import BlockStore
-from models.encoding import Recalled
-from models.engine import Engine
-from models.load import LoadedModel, load_model
-from models.sampling import Sampling
-from models.turn import Turn
-from models.weights import Weights
-from train.chat import SHORTEST_SPAN
-from train.evaluate import normalise
+from jobs.demo.demo_data import write_demo
+from models.encoders.encoding_queue import Recalled
+from models.engine.engine import Engine
+from models.engine.generation_stats import Turn
+from models.engine.sampling import Sampling
+from models.kv import prefix as kv
+from models.kv.blocks import BlockStore
+from models.weights.adapters import BASE, AdapterStore
+from models.weights.load import LoadedModel, load_model
+from models.weights.versions import Weights
+from train.evaluation.evaluate import normalise
+from train.generation.chat import SHORTEST_SPAN
 
 MAX_TOKENS = 8
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -23,11 +23,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.batching import make_engine
 from benchmarks.provenance import of_model
 from common.files import write_json
-from models.adapters import BASE
-from models.load import LoadedModel, load_model
-from models.sampling import Sampling
-from models.table import KVTable
-from models.turn import Turn
+from models.engine.generation_stats import Turn
+from models.engine.kv_cache import KVTable
+from models.engine.sampling import Sampling
+from models.weights.adapters import BASE
+from models.weights.load import LoadedModel, load_model
 
 PROMPT_WORDS = 60
 

@@ -29,15 +29,15 @@ from benchmarks.provenance import of_model
 from benchmarks.session_sets import Asked, own
 from common.config import RecallConfig, ServeConfig
 from common.files import write_json
-from models.adapters import BASE, AdapterStore
-from models.blocks import BlockStore
-from models.encoding import Recalled
-from models.engine import Engine
-from models.load import LoadedModel, load_model
-from models.sampling import Sampling
-from models.turn import Turn
-from models.weights import Weights
-from train.chat import SHORTEST_SPAN
+from models.encoders.encoding_queue import Recalled
+from models.engine.engine import Engine
+from models.engine.generation_stats import Turn
+from models.engine.sampling import Sampling
+from models.kv.blocks import BlockStore
+from models.weights.adapters import BASE, AdapterStore
+from models.weights.load import LoadedModel, load_model
+from models.weights.versions import Weights
+from train.generation.chat import SHORTEST_SPAN
 
 CACHE = 8 << 30  # bytes
 WAYS = {"text": ("text", "kv_chunks", CACHE), "blocks": ("prefix", "kv_chunks", CACHE),

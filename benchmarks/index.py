@@ -28,8 +28,9 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.files import write_json
-from stores.dense import Tree, Vectors, asking, recall_of
-from stores.index import IndexPlan, VectorIndex
+from stores.index.faiss_structures import Tree, asking, recall_of
+from stores.index.vector_index import IndexPlan, VectorIndex
+from stores.index.vectors import Vectors
 from stores.locks import ReadWriteLock
 
 DIM = 384

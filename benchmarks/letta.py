@@ -25,19 +25,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.public_sets import letta_rows
 from common.config import RecallConfig
 from common.files import write_json
-from models.adapters import BASE, AdapterStore
-from models.blocks import BlockStore
-from models.embed import Embedder
-from models.encoding import Recalled
-from models.engine import Engine
-from models.load import LoadedModel, load_model
-from models.prompt import PromptBuilder
-from models.sampling import Sampling
-from models.scoring import LeaveOneOut, ScoreContext, divergences
-from models.turn import Turn
-from models.weights import Weights
-from train.chat import SHORTEST_SPAN
-from train.evaluate import normalise, wilson
+from models.encoders.encoding_queue import Recalled
+from models.engine.engine import Engine
+from models.engine.generation_stats import Turn
+from models.engine.sampling import Sampling
+from models.kv.blocks import BlockStore
+from models.scoring.leave_one_out import LeaveOneOut, ScoreContext, divergences
+from models.text.embed import Embedder
+from models.text.prompt import PromptBuilder
+from models.weights.adapters import BASE, AdapterStore
+from models.weights.load import LoadedModel, load_model
+from models.weights.versions import Weights
+from train.evaluation.evaluate import normalise, wilson
+from train.generation.chat import SHORTEST_SPAN
 
 K = 3
 MAX_TOKENS = 16

@@ -47,9 +47,9 @@ class Timed:
 class Ours:
     def __init__(self, model: str, folder: Path) -> None:
         from common.config import StoreConfig
-        from models.embed import Embedder
-        from stores.memory import parse_memory
-        from stores.shard import Shard
+        from models.text.embed import Embedder
+        from stores.memory.memory import parse_memory
+        from stores.shard.shard import Shard
 
         self.embed = Timed(Embedder(model).encode)
         self.parse = parse_memory
@@ -111,7 +111,7 @@ class Floor:
         import faiss
         import numpy as np
 
-        from models.embed import Embedder
+        from models.text.embed import Embedder
 
         self.np = np
         self.embed = Timed(Embedder(model).encode)
@@ -209,7 +209,7 @@ def on_disk(folder: Path) -> int:
 def model_folder(name: str) -> str:
     if importlib.util.find_spec("models") is None:
         return name
-    from models.embed import locate
+    from models.text.embed import locate
 
     return locate(name)
 

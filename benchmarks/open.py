@@ -24,10 +24,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.config import StoreConfig
 from common.files import write_json
-from stores.entry import Entry, carried
-from stores.index import IndexPlan, VectorIndex, Vectors
-from stores.memory import Memory, parse_memory, to_json
-from stores.shard import Shard
+from stores.index.vector_index import IndexPlan, VectorIndex
+from stores.index.vectors import Vectors
+from stores.memory.memory import Memory, parse_memory, to_json
+from stores.shard.shard import Shard
+from stores.view.memory_state import Entry, carried
 
 NOW = 1_700_000_000.0
 BATCH = 1_000

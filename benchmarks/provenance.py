@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from models.load import LoadedModel
+    from models.weights.load import LoadedModel
 
 Json = dict[str, Any]
 

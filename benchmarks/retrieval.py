@@ -32,10 +32,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.public_sets import letta_rows, locomo_turns, named_turns
 from common.config import StoreConfig
 from common.files import write_json
-from models.embed import Embedder
-from stores.index import Vectors
-from stores.memory import parse_memory
-from stores.shard import Shard
+from models.text.embed import Embedder
+from stores.index.vectors import Vectors
+from stores.memory.memory import parse_memory
+from stores.shard.shard import Shard
 
 DEPTHS = (1, 3, 10)
 NOW = 1_700_000_000.0

@@ -39,21 +39,21 @@ from benchmarks.provenance import of_model
 from benchmarks.session_report import write_report
 from benchmarks.session_sets import Asked, FactSet, letta, locomo, own
 from common.config import RecallConfig, ServeConfig, StoreConfig
-from models.adapters import BASE, AdapterStore
-from models.answer import Answer
-from models.blocks import BlockStore
-from models.embed import Embedder
-from models.encoding import Recalled
-from models.engine import Engine
-from models.load import LoadedModel, load_model
-from models.sampling import Sampling
-from models.turn import Turn
-from models.weights import Weights
-from stores.memory import parse_memory
-from stores.rank import relevant
-from stores.shard import Shard
-from train.chat import SHORTEST_SPAN
-from train.evaluate import normalise, wilson
+from models.encoders.encoding_queue import Recalled
+from models.engine.engine import Engine
+from models.engine.generation_stats import Turn
+from models.engine.request import Answer
+from models.engine.sampling import Sampling
+from models.kv.blocks import BlockStore
+from models.text.embed import Embedder
+from models.weights.adapters import BASE, AdapterStore
+from models.weights.load import LoadedModel, load_model
+from models.weights.versions import Weights
+from stores.memory.memory import parse_memory
+from stores.ranking.ranking import relevant
+from stores.shard.shard import Shard
+from train.evaluation.evaluate import normalise, wilson
+from train.generation.chat import SHORTEST_SPAN
 
 MAX_TOKENS = 16
 MODES = ("full", "text", "text_flat", "prefix", "hybrid", "off")

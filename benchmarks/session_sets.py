@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.public_sets import letta_rows, locomo_turns, named_turns
-from jobs.demo_data import EPISODIC, FAMILIES, FIRST, LAST, RELATIONAL, SPATIAL, START, Topic
+from jobs.demo.demo_data import EPISODIC, FAMILIES, FIRST, LAST, RELATIONAL, SPATIAL, START, Topic
 
 TARGETS = 20  # facts of an own set that are asked about
 

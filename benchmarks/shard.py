@@ -28,10 +28,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.index import DIM, PASSES, QUERIES, K, direct, exact_rows, p, rss, textlike, timed, tuning
 from common.config import StoreConfig
 from common.files import write_json
-from stores.dense import Vectors, asking
-from stores.entry import Entry, carried
-from stores.memory import Memory, parse_memory, to_json
-from stores.shard import Shard
+from stores.index.faiss_structures import asking
+from stores.index.vectors import Vectors
+from stores.memory.memory import Memory, parse_memory, to_json
+from stores.shard.shard import Shard
+from stores.view.memory_state import Entry, carried
 
 Json = dict[str, Any]
 NOW = 1_700_000_000.0

@@ -34,9 +34,9 @@ from benchmarks.provenance import command, hardware
 from benchmarks.random_adapters import random_adapters
 from common import config
 from common.files import write_json
-from jobs import instance as instances
-from models.adapters import AdapterStore
-from models.load import load_model
+from jobs.instance import instance as instances
+from models.weights.adapters import AdapterStore
+from models.weights.load import load_model
 
 QUESTION = [{"role": "user", "content": "Where does Ada Quill live?"}]
 MEMORY = {"id": "ada", "text": "Ada Quill lives in Lisbon."}

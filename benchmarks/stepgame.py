@@ -24,9 +24,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.files import write_json
-from stores.directions import Step
-from stores.spatial import PlaceMap
-from train.evaluate import wilson
+from stores.places.directions import Step
+from stores.places.map import PlaceMap
+from train.evaluation.evaluate import wilson
 
 HOPS = (1, 2, 3)
 LABELS: dict[Step, str] = {

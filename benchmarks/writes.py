@@ -34,10 +34,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.provenance import command, hardware
 from common.config import StoreConfig
 from common.files import write_json
-from stores.logs import Operation, open_log
-from stores.memory import Memory, parse_memory, to_json
-from stores.record import Op
-from stores.shard import Shard
+from stores.log.base import Operation
+from stores.log.open import open_log
+from stores.log.record import Op
+from stores.memory.memory import Memory, parse_memory, to_json
+from stores.shard.shard import Shard
 
 DIM = 384
 NOW = 1_700_000_000.0

@@ -14,13 +14,12 @@ import yaml
 
 from common.config import Config, load, parse_override
 from common.errors import Conflict, InvalidInput, NotFound, NotReady, SharpwaveError
-from jobs import instance as instances
-from jobs.chain_commands import probe, restart_shard, seal, snapshot, verify
-from jobs.client import Client
-from jobs.job_commands import consolidate, evaluate, score
-from jobs.keys_command import keys
-from jobs.memory_commands import export, get, history, import_file, list_memories, search, update, weakest
-from jobs.options import (
+from jobs.commands.client import Client
+from jobs.commands.jobs import consolidate, evaluate, score
+from jobs.commands.keys import keys
+from jobs.commands.memories import export, get, history, import_file, list_memories, search, update, weakest
+from jobs.commands.operations import probe, restart_shard, seal, snapshot, verify
+from jobs.commands.options import (
     BROKEN,
     CONFLICT,
     DEFAULT_STORE,
@@ -43,12 +42,13 @@ from jobs.options import (
     read_json_option,
     running,
 )
-from jobs.output import Counter, emit, flat, injected, note, table, taught
-from jobs.reshard import reshard
-from jobs.sql_command import sql
-from jobs.store_commands import facts, lines, places, turns
-from jobs.teach import teach_files
-from stores.filters import compile_filter
+from jobs.commands.output import Counter, emit, flat, injected, note, table, taught
+from jobs.commands.reshard import reshard
+from jobs.commands.sql import sql
+from jobs.commands.stores import facts, lines, places, turns
+from jobs.commands.teach import teach_files
+from jobs.instance import instance as instances
+from stores.memory.filters import compile_filter
 
 LOCAL_CONFIG = Path("sharpwave.yaml")
 

@@ -21,15 +21,15 @@ if not __package__:  # run as a script: this folder's names must not stand in fo
 
 from ray.serve.handle import DeploymentHandle
 
-from actors.shards import ShardedStore
+from actors.store.sharded_store import ShardedStore
 from common.config import Config
 from common.errors import InvalidInput, SharpwaveError
 from common.files import write_json
-from jobs import memory_off, served
 from jobs.arguments import add_common_arguments, join, run_folder
+from jobs.evaluation import evaluate_closed_book, evaluate_with_memory
 from jobs.score import all_memories
-from models.adapters import AdapterStore
-from train.gate import GateDecision, Measurements, decide
+from models.weights.adapters import AdapterStore
+from train.evaluation.acceptance_gate import GateDecision, Measurements, decide
 from train.trainer import TrainResult, run_training
 
 AUDIT, TEST = "audit", "test"
@@ -46,7 +46,7 @@ def consolidate(
         questions = questions_of(memories, namespace)
     with _timed(seconds, "evaluate_before"):
         base = examine(config, None, questions, out, "base")
-        memory = served.memory_on(app, one_a_memory(questions), namespace)
+        memory = evaluate_with_memory.memory_on(app, one_a_memory(questions), namespace)
     with _timed(seconds, "train"):
         trained = run_training(config, memories, out / "adapter", config.store_dir / "train")
     with _timed(seconds, "evaluate_after"):
@@ -166,7 +166,7 @@ def publish(
 def examine(
     config: Config, adapter: Path | None, questions: list[dict[str, Any]], out: Path, arm: str
 ) -> dict[str, Any]:
-    request = memory_off.Request(
+    request = evaluate_closed_book.Request(
         model=config.model.name,
         dtype=config.model.dtype,
         adapter=None if adapter is None else str(adapter),
@@ -174,7 +174,7 @@ def examine(
         sanity=True,
         seed=config.train.seed,
     )
-    return memory_off.evaluate(request, out, arm)
+    return evaluate_closed_book.evaluate(request, out, arm)
 
 
 @contextlib.contextmanager

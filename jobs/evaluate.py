@@ -15,14 +15,14 @@ from pathlib import Path
 if not __package__:  # run as a script: this folder's names must not stand in for libraries of the same name
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from actors.shards import ShardedStore
+from actors.store.sharded_store import ShardedStore
 from common.errors import SharpwaveError
 from common.files import write_json
-from jobs import served
 from jobs.arguments import add_common_arguments, join, run_folder
 from jobs.consolidate import compare, examine, one_a_memory, questions_of
+from jobs.evaluation import evaluate_with_memory
 from jobs.score import all_memories
-from models.adapters import BASE, AdapterStore
+from models.weights.adapters import BASE, AdapterStore
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         memories = asyncio.run(all_memories(ShardedStore(config), arguments.namespace))
         questions = questions_of(memories, arguments.namespace)
         base = examine(config, None, questions, out, "base")
-        memory = served.memory_on(app, one_a_memory(questions), arguments.namespace)
+        memory = evaluate_with_memory.memory_on(app, one_a_memory(questions), arguments.namespace)
         adapter = (
             base if digest == BASE else examine(config, adapters.path(digest), questions, out, "adapter")
         )

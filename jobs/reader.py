@@ -17,9 +17,9 @@ import torch
 
 from common.errors import SharpwaveError
 from common.files import write_json
-from models.adapters import AdapterStore
-from models.load import load_model
-from train.reader import ReaderConfig, train
+from models.weights.adapters import AdapterStore
+from models.weights.load import load_model
+from train.encoders.reader import ReaderConfig, train
 
 ALIAS = "reader"
 

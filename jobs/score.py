@@ -26,14 +26,14 @@ if not __package__:  # run as a script: this folder's names must not stand in fo
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from actors.scorers import BASELINE, NULL, ScoreJob, Task, fan_out, start_scorers, tasks_of
-from actors.shards import ShardedStore
+from actors.store.sharded_store import ShardedStore
 from common.config import Config
 from common.errors import InvalidInput, SharpwaveError
 from common.files import write_bytes
-from jobs import conversations as talks
 from jobs.arguments import add_common_arguments, join, run_folder
-from jobs.matrix import Matrix
-from models.adapters import AdapterStore
+from jobs.scoring import conversations as talks
+from jobs.scoring.matrix import Matrix
+from models.weights.adapters import AdapterStore
 
 
 def run(

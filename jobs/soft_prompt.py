@@ -14,12 +14,12 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from jobs.demo_data import write_demo
-from models import prefix as kv
-from models.load import LoadedModel, load_model
-from models.prompt import PromptBuilder
-from models.soft_prompt import SoftPrompt, read_soft_prompt, save_soft_prompt
-from train.soft_prompt import Lesson, soft_loss, teach, train_soft_prompt
+from jobs.demo.demo_data import write_demo
+from models.encoders.soft_prompt import SoftPrompt, read_soft_prompt, save_soft_prompt
+from models.kv import prefix as kv
+from models.text.prompt import PromptBuilder
+from models.weights.load import LoadedModel, load_model
+from train.encoders.soft_prompt import Lesson, soft_loss, teach, train_soft_prompt
 
 UNSEEN = 10_000  # seed of the world that measures
 REPORT_EVERY = 10

@@ -10,12 +10,12 @@ from typing import Any
 from fastapi.responses import JSONResponse, Response
 
 from common.errors import InvalidInput, Overloaded
-from serve import openai_shapes as shapes
 from serve.access import Principal
 from serve.http import HeldStream, unwrap
 from serve.parts import Json, Parts, fresh_op
 from serve.recall import Recall, Recalled
-from serve.schema import ChatBody, CompletionBody
+from serve.schemas import openai as shapes
+from serve.schemas.requests import ChatBody, CompletionBody
 from serve.telemetry import Telemetry
 
 

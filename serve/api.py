@@ -20,21 +20,21 @@ from ray import serve as ray_serve
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from actors.shards import ShardedStore
+from actors.store.sharded_store import ShardedStore
 from common.config import Config
 from common.errors import InvalidInput, NotReady, SharpwaveError
-from models.adapters import AdapterStore
-from serve import adapter_routes, chain_routes, language_routes, memory_routes, store_routes, transfer_routes
+from models.weights.adapters import AdapterStore
 from serve.access import ALL, Access, Principal
-from serve.answer_schema import ERRORS
 from serve.answers import Answers
 from serve.engines import Engines
 from serve.http import BodyLimit, install_error_handlers, unwrap
 from serve.parts import Asking, Namespace, Parts, fresh_op, no_memory
 from serve.recall import Recall
-from serve.schema import ChatBody, ForgetBody, SearchBody, WriteBody
+from serve.routes import adapters, language, memories, operations, stores, transfer
+from serve.schemas.requests import ChatBody, ForgetBody, SearchBody, WriteBody
+from serve.schemas.responses import ERRORS
 from serve.telemetry import Telemetry
-from stores.memory import Memory, parse_memory
+from stores.memory.memory import Memory, parse_memory
 
 app = FastAPI(
     title="Sharpwave", description="A memory for language models that ends in the weights.", responses=ERRORS
@@ -45,12 +45,12 @@ install_error_handlers(app)
 # Before the class, whose `/v1/memories/{id}` would take their paths; and helpers, too, stand above it: the ingress
 # decorator captures this module as it is at that moment.
 for routes in (
-    memory_routes,
-    transfer_routes,
-    store_routes,
-    chain_routes,
-    language_routes,
-    adapter_routes,
+    memories,
+    transfer,
+    stores,
+    operations,
+    language,
+    adapters,
 ):
     app.include_router(routes.router)
 

@@ -10,10 +10,10 @@ from fastapi import Depends, Query, Request
 from numpy.typing import NDArray
 from ray.serve.handle import DeploymentHandle
 
-from actors.shards import ShardedStore
+from actors.store.sharded_store import ShardedStore
 from common.config import Config
 from common.errors import NotFound
-from models.adapters import BASE, AdapterStore
+from models.weights.adapters import BASE, AdapterStore
 from serve.access import Principal
 from serve.engines import Engines
 

@@ -10,14 +10,14 @@ import ray.exceptions
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from actors.shards import ShardedStore
+from actors.store.sharded_store import ShardedStore
 from common.config import Config
 from common.errors import NotReady
-from models.messages import Conversation
+from models.text.messages import Conversation
 from serve.http import unwrap
-from serve.schema import MemoryField
+from serve.schemas.requests import MemoryField
 from serve.telemetry import Telemetry
-from stores.rank import Rerank, relevant
+from stores.ranking.ranking import Rerank, relevant
 
 FULL_PAGE = 1000
 

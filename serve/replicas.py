@@ -14,18 +14,18 @@ import torch
 from ray import serve as ray_serve
 
 from common.config import Config
-from models.adapters import AdapterStore
-from models.answer import Answer
-from models.blocks import BlockStore
-from models.embed import Embedder
-from models.encoding import Erasure, Recalled, Written
-from models.engine import Engine
-from models.load import load_model
-from models.rerank import Reranker
-from models.sampling import Sampling
-from models.turn import Turn
-from models.weights import Weights
-from stores.logs import block_ring
+from models.encoders.encoding_queue import Erasure, Recalled, Written
+from models.engine.engine import Engine
+from models.engine.generation_stats import Turn
+from models.engine.request import Answer
+from models.engine.sampling import Sampling
+from models.kv.blocks import BlockStore
+from models.text.embed import Embedder
+from models.text.rerank import Reranker
+from models.weights.adapters import AdapterStore
+from models.weights.load import load_model
+from models.weights.versions import Weights
+from stores.log.open import block_ring
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ def loaded():
     """SmolLM2-135M-Instruct in float32."""
     import torch
 
-    from models.load import load_model
+    from models.weights.load import load_model
 
     torch.set_num_threads(2)
     return load_model("smollm2-135m", "float32")
@@ -24,7 +24,7 @@ def loaded():
 
 @pytest.fixture(scope="session")
 def builder(loaded):
-    from models.prompt import PromptBuilder
+    from models.text.prompt import PromptBuilder
 
     return PromptBuilder(loaded.tokenizer)
 
@@ -47,7 +47,7 @@ def trained(adapter_folders, tmp_path):
 def instance(tmp_path_factory):
     """A running instance with two shards, as `sharpwave up` starts it; tests use namespaces of their own."""
     from common import config
-    from jobs import instance as instances
+    from jobs.instance import instance as instances
 
     store = tmp_path_factory.mktemp("instance") / "store"
     settings = config.load(
@@ -71,7 +71,7 @@ def http(instance):
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory):
     """A real redis-server that syncs every write; tests use key prefixes of their own."""
-    from redis_helpers import RedisServer
+    from tests.support.redis_server import RedisServer
 
     server = RedisServer(tmp_path_factory.mktemp("redis") / "server")
     yield server

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from train.chat import SYSTEMS, batches_by_length, prompt_ids
-from train.decode import BATCH_TOKENS, write
+from train.generation.chat import SYSTEMS, batches_by_length, prompt_ids
+from train.generation.decode import BATCH_TOKENS, write
 from train.objective import Batch, kl_to_base, make_batch, position_logits
 
 TOP_K = 64

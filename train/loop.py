@@ -24,9 +24,9 @@ from torch import Tensor
 
 from common.config import Config, TrainConfig
 from common.files import read_json, write_json
-from models.load import LoadedModel, load_model
+from models.weights.load import LoadedModel, load_model
 from train.anchors import Anchor, Anchors, anchor_batch, anchor_kl, batch_kl, load_or_make
-from train.chat import answer_ids, prompt_ids
+from train.generation.chat import answer_ids, prompt_ids
 from train.objective import (
     Batch,
     answer_loss,
@@ -36,7 +36,7 @@ from train.objective import (
     row_mean,
     split_batch,
 )
-from train.rounds import iterate_rounds
+from train.replay.rounds import iterate_rounds
 
 MANIFEST = "manifest.json"  # written last: a checkpoint without it is not one
 ADAPTER = "adapter"

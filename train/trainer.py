@@ -17,10 +17,10 @@ from common.config import Config
 from common.errors import InvalidInput
 from common.files import read_json
 from train.anchors import neighbours
-from train.forms import forms_of
 from train.loop import ADAPTER, MANIFEST, Cursor, train_loop_per_worker
-from train.replay import Ledger
-from train.rounds import Planner, ReplayData, replay_stream
+from train.replay.forms import forms_of
+from train.replay.rounds import Planner, ReplayData, replay_stream
+from train.replay.sampler import Ledger
 
 CONTROLLER_FAILURES = 3  # else a request that no node can meet is retried for ever
 WORKER_START_S = "180"

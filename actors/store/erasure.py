@@ -1,0 +1,104 @@
+"""Erasing on every shard of a namespace, with one receipt."""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from actors.store.home_shard_calls import HomeCalls
+from actors.store.router import Route, together
+
+Json = dict[str, Any]
+
+
+class ErasureCalls(HomeCalls):
+    """Another part of `ShardedStore`."""
+
+    async def forget(
+        self,
+        namespace: str,
+        *,
+        ids: Sequence[str] | None = None,
+        where: Mapping[str, Any] | None = None,
+        everything: bool = False,
+        op_id: str,
+        now: float,
+    ) -> Json:
+        """Erase on every shard of the namespace; the receipts as one. See `Shard.forget`.
+
+        What a memory says may stand in a conversation of another shard, which knows nothing of the memory.
+        So turns go first: a call that is cut off in between still finds their texts when it is sent again,
+        though its receipt no longer counts the turns that went before.
+        """
+        turned = await self._forget_said(namespace, ids, where, now) if not everything else None
+        options = {"ids": ids, "where": where, "everything": everything, "op_id": op_id, "now": now}
+        receipt = await self._erased(namespace, "forget", **options)
+        return {**receipt, **_added(receipt, turned)} if turned else receipt
+
+    async def _forget_said(
+        self, namespace: str, ids: Sequence[str] | None, where: Mapping[str, Any] | None, now: float
+    ) -> Json | None:
+        """Erase the turns that say what the memories chosen say; None where one shard has everything."""
+
+        async def ask(route: Route) -> list[str]:
+            numbers = route.placement.asked([namespace])
+            if len(numbers) == 1:
+                return []
+            found = await route.ask(numbers, "said", namespace, ids=ids, where=where)
+            return sorted({text for texts in found for text in texts})
+
+        texts = await self._router.run(ask)
+        if not texts:
+            return None
+        return await self.forget_turns(namespace, texts=texts, op_id=uuid.uuid4().hex, now=now)
+
+    async def forget_turns(self, namespace: str, **options: Any) -> Json:
+        """Erase turns on every shard of the namespace; see `Shard.forget_turns` for the options."""
+        return await self._erased(namespace, "forget_turns", **options)
+
+    async def rotate_key(self, namespace: str) -> bool:
+        """Whether all shards of the namespace did; see `Shard.rotate_key`."""
+
+        async def ask(route: Route) -> bool:
+            return all(await route.ask(route.placement.asked([namespace]), "rotate_key", namespace))
+
+        return await self._router.run(ask)
+
+    async def _erased(self, namespace: str, method: str, **options: Any) -> Json:
+        """One receipt. Where a reshard comes between, what some shards erased before it counts as well."""
+        receipts: dict[tuple[int, int], Json] = {}
+
+        async def erase(route: Route) -> None:
+            async def one(number: int) -> None:
+                answer = await route.call(number, method, namespace, **options)
+                receipts[route.generation, number] = answer
+
+            await together(one(number) for number in route.placement.asked([namespace]))
+
+        await self._router.run(erase)
+        last = max(generation for generation, _ in receipts)
+        for generation, number in receipts:
+            if generation < last and "heads" in receipts[generation, number]:  # of a log that is no more
+                receipts[generation, number]["heads"] = []
+        return {**merged([*receipts.values()]), "generation": last}
+
+
+def _added(receipt: Json, turned: Json) -> Json:
+    """What of a receipt changes by that of the turns that went before."""
+    sums = {name: receipt[name] + turned[name] for name in ("turns", "log_records")}
+    return {**sums, "scrubbed": receipt["scrubbed"] and turned["scrubbed"]}
+
+
+def merged(receipts: Sequence[Json]) -> Json:
+    """The receipts of several shards as one: lists joined, numbers added, true where all say so."""
+    found: Json = {}
+    for name, first in receipts[0].items():
+        values = [receipt[name] for receipt in receipts if receipt[name] is not None]
+        if not values or isinstance(first, str):
+            found[name] = first
+        elif isinstance(values[0], bool):
+            found[name] = all(values)
+        elif isinstance(values[0], list):
+            found[name] = [each for value in values for each in value]
+        else:
+            found[name] = sum(values)
+    return found

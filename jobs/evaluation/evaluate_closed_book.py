@@ -1,0 +1,90 @@
+"""The honest half of an evaluation: a process of its own, weights and questions in, answers out.
+
+    python -m jobs.memory_off REQUEST.json RESULT.json
+
+It is started without any Sharpwave or Ray setting in its environment, and makes Ray, stores, actors and the serving
+code impossible to import: what it answers can only come from the weights. Expected answers are used for grading only.
+"""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from common.files import read_json, write_json
+
+HIDDEN = ("ray", "stores", "actors", "serve")  # where memories could come from
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """`questions`: `{question, answer, family, memory}` each; `adapter`: a PEFT folder, or None for the base."""
+
+    model: str
+    dtype: str
+    adapter: str | None
+    questions: list[dict[str, Any]]
+    sanity: bool
+    seed: int
+
+
+def evaluate(request: Request, folder: Path, arm: str) -> dict[str, Any]:
+    """Run the process for one arm; files stay in `folder`. Raises `RuntimeError` with the end of its log."""
+    asked, answered = folder / f"{arm}-request.json", folder / f"{arm}.json"
+    write_json(asked, dataclasses.asdict(request))
+    hidden = ("SHARPWAVE_", "RAY_")
+    kept = ("SHARPWAVE_CACHE",)
+    environment = {k: v for k, v in os.environ.items() if k in kept or not k.startswith(hidden)}
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs.evaluation.evaluate_closed_book", str(asked), str(answered)],
+        cwd=ROOT, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(f"evaluation of arm {arm!r} failed:\n{done.stderr[-2000:]}")
+    return read_json(answered)
+
+
+def answer(request: Request) -> dict[str, Any]:
+    """What the process does: load, ask each wording family, score the sanity items."""
+    from peft import PeftModel
+
+    from models.weights.load import load_model
+    from train.evaluation.evaluate import evaluate_arm, sanity_accuracy
+    from train.evaluation.sanity import sanity_items
+
+    loaded = load_model(request.model, request.dtype)
+    model = loaded.model
+    if request.adapter is not None:
+        model = PeftModel.from_pretrained(model, request.adapter)
+    asked = {family: [q for q in request.questions if q["family"] == family] for family in families(request)}
+    result: dict[str, Any] = {
+        "families": {family: evaluate_arm(model, loaded.tokenizer, rows) for family, rows in asked.items()},
+        "pid": os.getpid(),
+    }
+    if request.sanity:
+        items = sanity_items(request.seed)
+        accuracy, correct = sanity_accuracy(model, loaded.tokenizer, items)
+        result["sanity"] = {"accuracy": accuracy, "n": len(items), "correct": correct}
+    return result
+
+
+def families(request: Request) -> list[str]:
+    return sorted({question["family"] for question in request.questions})
+
+
+def main(argv: list[str]) -> None:
+    asked, answered = map(Path, argv)
+    for name in HIDDEN:
+        if name in sys.modules:
+            raise RuntimeError(f"memory is not off: {name} is imported")
+        sys.modules[name] = None  # type: ignore[assignment]  # from here on, importing it fails
+    request = Request(**json.loads(asked.read_text()))
+    write_json(answered, answer(request))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

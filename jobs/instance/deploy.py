@@ -1,0 +1,55 @@
+"""The short-lived Ray driver behind `sharpwave up`: the application, then the shards that need to know
+its embedder's dimension; `/ready` waits for both.
+
+    python -m jobs.deploy CONFIG RESULT      # RESULT gets the dashboard's address
+    python -m jobs.deploy --remove CONFIG    # takes both away again; the data stays on disk
+
+RAY_ADDRESS names the cluster.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import ray
+from ray import serve as ray_serve
+
+from common.config import Config, load
+from common.files import write_json
+
+RAY_NAMESPACE = "sharpwave"
+
+
+def deploy(config: Config) -> None:
+    from actors.store.sharded_store import start_shards
+    from serve import app
+
+    app.deploy(config)
+    start_shards(config, app.embedding_dim())
+
+
+def remove() -> None:
+    from actors.store.sharded_store import stop_shards
+    from serve import app
+
+    ray_serve.delete(app.NAME)
+    if not ray_serve.status().applications:  # nobody else's either
+        ray_serve.shutdown()
+    stop_shards()
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = sys.argv[1:] if argv is None else argv
+    removing = arguments[0] == "--remove"
+    config = load(arguments[1] if removing else arguments[0], env={})
+    context = ray.init(os.environ["RAY_ADDRESS"], namespace=RAY_NAMESPACE)
+    if removing:
+        remove()
+        return
+    deploy(config)
+    dashboard = context.dashboard_url
+    write_json(Path(arguments[1]), {"dashboard": f"http://{dashboard}" if dashboard else ""})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,385 @@
+"""A local instance: a Ray head of its own, the shards, and the HTTP application.
+
+    up(config)     start it, and return when it answers
+    update(config) have it run with another configuration, while it answers
+    read(store)    what is recorded about it, or None
+    down(store)    stop what `up` started, and nothing else
+
+Everything it needs to be found and stopped again stands in `<store>/instance.json`. All ports are free ones that
+the system picked and every socket is on the loopback interface, so instances on one machine never meet. Ray
+itself runs whatever it is sent, so its ports want the token in `<store>/ray_token`.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import yaml
+
+from common.config import ENV_PREFIX, Config, load
+from common.errors import Conflict, InvalidInput, NotReady, SharpwaveError
+from common.files import read_json, write_bytes, write_json
+from jobs.instance import processes
+from jobs.instance.ports import free_port, is_free, url_of
+from serve.access import check_bind
+
+ROOT = Path(__file__).resolve().parents[2]
+DEADLINE_S = 180.0
+# Shards, replicas, a scorer and a training worker each hold a part of a CPU in Ray's books. On a machine with fewer
+# cores than that they share time, which works; waiting for each other's share forever does not.
+MIN_LOGICAL_CPUS = 4
+LONGEST_TEMP = 24  # Ray's sockets lie 60 characters deeper, and a Unix socket's path ends at 107
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Instance:
+    """The record of an instance. `head` is None where it runs on a cluster that somebody else started."""
+
+    store: str
+    config_hash: str
+    model: str
+    url: str = ""
+    ray_address: str = ""
+    dashboard: str = ""
+    temp_dir: str = ""
+    head: processes.Identity | None = None
+    started: tuple[processes.Identity, ...] = ()
+    ready: bool = False
+
+    @property
+    def config_path(self) -> Path:
+        """The resolved configuration it runs with."""
+        return Path(self.store) / "config.yaml"
+
+    @property
+    def token_path(self) -> Path:
+        return Path(self.store) / "ray_token"
+
+    def alive(self) -> bool:
+        """Whether its Ray head runs; for one on somebody else's cluster, whether it answers."""
+        return answers(self.url) if self.head is None else processes.find(self.head) is not None
+
+    def ray_environment(self) -> dict[str, str]:
+        """What a process needs in its environment to talk to this instance's Ray."""
+        found = {"RAY_ADDRESS": self.ray_address, "RAY_API_SERVER_ADDRESS": self.dashboard}
+        if self.head is not None:
+            found |= _local_ray(self.token_path)
+        return {name: value for name, value in found.items() if value}
+
+
+def read(store: Path) -> Instance | None:
+    path = store / "instance.json"
+    if not path.is_file():
+        return None
+    values = read_json(path)
+    head = values.pop("head")
+    recorded = tuple((pid, started) for pid, started in values.pop("started"))
+    return Instance(head=None if head is None else tuple(head), started=recorded, **values)
+
+
+def up(config: Config, *, say: Say = lambda message: None, deadline_s: float = DEADLINE_S) -> Instance:
+    """Start an instance and return when `/ready` says so.
+
+    Raises `InvalidInput` or `NotFound` before anything is started, `Conflict` (code `already_running`) where the
+    store has one, and `NotReady`, with the end of the log and nothing left running, where it does not come up.
+    """
+    config = _resolved(config)
+    store = config.store_dir
+    store.mkdir(parents=True, exist_ok=True)
+    with _locked(store):
+        found = read(store)
+        if found is not None and found.alive():
+            where = found.url or "starting"
+            raise Conflict(f"store {str(store)!r} has a running instance ({where})", code="already_running")
+        if found is not None:
+            say("clearing what a crashed instance left")
+            _stop(found)
+        instance = Instance(store=str(store), config_hash=config.hash, model=config.model.name)
+        try:
+            return _start(instance, config, say, time.monotonic() + deadline_s)
+        except BaseException:
+            if (started := read(store)) is not None:
+                _stop(started)
+            raise
+
+
+def update(config: Config, *, say: Say = lambda message: None, deadline_s: float = DEADLINE_S) -> Instance:
+    """Roll the store's running instance over to `config`; returns when nothing of the former one answers any more.
+
+    Requests go on: new replicas start before old ones finish what they have and end (`serve.surge_percent`). Its
+    address and its shards stay. Raises `NotReady` where no instance runs, and where the new one does not start: then
+    the old one goes on.
+    """
+    store = config.store_dir
+    with _locked(store):
+        found = read(store)
+        if found is None or not found.ready or not found.alive():
+            raise NotReady(f"store {str(store)!r} has no running instance; start one with: sharpwave up")
+        running = load(found.config_path, env={}).serve
+        serve = config.serve.model_copy(update={"host": running.host, "port": running.port})
+        config = _resolved(config.model_copy(update={"serve": serve}), port_is_ours=True)
+        return _rolled(found, config, say, time.monotonic() + deadline_s)
+
+
+def _rolled(instance: Instance, config: Config, say: Say, deadline: float) -> Instance:
+    former = instance.config_path.read_bytes()
+    say(f"rolling over to {config.model.name}")
+    _write_config(instance, config)
+    try:
+        _run_deploy(instance, config, Path(instance.store) / "logs" / "update.log", deadline)
+    except BaseException:
+        write_bytes(instance.config_path, former)
+        raise
+    return _record(instance, config_hash=config.hash, model=config.model.name)
+
+
+def down(store: Path) -> bool:
+    """Stop the instance of `store`; False where there was none. Safe to call again."""
+    store = store.expanduser().resolve()
+    if not (store / "instance.json").is_file():
+        return False
+    with _locked(store):
+        found = read(store)
+        if found is None:
+            return False
+        _stop(found)
+        return True
+
+
+def wait(instance: Instance) -> None:
+    """Return when the instance ends by itself or somebody else stops it."""
+    while instance.alive():
+        time.sleep(0.5)
+
+
+def answers(url: str) -> bool:
+    try:
+        return bool(url) and httpx.get(f"{url}/ready", timeout=10).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def _resolved(config: Config, *, port_is_ours: bool = False) -> Config:
+    """Check what would fail later, and make paths and ports definite."""
+    from transformers import AutoConfig  # with torch, seconds of import that the other commands need not wait
+
+    from models.weights.load import check_architecture, dequantised, resolve
+
+    check_bind(config.serve.host, config.serve.api_keys)
+    name = resolve(config.model.name) if Path(config.model.name).expanduser().exists() else config.model.name
+    source = resolve(name)
+    if source.endswith(
+        ".gguf"
+    ):  # once, and minutes for a large one: not within the time a replica has to start
+        source = str(dequantised(Path(source)))
+    if Path(source).is_dir():
+        check_architecture(AutoConfig.from_pretrained(source))
+    port = config.serve.port or free_port(config.serve.host)
+    if config.ray.address is None and not port_is_ours and not is_free(config.serve.host, port):
+        raise InvalidInput(
+            f"serve.port = {port}: another program listens there; choose another, or 0 for a free one",
+            param="serve.port",
+        )
+    return config.model_copy(
+        update={
+            "model": config.model.model_copy(update={"name": name}),
+            "store": config.store.model_copy(update={"dir": str(config.store_dir)}),
+            "serve": config.serve.model_copy(update={"port": port}),
+        }
+    )
+
+
+def _start(instance: Instance, config: Config, say: Say, deadline: float) -> Instance:
+    _write_config(instance, config)
+    logs = Path(instance.store) / "logs"
+    logs.mkdir(exist_ok=True)
+    if config.ray.address is None:
+        say("starting Ray")
+        instance = _start_head(instance, config, logs / "ray.log", deadline)
+    else:
+        instance = _record(instance, ray_address=config.ray.address)
+    say(f"loading {instance.model}")
+    deployed = _run_deploy(instance, config, logs / "deploy.log", deadline)
+    url = url_of(config.serve.host, config.serve.port)
+    while not answers(url):
+        if time.monotonic() > deadline:
+            raise _failed(f"{url}/ready did not turn true in time", logs / "deploy.log")
+        time.sleep(0.2)
+    head = None if instance.head is None else processes.find(instance.head)
+    recorded = () if head is None else tuple(processes.identify(process) for process in processes.tree(head))
+    return _record(instance, url=url, dashboard=deployed["dashboard"], started=recorded, ready=True)
+
+
+def _write_config(instance: Instance, config: Config) -> None:
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    write_bytes(instance.config_path, text.encode())
+
+
+def _start_head(instance: Instance, config: Config, log: Path, deadline: float) -> Instance:
+    write_bytes(instance.token_path, secrets.token_hex(32).encode())
+    root = tempfile.gettempdir()
+    temp_dir = Path(tempfile.mkdtemp(prefix="sharpwave-", dir=root if len(root) <= LONGEST_TEMP else "/tmp"))
+    address_file = temp_dir / "ray_current_cluster"
+    command = [
+        *(str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--disable-usage-stats"),
+        *("--temp-dir", str(temp_dir), "--log-style", "record"),
+        *("--num-cpus", str(max(config.ray.num_cpus or os.cpu_count() or 1, MIN_LOGICAL_CPUS))),
+        *("--object-store-memory", str(config.ray.object_store_bytes)),
+        # 0: the system picks. The client server alone insists on a number; nobody connects to it.
+        *("--port", "0", "--dashboard-port", "0", "--dashboard-agent-listen-port", "0"),
+        *("--ray-client-server-port", str(free_port("127.0.0.1"))),
+        *("--include-dashboard", "true", "--dashboard-host", "127.0.0.1"),
+    ]
+    with log.open("wb") as output:
+        head = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            cwd=ROOT,
+            env=_head_environment(config, instance.token_path),
+        )
+    instance = _record(instance, temp_dir=str(temp_dir), head=processes.identify(psutil.Process(head.pid)))
+    while not (address_file.is_file() and (address := address_file.read_text().strip())):
+        if head.poll() is not None:
+            raise _failed(f"Ray ended with code {head.returncode} while starting", log)
+        if time.monotonic() > deadline:
+            raise _failed("Ray did not start in time", log)
+        time.sleep(0.1)
+    return _record(instance, ray_address=address)
+
+
+def _run_deploy(instance: Instance, config: Config, log: Path, deadline: float) -> dict[str, Any]:
+    """Start shards and application from a short-lived driver: a Ray driver's process cannot serve another cluster."""
+    result = Path(instance.store) / "deployed.json"
+    environment = {**os.environ, **instance.ray_environment()}
+    if instance.head is not None:
+        environment |= _head_environment(config, instance.token_path)
+    command = [sys.executable, "-m", "jobs.instance.deploy", str(instance.config_path), str(result)]
+    try:
+        with log.open("wb") as output:
+            subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                timeout=max(deadline - time.monotonic(), 1.0),
+                check=True,
+                cwd=ROOT,
+                env=environment,
+            )
+        return dict(read_json(result))
+    except subprocess.TimeoutExpired as error:
+        raise _failed("the application did not start in time", log) from error
+    except subprocess.CalledProcessError as error:
+        raise _failed("the application did not start", log) from error
+    finally:
+        result.unlink(missing_ok=True)
+
+
+def _stop(instance: Instance) -> None:
+    if instance.head is not None:
+        processes.stop(instance.head, instance.started)
+        shutil.rmtree(instance.temp_dir, ignore_errors=True)
+        instance.token_path.unlink(missing_ok=True)
+    elif instance.ray_address:
+        subprocess.run(
+            [sys.executable, "-m", "jobs.instance.deploy", "--remove", str(instance.config_path)],
+            cwd=ROOT,
+            env={**os.environ, **instance.ray_environment()},
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+    (Path(instance.store) / "instance.json").unlink(missing_ok=True)
+
+
+def _record(instance: Instance, **changes: Any) -> Instance:
+    """Every step is written down before the next: an `up` that is killed in between leaves what `down` needs."""
+    instance = dataclasses.replace(instance, **changes)
+    write_json(Path(instance.store) / "instance.json", dataclasses.asdict(instance))
+    return instance
+
+
+def _local_ray(token_path: Path) -> dict[str, str]:
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token_path),
+        # Despite its name: at 0 Ray uses the loopback address for its node, as it does by default on macOS.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    }
+
+
+def _head_environment(config: Config, token_path: Path) -> dict[str, str]:
+    """The environment of the Ray head, and so of every actor and job of this instance.
+
+    What must be the same everywhere (store, model, embedder) is set here, so that a job sees this instance's even
+    with a configuration file of its own. Other `SHARPWAVE_` settings are in `config.yaml` already.
+    """
+    identity = {
+        f"{ENV_PREFIX}{section}__{key}": json.dumps(value)
+        for section, key, value in [
+            ("STORE", "DIR", config.store.dir),
+            ("STORE", "SHARDS", config.store.shards),
+            ("MODEL", "NAME", config.model.name),
+            ("MODEL", "DTYPE", config.model.dtype),
+            ("EMBED", "MODEL", config.embed.model),
+        ]
+    }
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_JOB_ID")
+        and not (name.startswith(ENV_PREFIX) and "__" in name)
+    }
+    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {
+        **inherited,
+        **identity,
+        **_local_ray(token_path),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        "PYTHONPATH": os.pathsep.join(path),
+        # Several processes share the cores: torch threads that spin while they wait slow each other down fivefold.
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
+        # Ray would wait for detached actors, which never end. What was acknowledged is on disk; nothing needs the wait.
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        "AUTOSCALER_METRIC_PORT": "0",
+        "DASHBOARD_METRIC_PORT": "0",
+        "RAY_SERVE_ENABLE_HA_PROXY": "0",  # its port and folder are the same for every instance of a machine
+    }
+
+
+def _failed(what: str, log: Path, lines: int = 25) -> SharpwaveError:
+    """The error of ours that the log ends with, or, where it is somebody else's, the end of the log."""
+    text = log.read_text(errors="replace") if log.is_file() else ""
+    ours = re.findall(rf"{SharpwaveError.__module__}\.\w+: (.+)", text)
+    if ours:
+        return NotReady(f"{what}: {ours[-1]}\n  log: {log}", code="start_failed")
+    end = "".join(f"\n  {line}" for line in text.splitlines()[-lines:])
+    return NotReady(f"{what}; the end of {log}:{end}", code="start_failed")
+
+
+@contextlib.contextmanager
+def _locked(store: Path) -> Iterator[None]:
+    with (store / "instance.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Conflict(f"another `up` or `down` is at work on {str(store)!r}", code="busy") from error
+        yield

@@ -1,0 +1,87 @@
+"""Run one of our jobs on an instance, as `ray job submit --working-dir . -- python -m jobs.NAME ...` does."""
+
+import asyncio
+import logging
+import os
+import shlex
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from common.config import ENV_PREFIX
+from common.errors import NotReady
+from jobs.instance.instance import ROOT, Instance
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+# What no job needs; what `.gitignore` names stays behind anyway.
+EXCLUDES = [
+    "/.git/",
+    "/.venv/",
+    "/.cache/",
+    "/.sharpwave/",
+    "/runs/",
+    "/data/",
+    "/docs/",
+    "/tests/",
+    "/benchmarks/",
+]
+IDENTITY = ("STORE__", "MODEL__", "EMBED__")  # the instance decides these, see jobs.instance
+
+
+def submit(instance: Instance, job: str, arguments: Sequence[str], *, say: Callable[[str], None]) -> int:
+    """Run `jobs.<job>` and pass its log lines to `say`; returns its exit code. Interrupted, it stops the job."""
+    from ray.job_submission import JobSubmissionClient  # seconds of import that other commands need not wait
+
+    if not instance.dashboard:
+        raise NotReady(f"the instance of {instance.store} has no job server; use `ray job submit`")
+    for chatty in ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk", "ray._private"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+    headers = {}
+    if instance.token_path.is_file():
+        headers["Authorization"] = f"Bearer {instance.token_path.read_text().strip()}"
+    try:
+        client = JobSubmissionClient(instance.dashboard, headers=headers)
+    except (ConnectionError, RuntimeError) as error:
+        raise NotReady(f"no answer from the job server at {instance.dashboard}: {error}") from error
+    # `-m`: as a script, a job's own folder would come first on its path, and `jobs/evaluate.py` would then be what
+    # libraries find when they look for the package `evaluate`.
+    job_id = client.submit_job(
+        entrypoint=shlex.join(["python", "-m", f"jobs.{job}", *arguments]), runtime_env=_runtime_environment()
+    )
+    say(f"job {job_id}")
+    try:
+        asyncio.run(_tail(client, job_id, say))
+    except KeyboardInterrupt:
+        client.stop_job(job_id)
+        say(f"stopping job {job_id}")
+        raise
+    info = client.get_job_info(job_id)
+    if info.driver_exit_code is None:
+        say(f"job {job_id} {info.status}: {info.message}")
+        return 1
+    return int(info.driver_exit_code)
+
+
+async def _tail(client: "JobSubmissionClient", job_id: str, say: Callable[[str], None]) -> None:
+    pending = ""
+    async for text in client.tail_job_logs(job_id):
+        *lines, pending = (pending + text).split("\n")
+        for line in lines:
+            say(line)
+    if pending:
+        say(pending)
+
+
+def _runtime_environment() -> dict[str, object]:
+    settings = {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(ENV_PREFIX)
+        and "__" in name
+        and not name.removeprefix(ENV_PREFIX).startswith(IDENTITY)
+    }
+    environment: dict[str, object] = {"env_vars": settings}
+    if (ROOT / "pyproject.toml").is_file():  # an installed copy has no working tree to ship, and needs none
+        environment |= {"working_dir": str(ROOT), "excludes": EXCLUDES}
+    return environment

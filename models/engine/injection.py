@@ -1,0 +1,163 @@
+"""From a request's messages and memories to the prompt that the model runs. `models.encoding` keeps the blocks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from common.config import RecallConfig
+from common.errors import InvalidInput
+from models.encoders.encoding_queue import Encoding, Recalled
+from models.engine.bias_overlay import Values, values_of
+from models.engine.generation_stats import Turn
+from models.kv import prefix as kv
+from models.kv.blocks import BlockStore
+from models.text.messages import Conversation
+from models.weights.load import LoadedModel
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids to run, behind a prefix where there is one. `values` of memories, for those who use them."""
+
+    ids: list[int]
+    prefix: kv.Prefix | None = None
+    values: Values | None = None
+
+    @property
+    def slots(self) -> int:
+        """Key/value slots that it fills."""
+        return self.tokens + (self.prefix.slots if self.prefix else 0)
+
+    @property
+    def tokens(self) -> int:
+        """That are run: its own, and those of memories that are run again."""
+        return len(self.ids) + (len(self.prefix.again) if self.prefix else 0)
+
+    @property
+    def length(self) -> int:
+        """Positions, which are as many as slots but where an encoder keeps fewer."""
+        return len(self.ids) + (self.prefix.length if self.prefix else 0)
+
+
+class Injection(Encoding):
+    """Thread-safe where it does not take a model; whoever gives one holds the engine's lock."""
+
+    def __init__(self, loaded: LoadedModel, blocks: BlockStore, recall: RecallConfig) -> None:
+        super().__init__(loaded, blocks, recall)
+        self.fallbacks = 0
+        self._recall = recall
+        self._policy = kv.Policy(kind=recall.reprocess, first_k=recall.first_k, best=recall.best)
+        self._inverse_frequency = loaded.model.model.rotary_emb.inv_freq
+
+    def prompt(
+        self,
+        model: Any,
+        messages: Conversation,
+        memories: Sequence[Recalled],
+        *,
+        namespace: str,
+        adapter: str,
+        max_tokens: int,
+        turn: Turn,
+    ) -> Prompt:
+        """What to run for this request; `turn.mode` says how memories reach the model, `turn` what became of
+        it. Raises `InvalidInput` where prompt and answer do not fit the model's context."""
+        mode = turn.mode
+        if mode == "off" or not memories:
+            return self._checked(Prompt(self.builder.plain(messages)), max_tokens, turn)
+        tail = self.builder.tail(messages)
+        if mode == "hybrid":
+            if self.encoder.history:
+                raise InvalidInput(
+                    "memory.mode hybrid needs blocks of their own; recall.encoder kv_exact has a history: use prefix",
+                    param="memory.mode",
+                )
+            tail = self.builder.memory(memories[0].text) + tail
+        by_time = mode == "full" or (mode == "prefix" and self.encoder.history)
+        memories = self._fitting(memories, by_time, len(tail) + max_tokens, turn)
+        turn.injected = [memory.id for memory in memories]
+        if mode == "prefix" and self.encoder.history:
+            prompt = self._behind_history(model, memories, tail, namespace, adapter, turn)
+            return self._checked(prompt, max_tokens, turn)
+        if mode in ("prefix", "hybrid", "values"):
+            blocks = self._find_blocks(namespace, memories, adapter)
+            if len(blocks) == len(memories):
+                values = self._values(blocks)
+                if mode == "values":
+                    return self._checked(Prompt(self.builder.plain(messages), None, values), max_tokens, turn)
+                policy = kv.INDEPENDENT if mode == "hybrid" else self._policy
+                head = self._head(model, adapter)
+                prefix = kv.assemble(head, blocks, self._inverse_frequency, policy)
+                return self._checked(Prompt(tail, prefix, values), max_tokens, turn)
+            self.enqueue(namespace, memories, adapter)
+            self.fallbacks += 1
+            missing = len(memories) - len(blocks)
+            turn.fallback = (
+                f"text: {missing} of {len(memories)} blocks not encoded yet for this model version; queued"
+            )
+        # Full history reads in order of time; recalled text as the prefix does, the most relevant last.
+        ordered = memories if mode == "full" else memories[::-1]
+        text = [token for memory in ordered for token in self.builder.memory(memory.text)]
+        return self._checked(Prompt(self.builder.head + text + tail), max_tokens, turn)
+
+    def _behind_history(
+        self,
+        model: Any,
+        memories: Sequence[Recalled],
+        tail: list[int],
+        namespace: str,
+        adapter: str,
+        turn: Turn,
+    ) -> Prompt:
+        """The states of as much of the history as there are; the rest of it runs as text, now and not again."""
+        known = self.known_history(namespace, memories, adapter)
+        new = memories[len(known) :]
+        self.remember(namespace, memories, adapter, complete=not new)
+        if new:
+            self.fallbacks += 1
+            rest = f"the last {len(new)} of {len(memories)} blocks"
+            turn.fallback = f"text: {rest} not encoded yet for this model version; queued"
+        text = [token for memory in new for token in self.builder.memory(memory.text)]
+        return Prompt(text + tail, kv.laid(self._head(model, adapter), known))
+
+    def _fitting(
+        self, memories: Sequence[Recalled], by_time: bool, others: int, turn: Turn
+    ) -> list[Recalled]:
+        """As many memories as the context holds: the newest of those in order of time, else the most relevant."""
+        room = self._loaded.context_tokens - len(self.builder.head) - others
+        sizes = [len(self.builder.memory(memory.text)) for memory in memories]
+        if by_time and self.encoder.history and sum(sizes) > room:
+            # Where a history begins decides all its states: it moves by a quarter of the context at a time.
+            quarter = self._loaded.context_tokens // 4
+            room = sum(sizes) + quarter * ((room - sum(sizes)) // quarter)
+        kept: list[Recalled] = []
+        for memory, size in list(zip(memories, sizes, strict=True))[:: -1 if by_time else 1]:
+            room -= size
+            if room < 0:
+                turn.fallback = f"kept {len(kept)} of {len(memories)} memories: the model's context is full"
+                break
+            kept.append(memory)
+        return kept[::-1] if by_time else kept
+
+    def _values(self, blocks: Sequence[kv.KVBlock]) -> Values | None:
+        if not (self._recall.bias or self._recall.overlay):
+            return None
+        return values_of(blocks, self._loaded.model.config, self._loaded.device)
+
+    def _find_blocks(self, namespace: str, memories: Sequence[Recalled], adapter: str) -> list[kv.KVBlock]:
+        mark = self.fingerprint(adapter)
+        found = (self._blocks.get(namespace, m.id, mark, self.builder.memory(m.text)) for m in memories)
+        return [block for block in found if block is not None]
+
+    def _checked(self, prompt: Prompt, max_tokens: int, turn: Turn) -> Prompt:
+        total, limit = prompt.length + max_tokens, self._loaded.context_tokens
+        if total > limit:
+            raise InvalidInput(
+                f"prompt and answer need {total} tokens, the model's context holds {limit}; shorten messages or "
+                "lower max_tokens",
+                param="messages",
+                code="context_length_exceeded",
+            )
+        turn.prompt_tokens = prompt.tokens
+        turn.prefix_tokens = prompt.slots - prompt.tokens
+        return prompt

@@ -1,0 +1,107 @@
+"""One request on its way through the engine, from the prompt to its last token."""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.engine.cuda_graphs import Filling
+from models.engine.generation_stats import Turn
+from models.engine.injection import Prompt
+from models.engine.sampling import Sampling, TextStream, choose
+from models.kv.prefix import Prefill
+
+
+class Answer:
+    """`pieces` are texts that are certain and not yet taken; `done` after the last; `error` ended it early."""
+
+    def __init__(
+        self, prompt: Prompt, *, adapter: str, sampling: Sampling, turn: Turn, tokenizer: Any, ends: set[int]
+    ) -> None:
+        self.prompt, self.adapter, self.sampling, self.turn = prompt, adapter, sampling, turn
+        self.slots = prompt.slots + sampling.max_tokens  # of keys and values, that it may come to use
+        self.pieces: deque[str] = deque()
+        self.done = False
+        self.error: Exception | None = None
+        self.prefill: Prefill | Filling | None = None
+        self.bias: Tensor | None = None  # of the logits, [vocabulary]
+        self.token = self.position = 0  # the last token chosen, which has not run yet, and where it stands
+        self._ends = ends
+        self._tokenizer = tokenizer
+        self._stream = TextStream(tokenizer, sampling.stop)
+        self._generator = sampling.generator()
+        self._submitted = self._started = time.perf_counter()
+
+    def begin(self, start: Callable[[Prompt, str], Prefill | Filling]) -> Prefill | Filling:
+        """`start` lays the prefix, which counts as prefill."""
+        self._started = time.perf_counter()
+        self.turn.queued_s = self._started - self._submitted
+        self.prefill = start(self.prompt, self.adapter)
+        return self.prefill
+
+    def first(self, logits: Tensor, position: int) -> None:
+        """The prompt has run: `[vocabulary]` logits of its last token, and the position behind it."""
+        self.prefill = None
+        # The cache has its states; blocks that were read from the disk are nobody else's.
+        self.prompt = replace(self.prompt, prefix=None)
+        self.position = position
+        logits = self._biased(logits)
+        token = choose(logits, self.sampling, self._generator)
+        self.turn.prefill_s = time.perf_counter() - self._started  # a GPU has finished now, and not before
+        self._take(token, logits)
+
+    def next(self, logits: Tensor, best: int) -> None:
+        """Its last token has run: `[vocabulary]` logits, the greatest of which is at `best`."""
+        self.position += 1
+        logits = self._biased(logits)
+        greedy = self.sampling.temperature == 0.0 and self.bias is None
+        self._take(best if greedy else choose(logits, self.sampling, self._generator), logits)
+
+    def fail(self, error: Exception) -> None:
+        self.error, self.done, self.prefill = error, True, None
+
+    def _biased(self, logits: Tensor) -> Tensor:
+        return logits if self.bias is None else logits.float() + self.bias
+
+    def _take(self, token: int, logits: Tensor) -> None:
+        self.token = token
+        if token in self._ends:
+            self._end("stop")
+            return
+        self.turn.completion_tokens += 1
+        if self.sampling.logprobs is not None:
+            self.turn.logprobs.append(self._logprobs(token, logits, self.sampling.logprobs))
+        self._say(self._stream.push(token))
+        if self._stream.stopped:
+            self._end("stop", finish=False)
+        elif self.turn.completion_tokens >= self.sampling.max_tokens:
+            self._end("length")
+
+    def _end(self, reason: str, *, finish: bool = True) -> None:
+        if finish:
+            self._say(self._stream.finish())
+        self.turn.finish_reason = reason
+        self.turn.generate_s = time.perf_counter() - self._started
+        self.done = True
+
+    def _say(self, text: str) -> None:
+        if text:
+            self.pieces.append(text)
+
+    def _logprobs(self, token: int, logits: Tensor, top: int) -> dict[str, Any]:
+        """OpenAI's entry for one token. Of the model's own distribution, before temperature and top_p."""
+        scores = torch.log_softmax(logits.float(), dim=-1)
+        best = scores.topk(top)
+        others = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return {
+            **self._entry(token, float(scores[token])),
+            "top_logprobs": [self._entry(other, score) for other, score in others],
+        }
+
+    def _entry(self, token: int, logprob: float) -> dict[str, Any]:
+        text = self._tokenizer.decode([token])
+        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}

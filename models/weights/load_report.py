@@ -1,0 +1,101 @@
+"""Whether trained tensors fit a model. For a PEFT LoRA folder it is told before it is loaded: PEFT passes over what it
+does not know."""
+
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from common.errors import Conflict
+from common.files import read_json
+from models.weights.adapters import adapter_digest
+
+_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+
+_TOLD = ("model_digest", "data_digest", "purpose", "steps", "created")  # of a manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadReport:
+    """What becomes of the file of trained tensors: names of those that are `loaded`, that the file has too many
+    (`skipped`) or too few (`missing`), and those of another shape (`shape_errors`: name -> theirs, ours).
+    `provenance` is what its training wrote down; `digest` names its content, 16 hex digits."""
+
+    digest: str
+    loaded: list[str]
+    skipped: list[str]
+    missing: list[str]
+    shape_errors: dict[str, tuple[list[int], list[int]]]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        return not self.missing and not self.shape_errors
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "complete": self.complete}
+
+
+def check_adapter(report: LoadReport) -> None:
+    """Raises `Conflict` where any of an adapter would be left out: half an adapter answers, and wrongly."""
+    bad = [*report.shape_errors, *report.skipped, *report.missing]
+    if bad or not report.loaded:
+        raise Conflict(
+            f"adapter {report.digest} does not fit the model: {len(report.shape_errors)} tensors of another shape, "
+            f"{len(report.skipped)} without a module, {len(report.missing)} modules without a tensor, first: "
+            f"{bad[0] if bad else 'it is empty'}; train it for this model",
+            param="model",
+            code="adapter_does_not_fit",
+        )
+
+
+def load_report(model: Any, folder: Path) -> LoadReport:
+    """Compare the tensors of `folder` with the modules of `model`, which may hold other adapters already."""
+    config = read_json(folder / "adapter_config.json")
+    modules = {name.removeprefix("base_model.model."): module for name, module in model.named_modules()}
+    loaded, skipped, held = [], [], set()
+    errors: dict[str, tuple[list[int], list[int]]] = {}
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        for name in sorted(file.keys()):
+            match = _KEY.fullmatch(name)
+            module: Any = modules.get(match["module"]) if match else None
+            if match is None or not hasattr(module, "in_features"):
+                skipped.append(name)
+                continue
+            held.add(match["module"])
+            rank = config["r"]
+            wanted = [rank, module.in_features] if match["side"] == "A" else [module.out_features, rank]
+            shape = list(file.get_slice(name).get_shape())
+            if shape == wanted:
+                loaded.append(name)
+            else:
+                errors[name] = (shape, wanted)
+    return LoadReport(
+        digest=adapter_digest(folder),
+        loaded=loaded,
+        skipped=skipped,
+        missing=sorted(_targets(modules, config["target_modules"]) - held),
+        shape_errors=errors,
+        provenance=_provenance(folder, config),
+    )
+
+
+def _targets(modules: dict[str, Any], targets: list[str] | str) -> set[str]:
+    """Names of the modules that a configuration's `target_modules` means: last parts of a name, or a pattern."""
+    if isinstance(targets, str):
+        return {name for name in modules if re.fullmatch(targets, name)}
+    return {name for name in modules if any(name == each or name.endswith(f".{each}") for each in targets)}
+
+
+def _provenance(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """What the manifest says, where the folder is a published version's; else only what PEFT wrote."""
+    manifest = folder / "manifest.json"
+    known = read_json(manifest) if manifest.is_file() else {}
+    return {
+        "base_model": config.get("base_model_name_or_path"),
+        "peft_version": config.get("peft_version"),
+        "rank": config["r"],
+        **{key: known[key] for key in _TOLD if key in known},
+    }

@@ -1,0 +1,128 @@
+"""The base weights of a replica and the adapter versions loaded on top of them."""
+
+import contextlib
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from peft import PeftModel
+
+from common.errors import Conflict
+from models.weights.adapters import BASE, AdapterStore
+from models.weights.load import LoadedModel
+from models.weights.load_report import check_adapter, load_report
+
+_PEFT_BASE = "__base__"  # PEFT's name for a row of a mixed batch that no adapter touches
+
+
+class Weights:
+    """A base model and the adapter versions loaded on top of it. Not thread-safe: the engine's lock holds it.
+
+    A version stays as long as someone holds it (`hold`, `release`), and beyond that while it is among the
+    `max_adapters` used last. One that has retired stays for its holders only, and gets no new ones.
+    """
+
+    def __init__(self, loaded: LoadedModel, store: AdapterStore, max_adapters: int) -> None:
+        self.base = loaded.model
+        self._digest = loaded.digest
+        self._store = store
+        self._max = max_adapters
+        self._peft: Any = None
+        self._loaded: OrderedDict[str, int] = OrderedDict()  # which load it was
+        self._loads = 0
+        self._holders: Counter[str] = Counter()
+        self._retired: set[str] = set()
+
+    def exists(self, digest: str) -> bool:
+        return digest == BASE or self._store.has(digest)
+
+    def load_of(self, digest: str) -> int:
+        """A number for where these weights, held by someone, lie in memory: another one after each loading."""
+        return 0 if digest == BASE else self._loaded[digest]
+
+    def hold(self, digest: str) -> None:
+        """Keep this version until `release`. Raises `NotFound` where it has retired, and what loading it raises."""
+        if digest != BASE:
+            self._store.check(digest)
+            self._holders[digest] += 1
+            try:
+                self._load(digest)
+            except BaseException:
+                self.release(digest)
+                raise
+
+    def release(self, digest: str) -> None:
+        if digest != BASE:
+            self._holders[digest] -= 1
+            self._holders += Counter()  # forgets those at 0
+            self._evict()
+
+    def retire(self, digest: str) -> None:
+        """Unload this version as soon as nobody holds it."""
+        self._retired.add(digest)
+        self._evict()
+
+    @contextlib.contextmanager
+    def using(self, digest: str) -> Iterator[Any]:
+        """The model to call while answering with this version; `BASE` is the untouched base."""
+        if digest == BASE:
+            with self._peft.disable_adapter() if self._peft is not None else contextlib.nullcontext():
+                yield self.base
+            return
+        self._load(digest)
+        self._peft.set_adapter(digest, inference_mode=True)
+        yield self.base  # PEFT injects into the base model's own layers
+
+    @contextlib.contextmanager
+    def mixed(self, digests: Sequence[str]) -> Iterator[Callable[..., Any]]:
+        """The model to call with a batch whose rows are answered by these versions."""
+        if len(set(digests)) == 1:
+            with self.using(digests[0]) as model:
+                yield model
+            return
+        for digest in {*digests} - {BASE}:
+            self._load(digest, evict=False)
+        yield partial(self._peft, adapter_names=[digest or _PEFT_BASE for digest in digests])
+
+    def _load(self, digest: str, *, evict: bool = True) -> None:
+        if digest in self._loaded:
+            self._loaded.move_to_end(digest)
+            return
+        trained_on = self._store.manifest(digest).get("model_digest")
+        if trained_on != self._digest:
+            raise Conflict(
+                f"adapter {digest} was trained on base weights {trained_on}, this instance serves {self._digest}; "
+                "serve that model, or consolidate again",
+                param="model",
+                code="adapter_of_another_base",
+            )
+        with self._store.copied(digest) as path:
+            check_adapter(load_report(self.base, path))
+            if self._peft is None:
+                self._peft = PeftModel.from_pretrained(
+                    self.base, path, adapter_name=digest, is_trainable=False
+                )
+            else:
+                self._peft.load_adapter(path, adapter_name=digest, is_trainable=False)
+        self._loads += 1
+        self._loaded[digest] = self._loads
+        if evict:
+            self._evict(besides=digest)
+
+    def _evict(self, besides: str | None = None) -> None:
+        """Unload what nobody holds: the retired, and of the others those used longest ago, down to the bound."""
+        for digest in [
+            digest for digest in self._loaded if digest not in self._holders and digest != besides
+        ]:
+            if digest in self._retired or len(self._loaded) > self._max:
+                del self._loaded[digest]
+                self._unload(digest)
+        self._retired &= self._loaded.keys()
+
+    def _unload(self, digest: str) -> None:
+        if self._loaded:
+            self._peft.delete_adapter(digest)
+        else:  # PEFT cannot be without one: the base model gets its own layers back
+            self._peft.unload()
+            self._peft = None

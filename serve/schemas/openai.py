@@ -1,0 +1,203 @@
+"""A finished or growing answer in OpenAI's shapes, with the `memory` object beside."""
+
+import json
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from serve.recall import Recalled
+from serve.schemas.requests import ChatBody, CompletionBody, GenerateBody
+
+Json = dict[str, Any]
+# A choice's number, and what the engine said of it: `{text, logprobs}`, at the end a turn.
+Piece = tuple[int, Json]
+
+
+class Reply(ABC):
+    """All choices of one answer; every part of it carries the same id, time and model. Choice i answers prompt
+    i // n. `whole` or `event`, for each piece, tells what the engine said."""
+
+    object: str
+    chunk_object: str
+    id_prefix: str
+
+    def __init__(self, body: GenerateBody, mode: str, recalled: Sequence[Recalled]) -> None:
+        self.body = body
+        self._mode = mode
+        self._recalled = recalled
+        self._id = f"{self.id_prefix}-{uuid.uuid4().hex}"
+        self._created = int(time.time())
+        self._turns: dict[int, Json] = {}
+
+    @property
+    def turns(self) -> list[Json]:
+        """Of the choices that are finished, in their order."""
+        return [self._turns[i] for i in sorted(self._turns)]
+
+    def whole(self, pieces: Iterable[Piece]) -> Json:
+        texts: dict[int, str] = {}
+        for i, piece in pieces:
+            if "text" in piece:
+                texts[i] = texts.get(i, "") + piece["text"]
+            else:
+                self._turns[i] = piece
+        choices = [self._choice(i, texts.get(i, ""), turn) for i, turn in sorted(self._turns.items())]
+        return {**self._common(self.object), "choices": choices, **self._outcome(), "usage": self._usage()}
+
+    def event(self, i: int, piece: Json) -> str:
+        """The chunks that a piece becomes; the last one carries what holds for all choices."""
+        if "text" in piece:
+            return self._chunk(self._growth(i, piece))
+        self._turns[i] = piece
+        last = len(self._turns) == len(self._recalled) * self.body.n
+        text = self._chunk(self._end(i, piece), **(self._outcome() if last else {}))
+        if last and self._tells_usage:
+            usage = {**self._common(self.chunk_object), "choices": [], "usage": self._usage()}
+            text += _sent(usage)
+        return text
+
+    @abstractmethod
+    def _choice(self, i: int, text: str, turn: Json) -> Json:
+        """A whole choice."""
+
+    @abstractmethod
+    def _growth(self, i: int, piece: Json) -> Json:
+        """The choice of a chunk that carries more text."""
+
+    @abstractmethod
+    def _end(self, i: int, turn: Json) -> Json:
+        """The choice of the chunk that ends it."""
+
+    @property
+    def _tells_usage(self) -> bool:
+        return bool(self.body.stream_options and self.body.stream_options.include_usage)
+
+    def _chunk(self, choice: Json, **more: Any) -> str:
+        usage = {"usage": None} if self._tells_usage else {}
+        return _sent({**self._common(self.chunk_object), "choices": [choice], **more, **usage})
+
+    def _common(self, kind: str) -> Json:
+        return {"id": self._id, "object": kind, "created": self._created, "model": self.body.model}
+
+    def _outcome(self) -> Json:
+        memories = [self._memory(place) for place in range(len(self._recalled))]
+        slowest = {name: max(turn[name] for turn in self.turns) for name in ("prefill_s", "generate_s")}
+        timings = {
+            "retrieve_ms": 1e3 * max(recalled.seconds for recalled in self._recalled),
+            "prefill_ms": 1e3 * slowest["prefill_s"],
+            "generate_ms": 1e3 * slowest["generate_s"],
+        }
+        warnings = self.body.warnings()
+        told = memories[0] if len(memories) == 1 else memories
+        return {"memory": told, "timings": timings, **({"warnings": warnings} if warnings else {})}
+
+    def _memory(self, prompt: int) -> Json:
+        """What became of the memories of one prompt; its choices got the same."""
+        n, recalled = self.body.n, self._recalled[prompt]
+        turns = self.turns[prompt * n : (prompt + 1) * n]
+        fallbacks = [recalled.failure, *(turn["fallback"] for turn in turns)]
+        return {
+            "mode": self._mode,
+            "retrieved": recalled.retrieved,
+            "injected": turns[0]["injected"],
+            "prefix_tokens": turns[0]["prefix_tokens"],
+            "fallback": next(filter(None, fallbacks), None),
+        }
+
+    def _usage(self) -> Json:
+        """`prompt_tokens` counts tokens processed, of every choice; the injected prefix slots are the cached ones,
+        beside them."""
+        prompt, answer, cached = (
+            sum(turn[name] for turn in self.turns)
+            for name in ("prompt_tokens", "completion_tokens", "prefix_tokens")
+        )
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": answer,
+            "total_tokens": prompt + answer,
+            "prompt_tokens_details": {"cached_tokens": cached},
+        }
+
+
+class ChatReply(Reply):
+    object, chunk_object, id_prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
+    body: ChatBody
+
+    def __init__(self, body: ChatBody, mode: str, recalled: Sequence[Recalled]) -> None:
+        super().__init__(body, mode, recalled)
+        self._opened: set[int] = set()
+
+    def event(self, i: int, piece: Json) -> str:
+        opening = ""
+        if i not in self._opened:
+            self._opened.add(i)
+            opening = self._chunk(self._delta(i, {"role": "assistant", "content": ""}))
+        return opening + super().event(i, piece)
+
+    def _choice(self, i: int, text: str, turn: Json) -> Json:
+        return {
+            "index": i,
+            "message": {"role": "assistant", "content": text},
+            "finish_reason": turn["finish_reason"],
+            "logprobs": self._logprobs(turn["logprobs"]),
+        }
+
+    def _growth(self, i: int, piece: Json) -> Json:
+        return self._delta(i, {"content": piece["text"]}, logprobs=self._logprobs(piece["logprobs"]))
+
+    def _end(self, i: int, turn: Json) -> Json:
+        return self._delta(i, {}, finish_reason=turn["finish_reason"])
+
+    def _delta(self, i: int, delta: Json, **more: Any) -> Json:
+        return {"index": i, "delta": delta, "finish_reason": None, "logprobs": None, **more}
+
+    def _logprobs(self, entries: list[Json]) -> Json | None:
+        return {"content": entries, "refusal": None} if self.body.logprobs else None
+
+
+class TextReply(Reply):
+    object, chunk_object, id_prefix = "text_completion", "text_completion", "cmpl"
+    body: CompletionBody
+
+    def __init__(self, body: CompletionBody, mode: str, recalled: Sequence[Recalled]) -> None:
+        super().__init__(body, mode, recalled)
+        self._offsets: dict[int, int] = {}  # where a choice's next token begins, in characters
+
+    def _choice(self, i: int, text: str, turn: Json) -> Json:
+        return self._text(i, text, turn["logprobs"], turn["finish_reason"])
+
+    def _growth(self, i: int, piece: Json) -> Json:
+        return self._text(i, piece["text"], piece["logprobs"])
+
+    def _end(self, i: int, turn: Json) -> Json:
+        return self._text(i, "", [], turn["finish_reason"])
+
+    def _text(self, i: int, text: str, entries: list[Json], reason: str | None = None) -> Json:
+        return {"index": i, "text": text, "finish_reason": reason, "logprobs": self._logprobs(i, entries)}
+
+    def _logprobs(self, i: int, entries: list[Json]) -> Json | None:
+        """The older shape: a list for each fact, not an entry for each token."""
+        if self.body.logprobs is None or not entries:
+            return None
+        offsets = []
+        for entry in entries:
+            offsets.append(self._offsets.get(i, 0))
+            self._offsets[i] = offsets[-1] + len(entry["token"])
+        return {
+            "tokens": [entry["token"] for entry in entries],
+            "token_logprobs": [entry["logprob"] for entry in entries],
+            "top_logprobs": [
+                {other["token"]: other["logprob"] for other in entry["top_logprobs"]} for entry in entries
+            ],
+            "text_offset": offsets,
+        }
+
+
+def _sent(data: Json) -> str:
+    return f"data: {json.dumps(data)}\n\n"
+
+
+def model_entry(name: str) -> Json:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "sharpwave"}

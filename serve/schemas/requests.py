@@ -1,0 +1,216 @@
+"""Request bodies, field by field. Unknown fields are refused, except OpenAI's own on OpenAI routes."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+
+from common.errors import InvalidInput
+from models.text.messages import Conversation, check_messages, check_text
+
+Mode = Literal["full", "text", "prefix", "hybrid", "off"]
+Kind = Literal["episodic", "relational", "spatial"]
+Filter = dict[str, Any]
+MAX_CHOICES = 128
+MAX_STOPS = 4
+MAX_TEXTS = 2048
+SEEDS = 1 << 63
+Namespace = Field("default", min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:\-]+$")
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+_PART = {
+    "type": "object",
+    "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+    "required": ["type", "text"],
+}
+_MESSAGE = {
+    "type": "object",
+    "properties": {
+        "role": {"enum": ["system", "developer", "user", "assistant"]},
+        "content": {"anyOf": [{"type": "string"}, {"type": "array", "items": _PART}]},
+    },
+    "required": ["role", "content"],
+}
+Messages = Annotated[  # `check_messages` says which message is wrong, and what of it
+    list[dict[str, Any]], WithJsonSchema({"type": "array", "items": _MESSAGE, "minItems": 1})
+]
+Text = Annotated[str, Field(min_length=1)]
+Stops = Annotated[
+    list[str],
+    BeforeValidator(_listed, json_schema_input_type=str | Annotated[list[str], Field(max_length=MAX_STOPS)]),
+    Field(max_length=MAX_STOPS),
+]
+Texts = Annotated[
+    list[Text],
+    BeforeValidator(
+        _listed,
+        json_schema_input_type=Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS)],
+    ),
+    Field(min_length=1, max_length=MAX_TEXTS),
+]
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class WriteBody(Body):
+    namespace: str = Namespace
+    memories: list[dict[str, Any]] = Field(min_length=1, max_length=10_000)
+    partial: bool = False
+
+
+class SearchBody(Body):
+    namespace: str = Namespace
+    query: str = Field(min_length=1)
+    k: int = Field(10, ge=1, le=1000)
+    kinds: list[Kind] | None = None
+    filter: Filter | None = None
+    retrieval: Literal["full", "flat"] = "full"
+    offset: int | None = Field(None, ge=0)
+    trace: bool = False
+    complete: bool = False
+
+
+class ForgetBody(Body):
+    namespace: str = Namespace
+    ids: list[str] | None = Field(None, min_length=1)
+    filter: Filter | None = None
+    all: bool = False
+
+
+class MemoryField(Body):
+    """The `memory` field of a chat request; what is absent comes from the configuration."""
+
+    namespace: str = Namespace
+    mode: Mode | None = None
+    k: int | None = Field(None, ge=1, le=1000)
+    kinds: list[Kind] | None = None
+    filter: Filter | None = None
+    retrieval: Literal["full", "flat"] = "full"
+
+
+class StreamOptions(BaseModel):
+    include_usage: bool = False
+
+
+class OpenAIBody(BaseModel):
+    """Accepts OpenAI's whole request: what it does not act on is listed in the response's `warnings`. Null means
+    what an absent parameter means."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str = "base"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, values: Any) -> Any:
+        return {k: v for k, v in values.items() if v is not None} if isinstance(values, dict) else values
+
+    def warnings(self) -> list[str]:
+        return [
+            f"parameter {name!r} is accepted and has no effect" for name in sorted(self.model_extra or {})
+        ]
+
+
+class GenerateBody(OpenAIBody, ABC):
+    """What chat and completions have in common."""
+
+    memory: MemoryField = MemoryField()
+    max_tokens: int | None = Field(None, ge=1)
+    temperature: float = Field(0.0, ge=0.0, le=2.0)
+    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    seed: int | None = Field(None, ge=0, lt=SEEDS)
+    stop: Stops = []
+    n: int = Field(1, ge=1, le=MAX_CHOICES)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+
+    @property
+    @abstractmethod
+    def prompts(self) -> Sequence[Conversation]:
+        """Each is answered `n` times."""
+
+    @property
+    @abstractmethod
+    def told_logprobs(self) -> int | None:
+        """How many tokens to tell beside each chosen one; None: no log-probability at all."""
+
+    @property
+    def limit(self) -> int | None:
+        """Tokens of an answer, where the request says it."""
+        return self.max_tokens
+
+    def sampling(self, max_new_tokens: int) -> list[dict[str, Any]]:
+        """`models.sampling.Sampling` of each choice of a prompt: they differ by their seed."""
+        shared = {
+            "max_tokens": self.limit or max_new_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "stop": self.stop,
+            "logprobs": self.told_logprobs,
+        }
+        seeds = [None if self.seed is None else (self.seed + i) % SEEDS for i in range(self.n)]
+        return [{**shared, "seed": seed} for seed in seeds]
+
+
+class ChatBody(GenerateBody):
+    messages: Messages
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool = False
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+
+    @property
+    def prompts(self) -> Sequence[Conversation]:
+        """Raises `InvalidInput` naming the first bad message."""
+        return [check_messages(self.messages)]
+
+    @property
+    def told_logprobs(self) -> int | None:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise InvalidInput(
+                f"top_logprobs = {self.top_logprobs}: only together with logprobs = true",
+                param="top_logprobs",
+            )
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def limit(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+
+class CompletionBody(GenerateBody):
+    prompt: Texts
+    logprobs: int | None = Field(None, ge=0, le=20)
+
+    @property
+    def prompts(self) -> Sequence[Conversation]:
+        """Raises `InvalidInput` for a text that no model takes."""
+        return [check_text(text, f"prompt[{i}]") for i, text in enumerate(self.prompt)]
+
+    @property
+    def told_logprobs(self) -> int | None:
+        return self.logprobs
+
+
+class EmbeddingsBody(OpenAIBody):
+    model: str = ""
+    input: Texts
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(None, ge=1)
+
+
+class ScoreBody(OpenAIBody):
+    messages: Messages
+    logprobs: int = 1
+
+
+class AliasBody(Body):
+    """The alias that comes to name the version."""
+
+    alias: str = Field(min_length=1, max_length=64, pattern=r"^[a-z][a-z0-9_\-]*$")

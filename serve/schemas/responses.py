@@ -1,0 +1,185 @@
+"""What the OpenAI routes, the adapter routes and every error answer, for `/openapi.json`. Chats, completions and errors
+make their answers themselves: `tests/test_openapi.py` holds them to it."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from serve.schemas.requests import Mode
+
+Finish = Literal["stop", "length"]
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorAnswer(BaseModel):
+    error: ErrorDetail
+
+
+class Retrieved(BaseModel):
+    id: str
+    score: float
+
+
+class MemoryTold(BaseModel):
+    """`injected`: what reached the model, as text or as `prefix_tokens` of states; `fallback`: what went otherwise
+    than asked."""
+
+    mode: Mode
+    retrieved: list[Retrieved]
+    injected: list[str]
+    prefix_tokens: int
+    fallback: str | None
+
+
+class Timings(BaseModel):
+    retrieve_ms: float
+    prefill_ms: float
+    generate_ms: float
+
+
+class CachedTokens(BaseModel):
+    cached_tokens: int
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: CachedTokens
+
+
+class TokenLogprob(BaseModel):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChosenLogprob(TokenLogprob):
+    top_logprobs: list[TokenLogprob]
+
+
+class ChatLogprobs(BaseModel):
+    content: list[ChosenLogprob]
+    refusal: None = None
+
+
+class ChatMessage(BaseModel):
+    role: Literal["assistant"]
+    content: str
+
+
+class ChatChoice(BaseModel):
+    index: int
+    message: ChatMessage
+    finish_reason: Finish
+    logprobs: ChatLogprobs | None
+
+
+class Answered(BaseModel):
+    id: str
+    created: int
+    model: str
+    timings: Timings
+    usage: Usage
+    warnings: list[str] = Field(default=[], description="parameters without effect")
+
+
+class ChatAnswer(Answered):
+    object: Literal["chat.completion"]
+    choices: list[ChatChoice]
+    memory: MemoryTold
+
+
+class TextLogprobs(BaseModel):
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class TextChoice(BaseModel):
+    index: int
+    text: str
+    finish_reason: Finish
+    logprobs: TextLogprobs | None
+
+
+class CompletionAnswer(Answered):
+    """`memory` is a list, one entry a prompt, where several were given."""
+
+    object: Literal["text_completion"]
+    choices: list[TextChoice]
+    memory: MemoryTold | list[MemoryTold]
+
+
+class Embedding(BaseModel):
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str = Field(description="base64: little-endian float32")
+
+
+class EmbeddingUsage(BaseModel):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingsAnswer(BaseModel):
+    object: Literal["list"]
+    model: str
+    data: list[Embedding]
+    usage: EmbeddingUsage
+    warnings: list[str] = []
+
+
+class ModelEntry(BaseModel):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class ModelsAnswer(BaseModel):
+    object: Literal["list"]
+    data: list[ModelEntry]
+
+
+class Score(BaseModel):
+    total_logprob: float
+    num_tokens: int
+    entry_index: int
+
+
+class ScoresAnswer(BaseModel):
+    scores: list[Score]
+    warnings: list[str] = []
+
+
+class AdapterEntry(BaseModel):
+    """A version with what its training wrote down."""
+
+    digest: str
+    model: str = Field(description="its name in requests")
+    aliases: list[str]
+    manifest: dict[str, Any]
+
+
+class AdaptersAnswer(BaseModel):
+    adapters: list[AdapterEntry]
+
+
+class RetiredAnswer(BaseModel):
+    digest: str
+    kv_blocks: int = Field(description="files removed that only this version could use")
+
+
+STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
+ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorAnswer, "description": "What was sent cannot be done; the message says why"},
+    "5XX": {"model": ErrorAnswer, "description": "A part is not ready, or failed"},
+}

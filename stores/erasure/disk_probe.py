@@ -1,0 +1,319 @@
+"""After an erasure: is the content anywhere? `probe_folder` reads every byte on disk, `probe_shard` asks
+what a running shard still holds.
+
+A report has one row a place: `{place, checked, found, unchecked}`. `checked` counts what was looked at
+(files, records, memories, ...); `found` lists leftovers as `{canary, form, where}`, where `canary` names
+one by kind and number, never by content; `unchecked` says what could not be read, and why. A place is
+clean only where `found` and `unchecked` are empty and `checked` is not 0.
+
+Text is looked for as UTF-8, UTF-16 and UTF-32, in both composed and decomposed Unicode form, as JSON
+spells it (once and twice over), in hex, and in base64 at each of its three alignments; vectors as float32,
+float16 and float64, in base64, and as JSON numbers. With `fragment`, every piece of so many bytes counts
+as well: what a page that was reused has kept of a text. Compressed content is found where it can be
+decoded: Parquet and Arrow files, gzip, and sealed content whose key is given.
+"""
+
+import base64
+import gzip
+import json
+import unicodedata
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from common.errors import NotFound, SharpwaveError
+from stores.crypto.keyring import is_sealed
+from stores.index.vectors import Vectors
+from stores.memory.memory import canonical
+
+if TYPE_CHECKING:
+    from stores.shard.shard import Shard
+
+CHUNK_BYTES = 8 << 20  # of a file held at once
+SAME = 0.9999  # cosine from which a row of an index is the canary's
+COMPRESSED = {".store": "tantivy's compressed documents", ".zst": "zstd", ".lz4": "lz4", ".zip": "zip"}
+_VECTOR_PIECE = 8  # numbers in a row that are taken for a piece of the vector
+
+Json = dict[str, Any]
+Open = Callable[[bytes], bytes]
+"""Opens a sealed piece; raises `NotFound` where its key was destroyed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Canaries:
+    """What is looked for. Words that memories still to be kept share make false alarms. `ids` stand in the
+    records of their own erasure, so give them only where they say something themselves."""
+
+    texts: Sequence[str] = ()
+    vectors: Sequence[Vectors] = ()
+    ids: Sequence[str] = ()
+    fragment: int | None = None
+
+    def needles(self) -> list[tuple[bytes, str, str]]:
+        """`(bytes, canary, form)`; every canary in all its forms."""
+        found: dict[bytes, tuple[str, str]] = {}
+        for kind, texts in (("text", self.texts), ("id", self.ids)):
+            for number, text in enumerate(texts):
+                for needle, form in _text_forms(text, self.fragment):
+                    found.setdefault(needle, (f"{kind} {number}", form))
+        for number, vector in enumerate(self.vectors):
+            for needle, form in _vector_forms(np.asarray(vector, np.float32)):
+                found.setdefault(needle, (f"vector {number}", form))
+        return [(needle, *named) for needle, named in found.items() if needle]
+
+
+def _text_forms(text: str, fragment: int | None) -> Iterator[tuple[bytes, str]]:
+    for spelled in dict.fromkeys(
+        (text, unicodedata.normalize("NFC", text), unicodedata.normalize("NFD", text))
+    ):
+        plain = spelled.encode()
+        yield plain, "utf-8"
+        for encoding in ("utf-16-le", "utf-16-be", "utf-32-le"):
+            yield spelled.encode(encoding), encoding
+        for ascii_only in (False, True):
+            once = json.dumps(spelled, ensure_ascii=ascii_only)[1:-1]
+            yield once.encode(), "json"
+            yield json.dumps(once, ensure_ascii=ascii_only)[1:-1].encode(), "json in json"
+        yield plain.hex().encode(), "hex"
+        yield from _base64_forms(plain, "utf-8")
+        for start in range(0, len(plain) - (fragment or len(plain)) + 1):
+            yield plain[start : start + (fragment or 0)], f"{fragment} bytes of utf-8"
+
+
+def _vector_forms(vector: Vectors) -> Iterator[tuple[bytes, str]]:
+    for kind in ("<f4", "<f2", "<f8"):
+        raw = vector.astype(kind).tobytes()
+        piece = min(_VECTOR_PIECE, len(vector)) * np.dtype(kind).itemsize
+        for start in range(0, len(raw) - piece + 1, piece):
+            yield raw[start : start + piece], f"float{8 * np.dtype(kind).itemsize}"
+    yield from _base64_forms(vector.astype("<f4").tobytes(), "float32")
+    for numbers in (vector.tolist(), [float(str(number)) for number in vector]):
+        for separators in ((",", ":"), (", ", ": ")):
+            yield json.dumps(numbers[:_VECTOR_PIECE], separators=separators)[1:-1].encode(), "json numbers"
+
+
+def _base64_forms(raw: bytes, of: str) -> Iterator[tuple[bytes, str]]:
+    """What base64 makes of the bytes wherever they stand: without the characters that neighbours share."""
+    for shift in range(3):
+        whole = raw[(3 - shift) % 3 :]
+        inner = base64.b64encode(whole[: len(whole) - len(whole) % 3])
+        if len(inner) >= 8:
+            yield inner, f"base64 of {of}"
+            yield base64.urlsafe_b64encode(base64.b64decode(inner)), f"base64 of {of}"
+
+
+class _Row:
+    """One place of a report being made."""
+
+    def __init__(self, place: str, needles: Sequence[tuple[bytes, str, str]]) -> None:
+        self.place, self.checked = place, 0
+        self.found: list[Json] = []
+        self.unchecked: list[str] = []
+        self._needles = needles
+        self._longest = max((len(needle) for needle, *_ in needles), default=1)
+
+    def look(self, data: bytes, where: str) -> None:
+        """At one thing that is held in memory whole."""
+        self.checked += 1
+        self._search(data, where)
+
+    def look_at_file(self, path: Path, where: str) -> None:
+        """Piece by piece; pieces overlap, so that nothing hides at a seam."""
+        self.checked += 1
+        with path.open("rb") as file:
+            kept = b""
+            while piece := file.read(CHUNK_BYTES):
+                self._search(kept + piece, where)
+                kept = (kept + piece)[-(self._longest - 1) :] if self._longest > 1 else b""
+
+    def cannot(self, what: str, why: object) -> None:
+        self.unchecked.append(f"{what}: {why}")
+
+    def note(self, canary: str, form: str, where: str) -> None:
+        found = {"canary": canary, "form": form, "where": where}
+        if found not in self.found:
+            self.found.append(found)
+
+    def _search(self, data: bytes, where: str) -> None:
+        for needle, canary, form in self._needles:
+            if needle in data:
+                self.note(canary, form, where)
+
+    def report(self) -> Json:
+        return {
+            "place": self.place,
+            "checked": self.checked,
+            "found": self.found,
+            "unchecked": self.unchecked,
+        }
+
+
+def probe_folder(folder: Path, canaries: Canaries, *, open_sealed: Open | None = None) -> list[Json]:
+    """Every file under a store's folder: its bytes as they are, and what can be decoded of it.
+
+    `open_sealed` is the `open_any` of a key ring (or of `Rings`) with the context of files, so that encrypted
+    files are read too.
+    """
+    needles = canaries.needles()
+    names = ("files", "compressed files", "snapshots", "kv blocks", "sealed files")
+    rows = {name: _Row(name, needles) for name in names}
+    for path in sorted(file for file in folder.rglob("*") if file.is_file()):
+        where = str(path.relative_to(folder))
+        try:
+            rows["files"].look_at_file(path, where)
+            for needle, canary, form in needles:
+                if needle in where.encode():
+                    rows["files"].note(canary, f"{form} in its name", where)
+            _decode(path, where, rows, open_sealed)
+        except FileNotFoundError:  # the store lives on
+            continue
+        except OSError as error:
+            rows["files"].cannot(where, error.strerror)
+    return [row.report() for row in rows.values()]
+
+
+def _decode(path: Path, where: str, rows: Mapping[str, _Row], open_sealed: Open | None) -> None:
+    with path.open("rb") as file:
+        head = file.read(16)
+    if head[:4] == b"PAR1":
+        _look(rows["snapshots"], where, lambda: _parquet_cells(path))
+    elif head[:6] == b"ARROW1":
+        _look(rows["snapshots"], where, lambda: _arrow_cells(path))
+    elif path.name == "manifest.json":
+        _look_at_parts(path, where, rows["sealed files"], open_sealed)
+    elif path.suffix == ".safetensors" and not is_sealed(path.read_bytes()[:128]):
+        _look(rows["kv blocks"], where, lambda: [_safetensors_notes(path)])
+    elif head[:2] == b"\x1f\x8b":
+        _look(rows["compressed files"], where, lambda: [gzip.decompress(path.read_bytes())])
+    elif path.suffix in COMPRESSED:
+        rows["compressed files"].cannot(where, f"{COMPRESSED[path.suffix]} is not decoded")
+    elif path.suffix == ".safetensors":
+        _look_at_sealed(path.read_bytes(), where, rows["sealed files"], open_sealed)
+
+
+def _look(row: _Row, where: str, pieces: Callable[[], Iterable[bytes]]) -> None:
+    row.checked += 1
+    try:
+        for piece in pieces():
+            row._search(piece, where)
+    except (OSError, ValueError, KeyError, EOFError, zlib.error, pa.ArrowException) as error:
+        row.cannot(where, error)
+
+
+def _parquet_cells(path: Path) -> Iterator[bytes]:
+    file = pq.ParquetFile(path)
+    yield from (repr(file.metadata.metadata).encode(), *_values(file.metadata.metadata or {}))
+    for batch in file.iter_batches(batch_size=4096):
+        yield from _cells(batch)
+    for group in range(file.metadata.num_row_groups):
+        for column in range(file.metadata.num_columns):
+            statistics = file.metadata.row_group(group).column(column).statistics
+            if statistics is not None and statistics.has_min_max:
+                yield from _values({statistics.min: statistics.max})
+
+
+def _arrow_cells(path: Path) -> Iterator[bytes]:
+    with pa.memory_map(str(path)) as source:
+        reader = pa.ipc.open_file(source)
+        for number in range(reader.num_record_batches):
+            yield from _cells(reader.get_batch(number))
+
+
+def _cells(batch: pa.RecordBatch) -> Iterator[bytes]:
+    """The values of all columns, each column joined."""
+    for column in batch.columns:
+        yield b"\n".join(piece for value in column.to_pylist() for piece in _values({"": value}))
+
+
+def _values(pairs: Mapping[Any, Any]) -> list[bytes]:
+    return [_bytes(part) for pair in pairs.items() for part in pair if part is not None]
+
+
+def _bytes(value: Any) -> bytes:
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, list) and value and isinstance(value[0], float):
+        return np.asarray(value, np.float32).tobytes()
+    return value.encode() if isinstance(value, str) else json.dumps(value, default=str).encode()
+
+
+def _safetensors_notes(path: Path) -> bytes:
+    """The text beside a block's tensors."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return "\0".join(header.get("__metadata__", {}).values()).encode()
+
+
+def _look_at_parts(path: Path, where: str, row: _Row, open_sealed: Open | None) -> None:
+    """A snapshot's blobs, where they are sealed."""
+    manifest = json.loads(path.read_bytes())
+    if not manifest.get("sealed"):
+        return
+    with (path.parent / "parts.bin").open("rb") as blobs:
+        for number, part in enumerate(manifest["parts"]):
+            blobs.seek(part["at"])
+            _look_at_sealed(blobs.read(part["bytes"]), f"{where} part {number}", row, open_sealed)
+
+
+def _look_at_sealed(data: bytes, where: str, row: _Row, open_sealed: Open | None) -> None:
+    if open_sealed is None:
+        row.cannot(where, "sealed, and no key ring was given")
+        return
+    try:
+        row.look(open_sealed(data), where)
+    except NotFound:
+        row.checked += 1  # the key was destroyed: nobody can read it
+    except SharpwaveError as error:
+        row.cannot(where, error.message)
+
+
+def probe_shard(
+    shard: "Shard",
+    canaries: Canaries,
+    *,
+    others: Mapping[str, Callable[[Canaries], Iterable[str]]] | None = None,
+) -> list[Json]:
+    """What a running shard holds, decrypted where it is encrypted: log, memories with their versions,
+    turns, lines, and its vector indexes. `others` are places that only their owners can search, by name:
+    each returns where it found something."""
+    needles = canaries.needles()
+    rows = {name: _Row(name, needles) for name in ("log", "memories", "turns", "lines", "index")}
+    try:
+        for record in shard._log.records():
+            rows["log"].look(record.body + b"\0" + record.vector, f"record {record.seq}")
+    except SharpwaveError as error:
+        rows["log"].cannot("the log", error.message)
+    with shard._viewing.read_in_parts() as took:
+        for number, space in enumerate([*shard._view.spaces.values()]):
+            for entry in [*space.entries.values()]:
+                took(1)
+                for version in entry.versions:
+                    said = canonical([version.memory, entry.rivals, entry.tellings])
+                    rows["memories"].look(said, f"memory of record {version.seq}")
+            for conversation, turns in [*space.turns.everything()]:
+                took(len(turns))
+                rows["turns"].look(canonical([conversation, turns]), f"conversation of space {number}")
+            rows["lines"].look(space.lines.raw(), f"lines of space {number}")
+            _look_in_index(rows["index"], space, canaries, number)
+    for name, look in (others or {}).items():
+        row = rows[name] = _Row(name, needles)
+        row.checked += 1
+        for where in look(canaries):
+            row.note("any", "as its owner searches", where)
+    return [row.report() for row in rows.values()]
+
+
+def _look_in_index(row: _Row, space: Any, canaries: Canaries, number: int) -> None:
+    row.checked += len(space.index)
+    if not canaries.vectors or not len(space.index):
+        return
+    cosines, found = space.index.search(np.stack(canaries.vectors).astype(np.float32), 1)
+    for canary, (cosine, index_row) in enumerate(zip(cosines[:, 0], found[:, 0], strict=True)):
+        if cosine >= SAME:
+            row.note(f"vector {canary}", "nearest row", f"row {index_row} of space {number}")

@@ -1,0 +1,81 @@
+"""Opening a shard's log: the backend that the configuration names, encrypted or not."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from common.config import StoreConfig
+from common.keys import read_key
+from stores.crypto.keyring import KeyRing
+from stores.crypto.master_key import read_master
+from stores.log import backend_marker, encrypted
+from stores.log.base import Backend, Log
+from stores.log.encrypted import SealedLog
+from stores.log.jsonl import JsonlLog
+from stores.log.lmdb import LmdbLog
+from stores.log.record import Chain
+
+
+def open_log(path: Path, *, config: StoreConfig, identity: Mapping[str, Any], wait_s: float = 0.0) -> Log:
+    """The log in `path`, made where there is none, in the backend that `config` names.
+
+    `identity` (say shard number and dimension) is written at the first open and must match later, and so
+    must the chain's options. `wait_s` is how long to wait for a former owner to end; in Redis the newer
+    owner goes first. Raises `NotReady` where another process owns it, `Conflict` where it is another's or
+    was made with another backend,
+    `StoreCorrupt` where it is no log of ours, `InvalidInput` where the chain's key is missing or the master
+    key is missing or another.
+    """
+    backend_marker.check_log(path, config.backend)
+    if config.master_key is None:
+        return _open_plain(path, config, identity, wait_s)
+    master, folder = read_master(config.master_key), ring_folder(path, config)
+    KeyRing(folder, master)  # a wrong master key is told before anything is touched
+    log = _open_plain(path, config, {**identity, **encrypted.IDENTITY}, wait_s)
+    try:
+        return SealedLog(log, KeyRing(folder, master))  # read once the former owner can change it no more
+    except BaseException:
+        log.close()
+        raise
+
+
+def _open_plain(path: Path, config: StoreConfig, identity: Mapping[str, Any], wait_s: float) -> Backend:
+    if config.backend == "jsonl":
+        return JsonlLog(path, identity=identity, chain=chain_of(config), wait_s=wait_s)
+    if config.backend == "redis":
+        from stores.log.redis import RedisLog  # importing the client takes a while
+
+        log = RedisLog(path, config=config, identity=identity, chain=chain_of(config))
+        backend_marker.note_redis(path)
+        return log
+    return LmdbLog(
+        path,
+        map_size_bytes=config.map_size_bytes,
+        identity=identity,
+        chain=chain_of(config),
+        wait_s=wait_s,
+    )
+
+
+def block_ring(config: StoreConfig) -> KeyRing | None:
+    """The data keys of KV blocks, which any number of processes may share; None without encryption."""
+    if config.master_key is None:
+        return None
+    blocks = Path(config.dir).expanduser().resolve() / "blocks"
+    return KeyRing(ring_folder(blocks, config), read_master(config.master_key))
+
+
+def ring_folder(path: Path, config: StoreConfig) -> Path:
+    """Where the data keys of the log in `path` are: in its own folder, or under `store.keys_dir` in the
+    place that the log has in the store."""
+    if config.keys_dir is None:
+        return path / "keys"
+    store, place = Path(config.dir).expanduser().resolve(), path.resolve()
+    inside = place.relative_to(store) if place.is_relative_to(store) else Path(place.name)
+    return Path(config.keys_dir).expanduser() / inside
+
+
+def chain_of(config: StoreConfig) -> Chain:
+    """The chain that `store.anchor_bits` and `store.chain_key` ask for."""
+    key = b"" if config.chain_key is None else read_key(config.chain_key, "store.chain_key")
+    return Chain(bits=config.anchor_bits, key=key)

@@ -1,0 +1,169 @@
+"""The candidates of one shard for a search: dense and lexical, admitted by kinds and filter.
+
+What is found is the state of one moment: one hold of the view's read lock. Words of what was written before
+the search are put into the lexical index before that, since this can take long and nobody should wait for
+it; a memory that comes in between is found by its vector only. A filter is a Python predicate,
+and 100,000 of them take long, so it is first asked of the best candidates only. Where too few of those are
+admitted, all entries are asked without the lock, and one more hold searches exactly among the admitted:
+
+    hold 1: the best WIDE x depth of each channel -> filter -> enough, or all there is? done
+    hold 2: a copy of row -> entry                (about 1 ms for 100,000)
+            filter them all, while writers go on
+    hold 3: drop those forgotten meanwhile, ask those written meanwhile, search among the admitted
+"""
+
+import time
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from stores.index.vectors import Vectors
+from stores.locks import ReadWriteLock
+from stores.memory.filters import Predicate, compile_filter
+from stores.view.memory_state import Entry, describe
+from stores.view.view import Space, View
+
+Json = dict[str, Any]
+WIDE = 8  # candidates looked at for one that a filter may admit
+Channels = tuple[dict[int, float], dict[int, float]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """What is sought. `vector`: `[1, dim]`; `query`: words for the lexical channel, None without it;
+    `depth`: candidates wanted of each channel."""
+
+    namespace: str
+    vector: Vectors
+    query: str | None
+    depth: int
+    kinds: frozenset[str] | None = None
+    keep: Predicate | None = None
+
+    @property
+    def filtered(self) -> bool:
+        return self.kinds is not None or self.keep is not None
+
+    def admits(self, entry: Entry) -> bool:
+        memory = entry.memory
+        return (self.kinds is None or memory["kind"] in self.kinds) and (
+            self.keep is None or self.keep(memory)
+        )
+
+
+def ask(
+    namespace: str,
+    vector: Vectors,
+    depth: int,
+    *,
+    query: str | None,
+    kinds: Iterable[str] | None,
+    where: Mapping[str, Any] | None,
+) -> Ask:
+    return Ask(
+        namespace=namespace,
+        vector=vector,
+        query=query,
+        depth=depth,
+        kinds=None if kinds is None else frozenset(kinds),
+        keep=None if where is None else compile_filter(where),
+    )
+
+
+def find(viewing: ReadWriteLock, view: View, wanted: Ask, shard: int) -> Json:
+    """`{hits: [{memory, scores: {dense, lexical}}], ms: {dense, lexical}}`; memories are shared with the
+    view and must not be changed."""
+    clock = Clock()
+    if wanted.query:
+        with viewing.read():
+            space = view.spaces.get(wanted.namespace)
+        if space is not None:
+            space.lexical.flush()
+        clock.took("lexical")
+    found = _first(viewing, view, wanted, shard, clock)
+    if found is None:
+        found = _among(viewing, view, wanted, shard, clock)
+    return {"hits": found, "ms": clock.ms}
+
+
+class Clock:
+    """Milliseconds of each channel."""
+
+    def __init__(self) -> None:
+        self.ms = {"dense": 0.0, "lexical": 0.0}
+        self._last = time.perf_counter()
+
+    def start(self) -> None:
+        self._last = time.perf_counter()
+
+    def took(self, name: str) -> None:
+        self.ms[name] += 1e3 * (time.perf_counter() - self._last)
+        self.start()
+
+
+def _first(viewing: ReadWriteLock, view: View, wanted: Ask, shard: int, clock: Clock) -> list[Json] | None:
+    """The hits, or None where the filter leaves too few of the best candidates."""
+    wide = WIDE * wanted.depth if wanted.filtered else wanted.depth
+    with viewing.read():
+        clock.start()
+        space = view.spaces.get(wanted.namespace)
+        if space is None:
+            return []
+        channels = _channels(space, wanted, wide, None, clock)
+        if not wanted.filtered:
+            return _hits(space, wanted, channels, shard)
+        rows = {row for channel in channels for row in channel}
+        admitted = {row for row in rows if wanted.admits(space.by_row[row])}
+        left = [{r: s for r, s in channel.items() if r in admitted} for channel in channels]
+        for full, few in zip(channels, left, strict=True):
+            if len(few) < wanted.depth and len(full) >= min(wide, len(space.entries)) < len(space.entries):
+                return None
+        dense, lexical = ({row: few[row] for row in [*few][: wanted.depth]} for few in left)
+        return _hits(space, wanted, (dense, lexical), shard)
+
+
+def _among(viewing: ReadWriteLock, view: View, wanted: Ask, shard: int, clock: Clock) -> list[Json]:
+    with viewing.read():
+        space = view.spaces.get(wanted.namespace)
+        entries = dict(space.by_row) if space else {}
+    clock.start()
+    admitted = [row for row, entry in entries.items() if wanted.admits(entry)]
+    last = next(reversed(entries), -1)
+    with viewing.read():
+        space = view.spaces.get(wanted.namespace)
+        if space is None:
+            return []
+        among = [row for row in admitted if row in space.by_row]
+        for row in reversed(space.by_row):  # rows grow: those written meanwhile come last
+            if row <= last:
+                break
+            if wanted.admits(space.by_row[row]):
+                among.append(row)
+        return _hits(space, wanted, _channels(space, wanted, wanted.depth, among, clock), shard)
+
+
+def _channels(space: Space, wanted: Ask, depth: int, among: Collection[int] | None, clock: Clock) -> Channels:
+    """Row -> score of the best `depth` of each channel, best first."""
+    cosines, rows = space.index.search(wanted.vector, depth, None if among is None else [*among])
+    dense = dict(zip(rows[0].tolist(), cosines[0].tolist(), strict=True))
+    clock.took("dense")
+    lexical: dict[int, float] = {}
+    if wanted.query:
+        scores, found = space.lexical.find(wanted.query, depth, among)
+        lexical = dict(zip(found, scores, strict=True))
+        clock.took("lexical")
+    return dense, lexical
+
+
+def _hits(space: Space, wanted: Ask, channels: Channels, shard: int) -> list[Json]:
+    dense, lexical = channels
+    unmeasured = [row for row in lexical if row not in dense]
+    cosines, rows = space.index.search(wanted.vector, len(unmeasured), unmeasured)
+    known = dense | dict(zip(rows[0].tolist(), cosines[0].tolist(), strict=True))
+    return [
+        {
+            "memory": describe(space.by_row[row], shard, shared=True),
+            "scores": {"dense": cosine, "lexical": lexical.get(row)},
+        }
+        for row, cosine in known.items()
+    ]

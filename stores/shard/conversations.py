@@ -1,0 +1,116 @@
+"""Short-term memory: the half of `Shard` for the turns of conversations; see `turns.py`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from common.errors import InvalidInput
+from stores.locks import ReadWriteLock
+from stores.log.record import Op
+from stores.memory.memory import MAX_CONVERSATION, check_name
+from stores.shard.writer import Writes
+from stores.view.conversations import Turns
+from stores.writes import lookups
+from stores.writes.group_commit import Key, Pending, Planned
+
+Json = dict[str, Any]
+Change = tuple[Json | None, Json]
+
+
+def turns_key(namespace: str, conversation: str) -> Key:
+    return "turns", namespace, conversation
+
+
+class TurnWrites(Writes):
+    """`Shard` sets the view's lock."""
+
+    _viewing: ReadWriteLock
+
+    def push(
+        self,
+        namespace: str,
+        conversation: str,
+        turns: Sequence[Mapping[str, Any]],
+        *,
+        op_id: str,
+        now: float,
+    ) -> Json:
+        """Add turns `{role, text}` to a conversation. With `store.max_turns`, only so many stay, the newest.
+        Returns `{pushed, length, dropped}`."""
+        limit = self.config.max_turns
+        return self._change(
+            namespace,
+            conversation,
+            lambda held: held.plan_push(conversation, turns, now=now, limit=limit),
+            op_id=op_id,
+            now=now,
+            request=["push", [*turns]],
+        )
+
+    def pop(self, namespace: str, conversation: str, *, op_id: str, now: float) -> Json:
+        """Take the newest turn off. Returns `{turn, length}`; the turn is None where there is none, and for
+        a retry so late that it is no longer kept."""
+        done = self._change(
+            namespace,
+            conversation,
+            lambda held: held.plan_pop(conversation),
+            op_id=op_id,
+            now=now,
+            request=["pop"],
+        )
+        with self._viewing.read():
+            held = self._turns(namespace)
+            found = done["popped"] is not None
+            turn = held.popped(conversation, done["popped"]) if held and found else None
+        return {"turn": turn, "length": done["length"]}
+
+    def rewind(self, namespace: str, conversation: str, n: int, *, op_id: str, now: float) -> Json:
+        """Go back by `n` turns. Returns `{removed, length}`."""
+        return self._change(
+            namespace,
+            conversation,
+            lambda held: held.plan_rewind(conversation, n),
+            op_id=op_id,
+            now=now,
+            request=["rewind", n],
+        )
+
+    def peek(self, namespace: str, conversation: str, n: int = 1) -> list[Json]:
+        """The newest `n` turns `{number, role, text, time}`, the oldest of them first."""
+        with self._viewing.read():
+            return (self._turns(namespace) or Turns()).peek(conversation, n)
+
+    def _change(
+        self,
+        namespace: str,
+        conversation: str,
+        change: Callable[[Turns], Change],
+        *,
+        op_id: str,
+        now: float,
+        request: list[Any],
+    ) -> Json:
+        check_name(namespace, "namespace")
+        if not isinstance(conversation, str) or not 0 < len(conversation) <= MAX_CONVERSATION:
+            raise InvalidInput(
+                f"conversation = {str(conversation)[:64]!r}: must be text of 1 to {MAX_CONVERSATION} characters",
+                param="conversation",
+            )
+
+        def planned(pending: Pending) -> Planned:
+            operation, answer = change(self._turns(namespace) or Turns())
+            body = {"namespace": namespace, **operation} if operation else None
+            return Planned(drafts=[(Op.TURNS, body, b"")] if body else [], result=answer)
+
+        answer: Json = self.write(
+            op_id,
+            lookups.request_digest("turns", namespace, conversation, request),
+            planned,
+            now=now,
+            spaces=[namespace],
+            keys=[turns_key(namespace, conversation)],
+        )
+        return answer
+
+    def _turns(self, namespace: str) -> Turns | None:
+        space = self._view.spaces.get(namespace)
+        return space.turns if space else None

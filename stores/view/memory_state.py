@@ -1,0 +1,194 @@
+"""A memory as a shard holds it: content, versions, statistics, place in the log."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from stores.index.vectors import Vectors
+from stores.log.record import Record
+
+STATISTICS = (  # that a memory takes along to another shard
+    *("usage", "salience", "last_used", "last_scored", "count", "strength"),
+    *("rivals", "vigour", "closed", "closings", "tellings"),
+)
+
+
+_NESTED = frozenset((dict, list))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """What a memory said from `written` on."""
+
+    seq: int
+    anchor: str
+    written: float
+    memory: dict[str, Any]
+    foreign: bool = False  # came with an imported memory: `seq` is a number of another log
+
+
+@dataclass(slots=True, kw_only=True)
+class Entry:
+    """A memory and its statistics. `generation` is the `seq` of the write that made the content, so a
+    memory that was forgotten and written again is never taken for the old one.
+
+    `count` is how often it was written, near-identical copies included; `strength` (0 to 1) what races
+    left of it, and `rivals` what they left of candidates that lost. `vigour` (0 to 1) is what decay had left
+    of it just after its last use. `closed` is when a fact ceased to
+    hold: the earliest of `closings`, by the ids of the facts that contradict it; `tellings` are memories
+    that say the same fact as this one. `older` are superseded versions, oldest first. `origin` is where an
+    imported memory came from: `{shard, seq, anchor}`. `traces` are the records beside the versions that
+    name the memory's particulars: they are erased with it.
+    """
+
+    memory: dict[str, Any]
+    seq: int
+    anchor: str
+    written: float
+    novelty: float
+    usage: int = 0
+    salience: float = 0.0
+    last_used: float | None = None
+    last_scored: float | None = None
+    count: int = 1
+    strength: float = 1.0
+    rivals: dict[str, float] = field(default_factory=dict)
+    vigour: float = 1.0
+    closed: float | None = None
+    closings: dict[str, float] = field(default_factory=dict)
+    tellings: list[dict[str, Any]] = field(default_factory=list)
+    older: list[Version] = field(default_factory=list)
+    origin: dict[str, Any] | None = None
+    traces: list[int] = field(default_factory=list)
+
+    @property
+    def place(self) -> tuple[float, str]:
+        """Where the memory stands in lists."""
+        return self.memory["time"], self.memory["id"]
+
+    @property
+    def version(self) -> Version:
+        return Version(seq=self.seq, anchor=self.anchor, written=self.written, memory=self.memory)
+
+    @property
+    def versions(self) -> list[Version]:
+        """Newest first."""
+        return [self.version, *reversed(self.older)]
+
+    @property
+    def seqs(self) -> list[int]:
+        """Every record of this log that holds something of the memory."""
+        return [self.seq, *(version.seq for version in self.older if not version.foreign), *self.traces]
+
+    def vigour_at(self, now: float, half_life_s: float) -> float:
+        """What decay leaves of it; a clock that went back does not strengthen."""
+        since = self.written if self.last_used is None else self.last_used
+        return self.vigour * 0.5 ** (max(0.0, now - since) / half_life_s)
+
+    def use(self, now: float, half_life_s: float, refresh: float) -> None:
+        """Count one use, which gives back a share `refresh` of what was lost."""
+        left = self.vigour_at(now, half_life_s)
+        self.vigour = left + refresh * (1.0 - left)
+        self.usage += 1
+        self.last_used = now
+
+    def salience_after(self, divergence: float, rate: float) -> float:
+        """Moving average of divergence, never below 0; the first measurement starts it."""
+        measured = max(0.0, divergence)
+        return measured if self.last_scored is None else (1.0 - rate) * self.salience + rate * measured
+
+
+def close(entry: Entry, by: str, valid_to: float | None) -> None:
+    """The fact ends at `valid_to` because of the fact `by`, or, with None, no longer because of it."""
+    entry.closings.pop(by, None)
+    if valid_to is not None:
+        entry.closings[by] = valid_to
+    entry.closed = min(entry.closings.values(), default=None)
+
+
+def entry_of(record: Record, content: dict[str, Any]) -> Entry:
+    """The entry that a record with a memory makes."""
+    return Entry(
+        memory=content["memory"],
+        seq=record.seq,
+        anchor=record.anchor.hex(),
+        written=record.time,
+        novelty=content["novelty"],
+    )
+
+
+def copied(value: Any) -> Any:
+    """A copy of JSON that shares nothing that can change; many times cheaper than `deepcopy`."""
+    if type(value) is dict:
+        return {name: copied(each) if type(each) in _NESTED else each for name, each in value.items()}
+    if type(value) is list:
+        return [copied(each) if type(each) in _NESTED else each for each in value]
+    return value
+
+
+def vector_of(record: Record) -> Vectors:
+    return np.frombuffer(record.vector, "<f4")
+
+
+def describe(entry: Entry, shard: int, *, shared: bool = False) -> dict[str, Any]:
+    """A memory with what the shard knows of it; the caller may change the answer, unless its content is
+    `shared` with the view."""
+    closed = {} if entry.closed is None else {"valid_to": entry.closed}
+    versions: list[Entry | Version] = [entry, *reversed(entry.older)]
+    return {
+        **(entry.memory if shared else copied(entry.memory)),
+        **closed,
+        "statistics": {
+            "usage": entry.usage,
+            "salience": entry.salience,
+            "novelty": entry.novelty,
+            "generation": entry.seq,
+            "strength": entry.strength,
+            "count": entry.count,
+            "last_used": entry.last_used,
+            "last_scored": entry.last_scored,
+        },
+        "anchor": entry.anchor,
+        "shard": shard,
+        "seq": entry.seq,
+        "origin": entry.origin,
+        "versions": [
+            {"seq": version.seq, "anchor": version.anchor, "written": version.written} for version in versions
+        ],
+    }
+
+
+def unshared(described: dict[str, Any]) -> dict[str, Any]:
+    """What `describe` gave `shared`, for a caller who may change it: all but what it made itself is copied."""
+    own = described.copy()
+    for name, value in described.items():
+        if type(value) in _NESTED and name not in ("statistics", "versions"):
+            own[name] = copied(value)
+    return own
+
+
+def history(entry: Entry) -> list[dict[str, Any]]:
+    """Every version, newest first: `{seq, anchor, written, content}`."""
+    return [
+        {
+            "seq": version.seq,
+            "anchor": version.anchor,
+            "written": version.written,
+            "content": copied(version.memory),
+        }
+        for version in entry.versions
+    ]
+
+
+def carried(entry: Entry, vector: Vectors, shard: int) -> dict[str, Any]:
+    """A memory as another shard's `take` takes it, with its vector (float32 `[dim]`)."""
+    return {
+        "memory": copied(entry.memory),
+        "novelty": entry.novelty,
+        "statistics": {name: copied(getattr(entry, name)) for name in STATISTICS},
+        "origin": entry.origin
+        or {"shard": shard, "seq": entry.seq, "anchor": entry.anchor, "written": entry.written},
+        "older": [asdict(version) for version in entry.older],
+        "vector": vector,
+    }

@@ -1,0 +1,83 @@
+"""Memories written anew, whole, in place of what there was of them: when they move to another shard, and when
+a part of what one record says of them is erased."""
+
+from collections.abc import Container, Iterable, Iterator, Sequence
+from operator import itemgetter
+from typing import Any
+
+from stores.index.serialization import vectors_of
+from stores.log.base import Draft
+from stores.log.record import Op
+from stores.view.memory_state import Entry, carried
+from stores.view.view import Space, View
+from stores.writes.group_commit import Planned
+
+Json = dict[str, Any]
+Key = tuple[str, str]  # namespace, id
+
+
+def rows_of(view: View, keys: Iterable[Key], shard: int) -> tuple[list[Json], list[Key]]:
+    """Rows of the memories that are here, oldest first, with the facts that they end; and the keys of the
+    others."""
+    found = {key: view.find(*key) for key in keys}
+    here = sorted(((entry.seq, key[0], entry) for key, entry in found.items() if entry), key=itemgetter(0))
+    rows = []
+    for seq, namespace, entry in here:
+        row = carried(entry, vectors_of(view.spaces[namespace].index, [seq])[0], shard)
+        row["statistics"]["written"] = entry.written
+        row["ends"] = _ends(view.spaces[namespace], entry.memory["id"])
+        rows.append(row)
+    return rows, [key for key, entry in found.items() if entry is None]
+
+
+def adopting(view: View, rows: Sequence[Json], gone: Sequence[Key], turns: Sequence[Json] = ()) -> Planned:
+    """Make rows and turns this shard's own and take the others away; what came of them before is erased."""
+    keys = dict.fromkeys((*gone, *map(key_of, rows)))
+    replaced: dict[str, list[Entry]] = {}
+    for namespace, id in keys:
+        if entry := view.find(namespace, id):
+            replaced.setdefault(namespace, []).append(entry)
+    drafts: list[Draft] = [
+        (Op.FORGET, {"namespace": namespace, "ids": [entry.memory["id"] for entry in entries]}, b"")
+        for namespace, entries in replaced.items()
+    ]
+    for row in rows:
+        body = {name: value for name, value in row.items() if name not in ("vector", "ends")}
+        drafts.append((Op.IMPORT, body, row["vector"].tobytes()))
+    drafts += _ended(view, rows, keys)
+    erase = [seq for entries in replaced.values() for entry in entries for seq in entry.seqs]
+    for kept in turns:
+        drafts.append((Op.TURNS, kept, b"") if kept["following"] > 1 else _no_turns(kept))
+        if space := view.spaces.get(kept["namespace"]):
+            erase += space.turns.records(kept["conversation"])
+    return Planned(
+        drafts=drafts, result={"rows": len(rows), "gone": len(gone)}, erase=[*dict.fromkeys(erase)]
+    )
+
+
+def _ends(space: Space, id: str) -> Json:
+    """Facts that the fact `id` contradicts, and since when they no longer hold."""
+    found = {other: space.entries[other] for other in sorted(space.facts.ended_by(id) & space.entries.keys())}
+    return {other: entry.closings[id] for other, entry in found.items() if id in entry.closings}
+
+
+def _ended(view: View, rows: Sequence[Json], keys: Container[Key]) -> Iterator[Draft]:
+    """What the rows' facts contradict ends again, since forgetting them has reopened it. Those among `keys`
+    come with their own ends, or go."""
+    for row in rows:
+        namespace, by = key_of(row)
+        for id, valid_to in row["ends"].items():
+            if (namespace, id) not in keys and view.find(namespace, id):
+                yield Op.CLOSE, {"namespace": namespace, "id": id, "valid_to": valid_to, "by": by}, b""
+
+
+def _no_turns(kept: Json) -> Draft:
+    return (
+        Op.FORGET,
+        {"namespace": kept["namespace"], "ids": [], "conversations": [kept["conversation"]]},
+        b"",
+    )
+
+
+def key_of(row: Json) -> Key:
+    return row["memory"]["namespace"], row["memory"]["id"]

@@ -1,0 +1,326 @@
+"""Requests that run together answer as each would alone."""
+
+import copy
+import random
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+
+from common.config import RecallConfig
+from common.errors import InvalidInput
+from models.engine.bias_overlay import Overlay, logit_bias, values_of
+from models.engine.generation_stats import Turn
+from models.engine.kv_cache import KVTable
+from models.engine.sampling import Sampling
+from models.weights.adapters import BASE
+from tests.support.models import (
+    WORDS,
+    alone,
+    encode,
+    make_engine,
+    memory,
+    question,
+    ragged,
+    submit,
+    text_of,
+    together,
+)
+
+
+def test_ragged_requests_that_join_and_leave_in_random_order_answer_as_alone(loaded, tmp_path):
+    rng = random.Random(7)
+    engine = make_engine(loaded, tmp_path, max_batch=4, prefill_tokens=16)
+    memories = [memory(i, rng) for i in range(10)]
+    encode(engine, memories)
+    cases = ragged(rng, memories, [BASE], 10)
+    expected = [alone(engine, case) for case in cases]
+    assert len(set(expected)) > 6
+
+    answers, most = together(engine, cases, rng)
+    assert most >= 3
+    assert answers == expected
+
+
+def test_a_long_prompt_in_parts_answers_as_in_one_and_others_keep_their_pace(loaded, tmp_path):
+    rng = random.Random(3)
+    engine = make_engine(loaded, tmp_path, prefill_tokens=16)
+    short = (question(rng), [], "off", BASE, Sampling(max_tokens=40))
+    text = " ".join(rng.choices(WORDS, k=80))
+    long = (
+        [{"role": "user", "content": f"{text}\nRepeat the first word."}],
+        [],
+        "off",
+        BASE,
+        Sampling(max_tokens=6),
+    )
+    expected = alone(engine, short), alone(engine, long)
+
+    first = submit(engine, short)
+    engine.step()
+    second = submit(engine, long)
+    parts = 0
+    while second.prefill or second in engine._waiting:
+        before = first.turn.completion_tokens
+        engine.step()
+        parts += 1
+        assert first.turn.completion_tokens == before + 1  # one token a part
+    assert parts > 3
+    while engine.busy:
+        engine.step()
+    assert (text_of(first), text_of(second)) == expected
+
+
+def test_the_first_question_after_a_write_waits_for_no_more_than_the_batch_in_hand(
+    loaded, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("models.engine.engine.PREFILL_ALONE", 16)
+    monkeypatch.setattr("models.engine.engine.ENCODE_BATCH", 2)
+    rng = random.Random(29)
+    engine = make_engine(loaded, tmp_path)
+    memories = [memory(i, rng) for i in range(12)]
+    engine.memories.enqueue("n", memories, BASE)
+    engine.step()  # the batch in hand
+    assert engine.memories.pending_blocks == 10
+    answer = submit(engine, (question(rng), memories[:1], "prefix", BASE, Sampling(max_tokens=3)))
+    steps = 0
+    while not answer.turn.completion_tokens:
+        engine.step()
+        steps += 1
+        assert engine.memories.pending_blocks == 10
+    assert steps > 2 and answer.turn.fallback is None  # a prompt in several parts, behind its block
+    while engine.busy:
+        engine.step()
+    assert engine.memories.pending_blocks == 0
+
+
+def test_a_request_that_waits_holds_the_blocks_themselves_and_no_copy(loaded, tmp_path):
+    rng = random.Random(31)
+    engine = make_engine(loaded, tmp_path)
+    memories = [memory(i, rng) for i in range(3)]
+    encode(engine, memories)
+    blocks = engine.memories._find_blocks("n", memories, BASE)
+    answers = [
+        submit(engine, (question(rng), memories, "hybrid", BASE, Sampling(max_tokens=1))) for _ in range(2)
+    ]
+    held = {block.states.data_ptr() for block in blocks}
+    for answer in answers:
+        assert {piece.block.states.data_ptr() for piece in answer.prompt.prefix.pieces} == held
+        engine.cancel(answer)
+
+
+def test_cancelled_requests_leave_at_any_stage_and_harm_nobody(loaded, tmp_path):
+    rng = random.Random(5)
+    engine = make_engine(loaded, tmp_path, max_batch=2, prefill_tokens=16)
+    cases = [(question(rng), [], "off", BASE, Sampling(max_tokens=12)) for _ in range(4)]
+    expected = alone(engine, cases[1])
+    running, kept, filling, waiting = (submit(engine, case) for case in cases)
+    engine.step()
+    engine.step()
+    for answer in (running, filling, waiting):
+        engine.cancel(answer)
+        engine.cancel(answer)  # twice is fine
+    while engine.busy:
+        engine.step()
+    assert text_of(kept) == expected
+    assert not running.done and not waiting.done
+
+
+def test_a_full_cache_makes_requests_wait_and_one_that_never_fits_is_refused(loaded, tmp_path):
+    slots = KVTable.bytes_for(128, loaded.model.config, loaded.dtype)
+    engine = make_engine(loaded, tmp_path, kv_cache_bytes=2 * slots)
+    rng = random.Random(1)
+    case = (question(rng), [], "off", BASE, Sampling(max_tokens=8))
+    expected = alone(engine, case)
+    answers = [submit(engine, case) for _ in range(3)]
+    most = 0
+    while engine.busy:
+        engine.step()
+        most = max(most, len(engine._running))
+        assert engine.status()["kv_cache_bytes"] <= 2 * slots
+    assert most == 2 and {text_of(answer) for answer in answers} == {expected}
+    with pytest.raises(InvalidInput, match=r"serve\.kv_cache_bytes"):
+        submit(engine, (*case[:4], Sampling(max_tokens=500)))
+
+
+def test_a_failing_step_fails_its_requests_and_the_next_ones_run(loaded, tmp_path, monkeypatch):
+    engine = make_engine(loaded, tmp_path)
+    rng = random.Random(2)
+    case = (question(rng), [], "off", BASE, Sampling(max_tokens=8))
+    expected = alone(engine, case)
+    broken = [submit(engine, case) for _ in range(2)]
+    engine.step()
+
+    def fail(*_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(engine._table, "begin_pass", fail)
+    engine.step()
+    assert all(isinstance(answer.error, RuntimeError) for answer in broken)
+    monkeypatch.undo()
+    assert alone(engine, case) == expected
+
+
+def test_versions_of_the_weights_share_a_batch(loaded, tmp_path, trained):
+    own = replace(loaded, model=copy.deepcopy(loaded.model))
+    engine = make_engine(own, tmp_path)
+    adapters = engine._weights._store
+    manifest = {"namespace": "n", "created": 1.0, "model_digest": loaded.digest}
+    versions = [BASE, *(adapters.publish(folder, manifest) for folder in trained)]
+    rng = random.Random(11)
+    memories = [memory(i, rng) for i in range(4)]
+    for version in versions:
+        encode(engine, memories, version)
+    asked = question(rng)
+    cases = [(asked, memories[:2], "prefix", version, Sampling(max_tokens=10)) for version in versions * 2]
+    expected = [alone(engine, case) for case in cases]
+    assert len(set(expected)) == 3
+    answers = [submit(engine, case) for case in cases]
+    engine.step()
+    assert len(engine._running) == 6
+    while engine.busy:
+        engine.step()
+    assert [text_of(answer) for answer in answers] == expected
+    assert all(answer.turn.fallback is None for answer in answers)
+
+
+def test_a_version_in_use_is_not_dropped_for_another(loaded, tmp_path, trained):
+    own = replace(loaded, model=copy.deepcopy(loaded.model))
+    engine = make_engine(own, tmp_path)
+    engine._weights._max = 1
+    manifest = {"namespace": "n", "created": 1.0, "model_digest": loaded.digest}
+    versions = [engine._weights._store.publish(folder, manifest) for folder in trained]
+    rng = random.Random(13)
+    cases = [(question(rng), [], "off", version, Sampling(max_tokens=6)) for version in versions]
+    expected = [alone(engine, case) for case in cases]
+    answers = [submit(engine, case) for case in cases]
+    assert len(engine._weights._loaded) == 2  # more than it would keep
+    while engine.busy:
+        engine.step()
+    assert [text_of(answer) for answer in answers] == expected
+    assert len(engine._weights._loaded) == 1
+
+
+def test_when_the_last_version_retires_the_base_answers_on_and_another_can_come(loaded, tmp_path, trained):
+    engine = make_engine(replace(loaded, model=copy.deepcopy(loaded.model)), tmp_path)
+    adapters = engine._weights._store
+    manifest = {"namespace": "n", "created": 1.0, "model_digest": loaded.digest}
+    asked = question(random.Random(37))
+    base = (asked, [], "off", BASE, Sampling(max_tokens=20))
+    plain = alone(engine, base)
+    told = []
+    for folder in (trained[0], trained[1], trained[0]):
+        version = adapters.publish(folder, manifest, alias=None)
+        told.append(alone(engine, (*base[:3], version, base[4])))
+        adapters.retire(version)
+        engine.retire(version)
+        assert alone(engine, base) == plain
+    assert told[0] == told[2] != told[1] and plain not in told
+
+
+def test_drawn_answers_depend_on_their_seed_alone(loaded, tmp_path):
+    engine = make_engine(loaded, tmp_path)
+    rng = random.Random(17)
+    asked = question(rng)
+    cases = [
+        (asked, [], "off", BASE, Sampling(max_tokens=10, temperature=1.2, top_p=0.9, seed=seed))
+        for seed in (1, 2, 1)
+    ]
+    expected = [alone(engine, case) for case in cases]
+    answers = [submit(engine, case) for case in cases]
+    while engine.busy:
+        engine.step()
+    assert [text_of(answer) for answer in answers] == expected
+    assert expected[0] == expected[2] != expected[1]
+
+
+def test_logprobs_are_the_models_own(loaded, tmp_path):
+    engine = make_engine(loaded, tmp_path)
+    case = (question(random.Random(19)), [], "off", BASE, Sampling(max_tokens=4, logprobs=2))
+    answer = submit(engine, case)
+    while not answer.done:
+        engine.step()
+    ids = engine.memories.builder.plain(case[0])
+    for entry in answer.turn.logprobs:
+        logits = loaded.model(input_ids=torch.tensor([ids], device=loaded.device)).logits[0, -1].float()
+        best = logits.log_softmax(-1).topk(2)
+        told = [top["logprob"] for top in entry["top_logprobs"]]
+        assert told == pytest.approx(best.values.tolist(), abs=1e-3)
+        assert entry["logprob"] == told[0] and entry["token"] == loaded.tokenizer.decode(
+            [int(best.indices[0])]
+        )
+        ids = [*ids, int(best.indices[0])]
+    assert len(answer.turn.logprobs) == answer.turn.completion_tokens
+
+
+def test_threads_may_share_an_engine(loaded, tmp_path):
+    engine = make_engine(loaded, tmp_path)
+    rng = random.Random(23)
+    cases = [(question(rng), [], "off", BASE, Sampling(max_tokens=8)) for _ in range(4)]
+    expected = [alone(engine, case) for case in cases]
+    found: dict[int, str] = {}
+
+    def ask(number: int) -> None:
+        messages, memories, mode, adapter, sampling = cases[number]
+        found[number] = "".join(
+            engine.answer(
+                messages,
+                memories,
+                namespace="n",
+                adapter=adapter,
+                sampling=sampling,
+                turn=Turn(mode=mode),
+            )
+        )
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [found[number] for number in range(4)] == expected
+
+
+def test_bias_and_overlay_are_their_formulas(loaded, tmp_path):
+    engine = make_engine(loaded, tmp_path)
+    rng = random.Random(29)
+    memories = [memory(i, rng) for i in range(2)]
+    encode(engine, memories)
+    values = values_of(engine.memories._find_blocks("n", memories, BASE), loaded.model.config, loaded.device)
+    projection = loaded.model.model.layers[-1].self_attn.o_proj
+    overlay = Overlay(loaded.model, 0.5)
+    with torch.inference_mode():
+        said = [projection.weight @ vector for vector in values.vectors]
+        whole = 2 / 3 * said[0] + 1 / 3 * said[1]
+        scores = loaded.model.lm_head(loaded.model.model.norm(whole / whole.norm()))
+        expected = 3.0 * (scores - scores.mean()) / scores.std()
+        assert torch.allclose(logit_bias(loaded.model, values, 3.0), expected, atol=1e-3)
+
+        changed = projection.weight.clone()
+        for weight, out, vector in zip((2 / 3, 1 / 3), said, values.vectors, strict=True):
+            changed += 0.5 * weight * torch.outer(out, vector) / vector.square().sum()
+        given = torch.randn(2, 3, projection.in_features, device=loaded.device)
+        with overlay.rows([values, None]):
+            found = projection(given)
+        overlay.remove()
+        assert torch.allclose(found[0], given[0] @ changed.T, atol=1e-4)
+        assert torch.allclose(found[1], projection(given)[1], atol=1e-6)
+
+
+def test_each_row_of_a_batch_keeps_its_own_bias_and_overlay(loaded, tmp_path):
+    recall = RecallConfig(bias=4.0, overlay=2.0)
+    engine = make_engine(loaded, tmp_path, recall=recall)
+    rng = random.Random(31)
+    memories = [memory(i, rng) for i in range(4)]
+    encode(engine, memories)
+    asked = question(rng)
+    cases = [(asked, memories[i : i + 2], "values", BASE, Sampling(max_tokens=6)) for i in (0, 2)]
+    cases.append((asked, [], "off", BASE, Sampling(max_tokens=6)))
+    expected = [alone(engine, case) for case in cases]
+    answers = [submit(engine, case) for case in cases]
+    while engine.busy:
+        engine.step()
+    engine._overlay.remove()  # the model is shared with other tests
+    assert [text_of(answer) for answer in answers] == expected
+    assert len(set(expected)) == 3 and expected[2] == alone(make_engine(loaded, tmp_path), cases[2])

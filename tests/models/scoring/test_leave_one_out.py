@@ -1,0 +1,84 @@
+"""Leave-one-out against its oracle: one full pass for every omission and conversation."""
+
+import numpy as np
+import pytest
+
+from common.errors import InvalidInput
+from models.scoring.leave_one_out import LeaveOneOut, ScoreContext, divergences, naive_row, score_transcript
+
+TOLERANCE = 5e-4  # nats, summed over a response, float32
+FACTS = [
+    "Ada lives in Lisbon.",
+    "Bo works as a baker, mostly at night.",
+    "Cy keeps a goat.",
+    "Dee plays the harp.",
+]
+
+
+def talk(builder, *turns):
+    roles = ["user", "assistant"]
+    return builder.transcript(
+        [{"role": roles[i % 2], "content": text} for i, text in enumerate(turns)], memories=True
+    )
+
+
+@pytest.fixture(scope="module")
+def context(builder):
+    return ScoreContext(
+        builder.head,
+        [builder.memory(fact) for fact in FACTS],
+        [
+            talk(builder, "Where does Ada live?", "Lisbon"),
+            talk(
+                builder, "What does Bo do?", "Bo is a baker.", "And what does Dee play?", "The harp, I think."
+            ),
+            talk(builder, "Which animal does Cy keep?", "A goat"),
+        ],
+    )
+
+
+@pytest.mark.parametrize("batch_tokens", [64, pytest.param(4096, marks=pytest.mark.slow)])
+def test_equals_the_naive_computation(loaded, context, batch_tokens):
+    fast = LeaveOneOut(loaded.model, context, batch_tokens=batch_tokens)
+    for omit in (None, *range(len(FACTS))):
+        assert np.abs(fast.row(omit) - naive_row(loaded.model, context, omit)).max() < TOLERANCE
+
+
+def test_the_null_row_is_noise_and_true_memories_are_not(loaded, context):
+    fast = LeaveOneOut(loaded.model, context)
+    baseline = fast.row(None)
+    noise = np.abs(fast.null_row() - baseline).max()
+    matrix = divergences(baseline, np.stack([fast.row(i) for i in range(len(FACTS))]))
+    assert noise < TOLERANCE
+    assert matrix[0, 0] > 1.0  # Ada's city
+    assert matrix.shape == (len(FACTS), context.responses) == (4, 4)
+
+
+def test_single_memory_and_first_and_last(loaded, builder):
+    context = ScoreContext(
+        builder.head, [builder.memory("Ada lives in Oslo.")], [talk(builder, "Where is Ada?", "Oslo")]
+    )
+    fast = LeaveOneOut(loaded.model, context)
+    assert np.abs(fast.row(0) - naive_row(loaded.model, context, 0)).max() < TOLERANCE
+    assert np.abs(fast.null_row() - fast.row(None)).max() < TOLERANCE
+
+
+def test_score_counts_each_assistant_turn_in_order(loaded, builder):
+    transcript = builder.transcript(
+        [
+            {"role": "user", "content": "What is the capital of France?"},
+            {"role": "assistant", "content": "Paris"},
+            {"role": "user", "content": "And of Italy?"},
+            {"role": "assistant", "content": "Rome is."},
+        ],
+        memories=False,
+    )
+    scores = score_transcript(loaded.model, transcript)
+    assert [score["entry_index"] for score in scores] == [1, 3]
+    assert [score["num_tokens"] for score in scores] == [1, 3]
+    assert all(score["total_logprob"] < 0 for score in scores)
+
+
+def test_nothing_to_score_is_an_error(builder):
+    with pytest.raises(InvalidInput, match="no assistant message"):
+        builder.transcript([{"role": "user", "content": "hello"}], memories=False)

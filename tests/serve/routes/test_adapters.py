@@ -1,0 +1,156 @@
+"""Adapter versions of a running instance: listed, named, retired, and all of it while requests use them."""
+
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from common import config
+from models.weights.adapters import FILES, AdapterStore
+from serve.access import Access
+from serve.http import install_error_handlers
+from serve.parts import Parts
+from serve.routes import adapters
+
+QUESTION = [{"role": "user", "content": "Where does Ada Quill live?"}]
+
+
+def ask(http, model):
+    memory = {"namespace": "versions", "k": 1}
+    body = {"model": model, "messages": QUESTION, "max_tokens": 8, "memory": memory}
+    return http.post("/v1/chat/completions", json=body)
+
+
+def told(answer):
+    assert answer.status_code == 200, answer.text
+    return answer.json()["choices"][0]["message"]["content"]
+
+
+@pytest.fixture
+def versions(instance, loaded, trained, http):
+    """The store of the running instance and two digests in it, the first of which is `latest`."""
+    store = AdapterStore(Path(instance.store) / "adapters")
+    manifest = {"namespace": "versions", "model_digest": loaded.digest, "memory_ids": ["ada"]}
+    digests = [store.publish(folder, manifest, alias=None) for folder in trained]
+    store.set_alias("latest", digests[0])
+    memories = [{"id": "ada", "text": "Ada Quill lives in Lisbon."}]
+    http.post("/v1/memories", json={"namespace": "versions", "memories": memories}).raise_for_status()
+    yield store, digests, lambda digest: store.publish(trained[digests.index(digest)], manifest, alias=None)
+    for manifest in store.manifests():
+        http.delete(f"/v1/adapters/{manifest['digest']}", params={"aliases": True}).raise_for_status()
+    assert http.get("/v1/adapters").json() == {"adapters": []}
+
+
+def test_a_key_sees_the_versions_of_its_namespaces_and_only_one_of_all_sets_aliases(tmp_path):
+    files = tmp_path / "trained"
+    files.mkdir()
+    for name in FILES:
+        (files / name).write_text("{}")
+    store = AdapterStore(tmp_path / "adapters")
+    digest = store.publish(files, {"namespace": "b"})
+    app = FastAPI()
+    install_error_handlers(app)
+    app.include_router(adapters.router)
+    app.state.access = Access({"a": ["a"], "b": ["b"], "all": ["*"]})
+    parts = {"store": None, "engines": None, "embedder": None}  # none of them is reached
+    app.state.parts = Parts(config=config.load(env={}), adapters=store, **parts)
+    requests = [
+        ("GET", f"/v1/adapters/{digest}", {}),
+        ("POST", f"/v1/adapters/{digest}/alias", {"json": {"alias": "best"}}),
+        ("DELETE", f"/v1/adapters/{digest}", {}),
+        ("DELETE", f"/v1/adapters/{digest}", {"params": {"aliases": True}}),
+    ]
+    told = {}
+    with TestClient(app) as client:
+        assert client.get("/v1/adapters").status_code == 401
+        for key in ("a", "b", "all"):
+            headers = {"Authorization": f"Bearer {key}"}
+            listed = client.get("/v1/adapters", headers=headers).json()["adapters"]
+            asked = requests if key != "all" else requests[:2]
+            answers = [client.request(method, url, headers=headers, **more) for method, url, more in asked]
+            told[key] = (len(listed), [answer.status_code for answer in answers])
+    assert told == {"a": (0, [404, 403, 404, 404]), "b": (1, [200, 403, 409, 403]), "all": (1, [200, 200])}
+    assert store.aliases() == {"latest": digest, "best": digest}
+
+
+def test_versions_are_listed_named_and_retired(http, versions, instance):
+    _, (one, two), _ = versions
+    listed = http.get("/v1/adapters").json()["adapters"]
+    assert {row["digest"]: row["aliases"] for row in listed} == {one: ["latest"], two: []}
+    assert listed[0]["manifest"]["memory_ids"] == ["ada"]
+    assert http.get("/v1/adapters/latest").json()["digest"] == one
+    assert http.post(f"/v1/adapters/{two}/alias", json={"alias": "best"}).json()["aliases"] == ["best"]
+    assert {f"base:{one}", "base:best"} <= {row["id"] for row in http.get("/v1/models").json()["data"]}
+    ask(http, "base:best")  # queues the block of this version
+    wait_for_blocks(http)
+    refused = http.delete(f"/v1/adapters/{two}")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "adapter_in_use")
+    assert http.delete(f"/v1/adapters/{two}", params={"aliases": True}).json() == {
+        "digest": two,
+        "kv_blocks": 1,
+    }
+    for name in (f"base:{two}", "base:best"):
+        assert ask(http, name).status_code == 404
+    for path in (two, "best", "nope"):
+        assert http.get(f"/v1/adapters/{path}").json()["error"]["code"] == "adapter_not_found"
+    assert http.post(f"/v1/adapters/{one}/alias", json={"alias": "../x"}).status_code == 400
+    assert ask(http, "base:latest").status_code == 200
+
+
+def wait_for_blocks(http):
+    deadline = time.monotonic() + 120
+    while http.get("/ready").json()["engine"]["pending_blocks"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cycles", [1, 8])
+def test_versions_come_and_go_under_load(http, versions, instance, cycles):
+    """No request fails but those that name a retired version, and every answer is its version's own."""
+    _, (one, two), publish = versions
+    alone = {digest: told(ask(http, f"base:{digest}")) for digest in (one, two)} | {
+        "base": told(ask(http, "base"))
+    }
+    assert len({*alone.values()}) == 3
+    may_be = {
+        "base": {alone["base"]},
+        "base:latest": {alone[one], alone[two]},
+        f"base:{one}": {alone[one]},
+        f"base:{two}": {alone[two]},
+    }
+    done, wrong, counts = threading.Event(), [], dict.fromkeys(may_be, 0)
+
+    def client(offset):
+        with httpx.Client(base_url=instance.url, timeout=180) as own:
+            for i in range(offset, 10_000):
+                if done.is_set():
+                    return
+                model = [*may_be][i % len(may_be)]
+                answer = ask(own, model)
+                if answer.status_code == 404 and model in (f"base:{one}", f"base:{two}"):
+                    continue
+                counts[model] += 1
+                if answer.status_code != 200 or told(answer) not in may_be[model]:
+                    wrong.append((model, answer.text))
+
+    clients = [threading.Thread(target=client, args=(i,)) for i in range(4)]
+    for thread in clients:
+        thread.start()
+    try:
+        for old, new in [(one, two), (two, one)] * cycles:
+            http.post(f"/v1/adapters/{new}/alias", json={"alias": "latest"}).raise_for_status()
+            http.delete(f"/v1/adapters/{old}").raise_for_status()
+            assert ask(http, f"base:{old}").status_code == 404
+            assert told(ask(http, "base:latest")) == alone[new]
+            publish(old)
+            assert told(ask(http, f"base:{old}")) == alone[old]
+    finally:
+        done.set()
+        for thread in clients:
+            thread.join()
+    assert not wrong and all(counts.values()), (wrong[:3], counts)

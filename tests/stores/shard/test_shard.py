@@ -1,0 +1,616 @@
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from zlib import crc32
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from common.config import StoreConfig
+from common.errors import Conflict, InvalidInput, NotReady, StoreCorrupt
+from stores.locks import ReadWriteLock
+from stores.memory.memory import content_digest, to_json
+from stores.shard.shard import Shard
+from stores.view.view import cursor_of
+from stores.writes import lookups
+from tests.support.stores import DIM, NOW, axis, memory, open_shard, unit
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def shard(tmp_path):
+    shard = open_shard(tmp_path / "shard")
+    yield shard
+    shard.close()
+
+
+def put(shard, *memories, op_id=None, vectors=None):
+    vectors = vectors or [unit(crc32(m.id.encode())) for m in memories]
+    return shard.put(list(zip(memories, vectors, strict=True)), op_id=op_id or os.urandom(8).hex(), now=NOW)
+
+
+def ids(found):
+    return [item.get("memory", item)["id"] for item in found]
+
+
+def test_a_put_has_the_digest_that_earlier_versions_gave_it():
+    """A retry may come after an upgrade."""
+    told = {"context": {"b": [1, 2.5, None, True], "ä": {"a": ""}}, "time": 1.7e9, "reward": 0.25}
+    first = memory("m1", text='Zoë moved \u2028 "to" Oslo\n', **told)
+    second = memory("m2", cues=[{"question": "q?", "answer": "a"}])
+    assert lookups.put_digest([first, second]) == "7e368a9f9304827f"
+    huge = memory("m3", context={"number": 10**40})
+    assert lookups.put_digest([huge]) == lookups.request_digest(
+        "put", [content_digest(replace(huge, time=0.0))]
+    )
+
+
+# Against a plain dict
+
+names = st.sampled_from([f"m{i}" for i in range(8)])
+namespaces = st.sampled_from(["acme", "other"])
+
+
+class ShardAgainstDict(RuleBasedStateMachine):
+    """Any sequence of operations, retries and restarts leaves what a dict would hold."""
+
+    def __init__(self):
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory()
+        self.shard = open_shard(Path(self.folder.name) / "shard")
+        self.model: dict[tuple[str, str], SimpleNamespace] = {}
+        self.ops = 0
+
+    def teardown(self):
+        self.shard.close()
+        self.folder.cleanup()
+
+    def twice(self, call):
+        """Every operation is sent twice: the second must change nothing and answer the same."""
+        self.ops += 1
+        first = call(f"op-{self.ops}")
+        assert call(f"op-{self.ops}") == first
+        return first
+
+    @rule(
+        namespace=namespaces,
+        batch=st.lists(st.tuples(names, st.integers(0, 1), st.integers(1, 5)), max_size=4),
+    )
+    def put(self, namespace, batch):
+        items = [
+            (memory(name, namespace=namespace, text=f"{name} v{version}", time=t), unit(version))
+            for name, version, t in batch
+        ]
+        stored = {key: entry.versions for key, entry in self.model.items()}
+        wanted: dict = {}
+        clash = any(
+            to_json(m) not in stored.get((m.namespace, m.id), [to_json(m)])
+            if (m.namespace, m.id) in stored
+            else wanted.setdefault((m.namespace, m.id), to_json(m)) != to_json(m)
+            for m, _ in items
+        )
+        if clash:
+            with pytest.raises(Conflict):
+                self.shard.put(items, op_id="clash", now=NOW)
+            return
+        answers = self.twice(lambda op_id: self.shard.put(items, op_id=op_id, now=NOW))
+        for (m, vector), answer in zip(items, answers, strict=True):
+            key = m.namespace, m.id
+            assert answer["stored"] and answer["id"] == m.id and answer["anchor"] and answer["seq"]
+            assert answer["status"] == ("existing" if key in stored else answer["status"])
+            self.model.setdefault(key, self.fresh(m, vector))
+        statuses = [answer["status"] for answer in answers]
+        assert statuses.count("new") == len(wanted)
+        assert set(statuses) <= {"new", "existing", "duplicate"}
+
+    @staticmethod
+    def fresh(m, vector):
+        return SimpleNamespace(
+            memory=m, vector=vector, usage=0, salience=0.0, scored=False, count=1, versions=[to_json(m)]
+        )
+
+    @precondition(lambda self: self.model)
+    @rule(data=st.data())
+    def put_a_twin(self, data):
+        """The same words under another id: counted where they are, not written."""
+        (namespace, _), entry = data.draw(st.sampled_from(sorted(self.model.items(), key=str)))
+        loud = memory(f"twin-{self.ops}", namespace=namespace, text=f" {entry.memory.text.upper()}! ", time=9)
+        items = [(loud, entry.vector)]
+        (answer,) = self.twice(lambda op_id: self.shard.put(items, op_id=op_id, now=NOW))
+        twins = [
+            other
+            for (space, _), other in self.model.items()
+            if space == namespace and other.memory.text == entry.memory.text
+        ]
+        assert answer["status"] == "duplicate"
+        twin = self.model[namespace, answer["id"]]
+        assert twin in twins and self.shard.get(namespace, loud.id) is None
+        twin.count += 1
+
+    @precondition(lambda self: self.model)
+    @rule(data=st.data(), version=st.integers(0, 3), t=st.integers(1, 5), stale=st.booleans())
+    def supersede(self, data, version, t, stale):
+        key = data.draw(st.sampled_from(sorted(self.model)))
+        namespace, name = key
+        entry = self.model[key]
+        new = memory(name, namespace=namespace, text=f"{name} v{version}", time=t)
+        generation = self.shard.get(namespace, name)["statistics"]["generation"] + stale
+        revise = lambda op_id: self.shard.supersede(  # noqa: E731
+            new, unit(version), generation=generation, op_id=op_id, now=NOW
+        )
+        if stale:
+            with pytest.raises(Conflict, match="generation"):
+                revise("stale")
+            return
+        assert self.twice(revise)["supersedes"] == generation
+        entry.memory, entry.vector = new, unit(version)
+        entry.versions.append(to_json(new))
+
+    @rule(namespace=namespaces, chosen=st.lists(names, unique=True, max_size=3))
+    def touch(self, namespace, chosen):
+        result = self.twice(lambda op_id: self.shard.touch(namespace, chosen, op_id=op_id, now=NOW))
+        assert sorted(result["touched"] + result["unknown"]) == sorted(chosen)
+        for name in result["touched"]:
+            self.model[namespace, name].usage += 1
+
+    @rule(namespace=namespaces, chosen=st.dictionaries(names, st.floats(-5, 5), max_size=3))
+    def score(self, namespace, chosen):
+        rows = list(chosen.items())
+        result = self.twice(lambda op_id: self.shard.score(namespace, rows, op_id=op_id, now=NOW))
+        for name in result["scored"]:
+            entry, measured = self.model[namespace, name], max(0.0, chosen[name])
+            entry.salience = 0.7 * entry.salience + 0.3 * measured if entry.scored else measured
+            entry.scored = True
+
+    @rule(namespace=namespaces, chosen=st.lists(names, max_size=3))
+    def forget_ids(self, namespace, chosen):
+        self.check_forgotten(namespace, {"ids": chosen}, lambda m: m.id in chosen)
+
+    @rule(namespace=namespaces, t=st.integers(1, 5))
+    def forget_where(self, namespace, t):
+        where = {"field": "time", "op": "lte", "value": t}
+        self.check_forgotten(namespace, {"where": where}, lambda m: m.time <= t)
+
+    @precondition(lambda self: len(self.model) > 5)
+    @rule(namespace=namespaces)
+    def forget_everything(self, namespace):
+        self.check_forgotten(namespace, {"everything": True}, lambda m: True)
+
+    def check_forgotten(self, namespace, how, chosen):
+        gone = {key for key, entry in self.model.items() if key[0] == namespace and chosen(entry.memory)}
+        erased = sum(len(self.model[key].versions) + self.model[key].count - 1 for key in gone)
+        receipt = self.twice(lambda op_id: self.shard.forget(namespace, **how, op_id=op_id, now=NOW))
+        assert set(receipt["forgotten"]) == {name for _, name in gone}
+        assert (receipt["log_records"], receipt["index_rows"]) == (erased, len(gone)) and receipt["scrubbed"]
+        for key in gone:
+            del self.model[key]
+
+    @rule()
+    def reopen(self):
+        before = self.shard.counts()
+        self.shard.close()
+        self.shard = open_shard(Path(self.folder.name) / "shard")
+        assert self.shard.counts() == {**before, "epoch": before["epoch"] + 1}
+
+    @invariant()
+    def holds_what_the_dict_holds(self):
+        for namespace in ("acme", "other"):
+            mine = {name: entry for (space, name), entry in self.model.items() if space == namespace}
+            ordered = sorted(mine, key=lambda name: (mine[name].memory.time, name))
+            listed = self.shard.list(namespace)
+            assert ids(listed) == ordered
+            for found in listed:
+                entry = mine[found["id"]]
+                assert to_json(entry.memory).items() <= found.items()
+                assert found["statistics"]["usage"] == entry.usage
+                assert found["statistics"]["count"] == entry.count
+                history = self.shard.history(namespace, found["id"])
+                assert [version["content"] for version in reversed(history)] == entry.versions
+                assert found["statistics"]["salience"] == pytest.approx(entry.salience)
+                assert self.shard.get(namespace, found["id"]) == found
+            hits = self.shard.search(namespace, unit(0), 100, retrieval="flat")
+            assert sorted(ids(hits)) == sorted(mine)
+            for hit in hits:
+                assert hit["score"] == pytest.approx(unit(0) @ mine[hit["memory"]["id"]].vector, abs=1e-5)
+            assert sorted(self.shard.statistics(namespace)["id"].to_pylist()) == sorted(mine)
+        assert self.shard.counts()["memories"] == len(self.model)
+
+    @rule()
+    def verify(self):
+        assert self.shard.verify() is None
+
+
+TestShardAgainstDict = ShardAgainstDict.TestCase
+TestShardAgainstDict.settings = settings(
+    max_examples=20, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+)
+
+
+# Writing
+
+
+def test_one_clash_refuses_the_whole_call_and_writes_nothing(shard):
+    put(shard, memory("m1"))
+    before = shard.counts()
+    with pytest.raises(Conflict, match="'m1'"):
+        put(shard, memory("m2"), memory("m1", text="something else"))
+    with pytest.raises(Conflict, match="'m3'"):
+        put(shard, memory("m3"), memory("m3", text="something else"))
+    assert shard.counts() == before and shard.get("acme", "m2") is None
+    assert shard.check([memory("m1"), memory("m2"), memory("m1", text="x")])[:2] == [None, None]
+    assert "m1" in shard.check([memory("m1", text="x")])[0]
+
+
+def test_an_op_id_stands_for_one_request(shard):
+    """Else a retry with a used id would answer with what somebody else wrote."""
+    theirs = put(shard, memory("m1", namespace="other"), op_id="o")
+    assert put(shard, memory("m1", namespace="other"), op_id="o") == theirs
+    for taken in (memory("m1"), memory("m2", namespace="other"), memory("m1", namespace="other", text="new")):
+        with pytest.raises(Conflict, match="op_id 'o'"):
+            put(shard, taken, op_id="o")
+    with pytest.raises(Conflict):
+        shard.touch("other", ["m1"], op_id="o", now=NOW)
+
+
+def test_the_same_id_in_two_namespaces_is_two_memories(shard):
+    put(shard, memory("m1"), memory("m1", namespace="other", text="theirs"))
+    assert shard.get("other", "m1")["text"] == "theirs" != shard.get("acme", "m1")["text"]
+    shard.forget("acme", everything=True, op_id="f", now=NOW)
+    assert ids(shard.list("other")) == ["m1"] and shard.list("acme") == []
+
+
+def test_an_empty_call_is_fine(shard):
+    assert put(shard) == []
+    assert shard.touch("acme", [], op_id="t", now=NOW) == {"touched": [], "unknown": []}
+    assert shard.score("acme", [], op_id="s", now=NOW) == {"scored": {}, "unknown": []}
+    assert shard.forget("acme", ids=[], op_id="f", now=NOW)["forgotten"] == []
+    assert shard.search("acme", unit(0), 3) == [] and shard.statistics("acme").num_rows == 0
+
+
+def test_a_memory_of_a_megabyte_comes_back(shard):
+    large = memory("m1", text="x" * 9_999, context={"notes": ["é" * 100] * 40})
+    put(shard, large)
+    assert to_json(large).items() <= shard.get("acme", "m1").items()
+
+
+@pytest.mark.parametrize(
+    "vector",
+    [
+        np.ones(DIM, np.float32),
+        np.zeros(DIM, np.float32),
+        np.full(DIM, np.nan, np.float32),
+        np.eye(DIM + 1, dtype=np.float32)[0],
+        np.eye(DIM, dtype=np.float32),
+    ],
+)
+def test_vectors_that_would_spoil_the_index_are_refused(shard, vector):
+    with pytest.raises(InvalidInput):
+        put(shard, memory("m1"), memory("m2"), vectors=[unit(1), vector])
+    assert shard.counts()["memories"] == 0
+    with pytest.raises(InvalidInput):
+        shard.search("acme", vector, 1)
+
+
+def test_the_gate_stores_what_is_novel_rewarded_or_pinned_and_says_why(tmp_path):
+    shard = open_shard(tmp_path / "shard", gate_tau=0.5)
+    same = axis(0)
+    close = np.array([0.9, np.sqrt(1 - 0.81), 0, 0, 0, 0, 0, 0], np.float32)
+    answers = put(
+        shard,
+        *(
+            memory("first"),
+            memory("close"),
+            memory("paid", reward=1.0),
+            memory("pinned", pin=True),
+            memory("new"),
+        ),
+        vectors=[same, close, same, same, axis(5)],
+    )
+    assert [answer["status"] for answer in answers] == ["new", "refused", "new", "new", "new"]
+    assert answers[1] | {"gate": None} == {
+        **{"id": "close", "kind": "episodic", "stored": False, "status": "refused", "gate": None},
+        **{"anchor": None, "shard": 0, "seq": None},
+    }
+    assert answers[1]["gate"]["score"] == pytest.approx(0.1, abs=1e-5)
+    assert "novelty 0.100" in answers[1]["gate"]["reason"] and "0.5" in answers[1]["gate"]["reason"]
+    for _ in range(2):
+        counts = shard.counts()
+        assert (counts["gate_attempts"], counts["gate_accepts"], counts["memories"]) == (5, 4, 4)
+        shard.close()
+        shard = open_shard(tmp_path / "shard", gate_tau=0.5)
+    answer = shard.put([(memory("far"), axis(6))], op_id="o", now=NOW, elsewhere=[0.8])
+    assert answer[0]["status"] == "refused", "what other shards hold counts as well"
+    shard.close()
+
+
+def test_novelty_is_one_minus_the_highest_cosine_of_the_namespace(shard):
+    put(shard, memory("a"), memory("b"), memory("c", namespace="other"), vectors=[axis(0), axis(0), axis(0)])
+    novelty = {row["id"]: row["novelty"] for row in shard.statistics("acme").to_pylist()}
+    assert novelty == {"a": 1.0, "b": 0.0}
+    assert shard.statistics("other")["novelty"].to_pylist() == [1.0]
+    assert shard.nearest(["acme", "other", "empty"], np.stack([axis(0), axis(1), axis(0)])) == [1.0, 0.0, 0.0]
+
+
+def test_scores_average_into_salience_and_bad_ones_change_nothing(shard):
+    put(shard, memory("m1"))
+    for bad in [[("m1", float("nan"))], [("m1", 1.0), ("m1", 2.0)]]:
+        with pytest.raises(InvalidInput):
+            shard.score("acme", bad, op_id="bad", now=NOW)
+    found = [
+        shard.score("acme", [("m1", d), ("x", 1.0)], op_id=f"{d}", now=NOW)["scored"]["m1"]
+        for d in (10, -4, 2)
+    ]
+    assert found == pytest.approx([10.0, 7.0, 5.5])
+
+
+def test_a_memory_written_again_after_forgetting_is_a_new_generation(shard):
+    put(shard, memory("m1"))
+    shard.touch("acme", ["m1"], op_id="t", now=NOW)
+    first = shard.get("acme", "m1")["statistics"]
+    shard.forget("acme", ids=["m1"], op_id="f", now=NOW)
+    put(shard, memory("m1", text="other content"))
+    second = shard.get("acme", "m1")["statistics"]
+    assert second["generation"] > first["generation"] and second["usage"] == 0
+
+
+def test_forget_wants_one_way_of_choosing(shard):
+    for how in ({}, {"ids": [], "everything": True}, {"ids": ["a"], "where": {}}):
+        with pytest.raises(InvalidInput):
+            shard.forget("acme", **how, op_id="f", now=NOW)
+
+
+def test_forgotten_content_is_nowhere_on_disk(shard):
+    put(shard, memory("m1", text="the secret of Ada"), memory("m2"))
+    secret = unit(77)
+    put(shard, memory("m3"), vectors=[secret])
+    shard.forget("acme", ids=["m1", "m3", "absent"], op_id="f", now=NOW)
+    disk = b"".join(file.read_bytes() for file in shard._log.path.rglob("*") if file.is_file())
+    assert b"secret" not in disk and secret.tobytes() not in disk and b"this is m2" in disk
+    assert shard.verify() is None
+
+
+# Reading
+
+
+def test_search_is_restricted_before_the_best_k_are_taken(shard):
+    """The wanted memory is the worst of 200 by cosine: a filter after k would lose it."""
+    query = axis(0)
+    crowd = [memory(f"m{i:03}", context={"n": i}) for i in range(200)]
+    put(shard, *crowd, vectors=[query] * 200)
+    put(shard, memory("wanted", context={"n": -1}), vectors=[axis(1)])
+    put(shard, memory("place", kind="spatial", place="p", x=0, y=0), vectors=[-query])
+    put(shard, memory("theirs", namespace="other"), vectors=[query])
+    where = {"field": "context.n", "op": "lt", "value": 0}
+    assert ids(shard.search("acme", query, 1, where=where)) == ["wanted"]
+    assert ids(shard.search("acme", query, 1, kinds=["spatial"])) == ["place"]
+    assert shard.search("acme", query, 1, kinds=["spatial"], where=where) == []
+    assert shard.search("acme", query, 1, kinds=[]) == [] and shard.search("acme", query, 0) == []
+    assert len(shard.search("acme", query, 10_000)) == 202
+    assert ids(shard.search("other", query, 5)) == ["theirs"]
+    assert shard.search("nobody", query, 5) == []
+
+
+def test_search_equals_the_naive_search(shard):
+    vectors = {f"m{i}": unit(i) for i in range(300)}
+    put(shard, *(memory(name) for name in vectors), vectors=list(vectors.values()))
+    for seed in range(1000, 1010):
+        query = unit(seed)
+        best = sorted(vectors, key=lambda name: -float(query @ vectors[name]))[:7]
+        found = shard.search("acme", query, 7, retrieval="flat")
+        assert ids(found) == best
+        assert found[0]["scores"] == {"dense": found[0]["score"], "lexical": None, "concert": None}
+
+
+@pytest.mark.parametrize("at_once", [2, 1024])
+def test_pages_cover_every_memory_once_in_order(shard, at_once, monkeypatch):
+    monkeypatch.setattr("stores.shard.shard.LISTED_AT_ONCE", at_once)
+    for i in range(23):
+        put(shard, memory(f"m{i:02}", time=i // 3, conversation=f"c{i % 2}"))
+    for size in (1, 4, 23, 50):
+        pages, cursor = [], None
+        while page := shard.list("acme", after=cursor, limit=size):
+            assert len(page) <= size
+            pages += ids(page)
+            cursor = cursor_of(page[-1])
+        assert pages == [f"m{i:02}" for i in range(23)]
+    odd = shard.list("acme", conversation="c1", where={"field": "time", "op": "lt", "value": 2})
+    assert ids(odd) == ["m01", "m03", "m05"]
+    assert ids(shard.list("acme", conversation="c1", limit=2)) == ["m01", "m03"]
+    assert shard.list("acme", kind="spatial") == []
+    for bad in ("x", "!!", "W10=", "é"):
+        with pytest.raises(InvalidInput):
+            shard.list("acme", after=bad)
+
+
+def test_answers_are_copies(shard):
+    put(shard, memory("m1", context={"tags": ["a"]}))
+    shard.get("acme", "m1")["context"]["tags"].append("b")
+    shard.search("acme", unit(0), 1)[0]["memory"]["context"].clear()
+    assert shard.get("acme", "m1")["context"] == {"tags": ["a"]}
+
+
+# Many threads
+
+
+def test_readers_see_a_write_whole_or_not_at_all(shard):
+    """Batches of ten, forgotten again: every reader must always count tens."""
+    stop, odd = threading.Event(), []
+
+    def read():
+        while not stop.is_set():
+            for count in (
+                len(shard.list("acme", limit=1000)),
+                len(shard.search("acme", unit(1), 1000)),
+                shard.statistics("acme").num_rows,
+                shard.counts()["memories"],
+            ):
+                if count % 10:
+                    odd.append(count)
+
+    readers = [threading.Thread(target=read) for _ in range(4)]
+    for reader in readers:
+        reader.start()
+    for batch in range(20):
+        put(shard, *(memory(f"b{batch}-{i}") for i in range(10)))
+        if batch % 4 == 3:
+            shard.forget("acme", ids=[f"b{batch}-{i}" for i in range(10)], op_id=f"f{batch}", now=NOW)
+    stop.set()
+    for reader in readers:
+        reader.join(30)
+    assert not odd and shard.counts()["memories"] == 150
+
+
+def test_writers_of_many_threads_lose_nothing(shard):
+    def write(thread):
+        for i in range(15):
+            put(shard, memory(f"t{thread}-{i}"))
+            shard.touch("acme", ["t0-0"], op_id=f"touch-{thread}-{i}", now=NOW)
+
+    put(shard, memory("t0-0"))
+    writers = [threading.Thread(target=write, args=(thread,)) for thread in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+    assert shard.counts()["memories"] == 60 and shard.verify() is None
+    assert shard.get("acme", "t0-0")["statistics"]["usage"] == 60
+
+
+def test_a_waiting_writer_goes_before_new_readers():
+    lock, order, done = ReadWriteLock(), [], threading.Event()
+
+    def write():
+        with lock.write():
+            order.append("writer")
+            done.wait(10)
+
+    def read():
+        with lock.read():
+            order.append("reader")
+
+    writer, reader = threading.Thread(target=write), threading.Thread(target=read)
+    with lock.read():
+        writer.start()
+        while not lock._writers_waiting:
+            time.sleep(0.001)
+        reader.start()
+        reader.join(0.05)
+        assert order == []
+    while not order:
+        time.sleep(0.001)
+    reader.join(0.05)
+    assert order == ["writer"]
+    done.set()
+    reader.join(10)
+    assert order == ["writer", "reader"]
+
+
+# Damage and death
+
+
+def test_a_damaged_log_is_not_served(tmp_path):
+    shard = open_shard(tmp_path / "shard")
+    for i in range(5):
+        put(shard, memory(f"m{i}", text=f"needle-{i}-" * 300))
+    shard.close()
+    file = tmp_path / "shard" / "data.mdb"
+    file.write_bytes(file.read_bytes().replace(b"needle-3-", b"needle-4-", 1))
+    with pytest.raises(StoreCorrupt, match="record 4 "):
+        open_shard(tmp_path / "shard")
+    with pytest.raises(StoreCorrupt):  # and the failed open left nothing locked
+        open_shard(tmp_path / "shard")
+
+
+def test_a_closed_shard_refuses_writes(shard):
+    shard.close()
+    with pytest.raises(NotReady):
+        put(shard, memory("m1"))
+
+
+def test_another_dimension_is_refused(tmp_path):
+    open_shard(tmp_path / "shard").close()
+    with pytest.raises(Conflict, match="dim"):
+        Shard(tmp_path / "shard", number=0, dim=DIM + 1, config=StoreConfig())
+
+
+WRITER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, "tests")
+from store_helpers import NOW, memory, open_shard, unit
+
+path, life = Path(sys.argv[1]), sys.argv[2]
+shard = open_shard(path)
+n = 0
+while True:
+    n += 1
+    batch = [f"{life}-{n}-{i}" for i in range(3)]
+    shard.put([(memory(id), unit(n)) for id in batch], op_id=f"put-{life}-{n}", now=NOW)
+    print("put", *batch, flush=True)
+    shard.touch("acme", ["first"], op_id=f"touch-{life}-{n}", now=NOW)
+    print("touched", flush=True)
+    if n % 5 == 0:
+        print("forgetting", batch[0], flush=True)
+        shard.forget("acme", ids=[batch[0]], op_id=f"forget-{life}-{n}", now=NOW)
+        print("forgot", batch[0], flush=True)
+"""
+
+
+def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path):
+    """The ledger is a file outside the store: what it names was acknowledged before the kill."""
+    rng = random.Random(1337)
+    path, ledger = tmp_path / "shard", tmp_path / "ledger"
+    shard = open_shard(path)
+    put(shard, memory("first"))
+    shard.close()
+    epochs = []
+    for life in range(8):
+        start = ledger.stat().st_size if ledger.exists() else 0
+        with ledger.open("ab") as out:
+            writer = subprocess.Popen(
+                [sys.executable, "-c", WRITER, str(path), str(life)],
+                cwd=ROOT,
+                stdout=out,
+                stderr=subprocess.PIPE,
+            )
+        while ledger.stat().st_size == start and writer.poll() is None:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0.0, 0.25))
+        writer.send_signal(signal.SIGKILL)
+        _, stderr = writer.communicate(timeout=30)
+        assert writer.returncode == -signal.SIGKILL, stderr.decode()
+
+        lines = [line.split() for line in ledger.read_text().splitlines()]
+        written = {id for line in lines if line[0] == "put" for id in line[1:]}
+        forgetting = {line[1] for line in lines if line[0] == "forgetting"}
+        forgot = {line[1] for line in lines if line[0] == "forgot"}
+        touched = sum(line == ["touched"] for line in lines)
+
+        shard = open_shard(path)
+        found = set(ids(shard.list("acme", limit=100_000))) - {"first"}
+        assert written - forgetting <= found, "acknowledged, so there"
+        assert not forgot & found, "acknowledged, so gone"
+        batches: dict[str, int] = {}
+        for id in found | forgetting:
+            batches[id.rpartition("-")[0]] = batches.get(id.rpartition("-")[0], 0) + 1
+        assert set(batches.values()) <= {3}, "a write is whole or absent"
+        assert len(found - written) <= 3 * (life + 1), "at most the write in flight is there unacknowledged"
+        usage = shard.get("acme", "first")["statistics"]["usage"]
+        assert touched <= usage <= touched + life + 1
+        assert len(shard.search("acme", unit(0), 100_000)) == len(found) + 1
+        assert shard.verify() is None
+        epochs.append(shard.counts()["epoch"])
+        shard.close()
+    assert epochs == sorted(set(epochs)) and len(written) >= 24

@@ -1,0 +1,238 @@
+"""The official Python client of OpenAI against a running instance: what it sends is understood, what it gets back
+it can read, and what goes wrong is the exception its users expect."""
+
+import base64
+import math
+import time
+
+import numpy as np
+import openai
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from serve.access import Access
+from serve.http import install_error_handlers
+from serve.routes import language
+from serve.schemas.requests import ChatBody
+
+QUESTION = [{"role": "user", "content": "Where does Ada Quill live?"}]
+SAMPLED = {"temperature": 1.2, "seed": 7, "max_tokens": 10}
+
+
+@pytest.fixture(scope="module")
+def client(instance):
+    with openai.OpenAI(base_url=f"{instance.url}/v1", api_key="none", max_retries=0, timeout=180) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def remembering(instance):
+    """`extra_body` of a request whose namespace knows the answer."""
+    import httpx
+
+    memories = [{"id": "ada", "text": "Ada Quill lives in Lisbon."}]
+    body = {"namespace": "openai", "memories": memories}
+    assert httpx.post(f"{instance.url}/v1/memories", json=body, timeout=60).status_code == 200
+    return {"memory": {"namespace": "openai", "mode": "text"}}
+
+
+def chat(client, **more):
+    return client.chat.completions.create(
+        **{"model": "base", "messages": QUESTION, "max_tokens": 12, "extra_body": off(), **more}
+    )
+
+
+def off():
+    return {"memory": {"mode": "off"}}
+
+
+def streamed(chunks):
+    """Texts, reasons and log-probabilities by choice."""
+    texts, reasons, logprobs = {}, {}, {}
+    for chunk in chunks:
+        for choice in chunk.choices:
+            texts[choice.index] = texts.get(choice.index, "") + (choice.delta.content or "")
+            reasons[choice.index] = choice.finish_reason or reasons.get(choice.index)
+            if choice.logprobs:
+                logprobs.setdefault(choice.index, []).extend(choice.logprobs.content)
+    return texts, reasons, logprobs
+
+
+def test_the_memory_field_goes_in_the_extra_body(client, remembering):
+    reply = chat(client, extra_body=remembering)
+    assert "Lisbon" in reply.choices[0].message.content
+    assert reply.memory["injected"] == ["ada"] and reply.usage.total_tokens > 0
+
+
+def test_choices_come_in_order_and_follow_their_seeds(client):
+    several = chat(client, n=3, **SAMPLED)
+    assert [choice.index for choice in several.choices] == [0, 1, 2]
+    texts = [choice.message.content for choice in several.choices]
+    alone = [
+        chat(client, **{**SAMPLED, "seed": SAMPLED["seed"] + i}).choices[0].message.content for i in range(3)
+    ]
+    assert texts == alone and len({*texts}) > 1
+    assert several.usage.completion_tokens >= 3
+
+
+def test_choices_stream_side_by_side(client):
+    whole = chat(client, n=2, **SAMPLED)
+    chunks = list(chat(client, n=2, stream=True, stream_options={"include_usage": True}, **SAMPLED))
+    texts, reasons, _ = streamed(chunks)
+    assert texts == {choice.index: choice.message.content for choice in whole.choices}
+    assert reasons == {choice.index: choice.finish_reason for choice in whole.choices}
+    assert chunks[-1].usage == whole.usage and not chunks[-1].choices
+    assert sum(bool(getattr(chunk, "memory", None)) for chunk in chunks) == 1
+
+
+def test_log_probabilities_whole_and_streamed(client):
+    asked = {"logprobs": True, "top_logprobs": 3}
+    entries = chat(client, **asked).choices[0].logprobs.content
+    assert all(entry.top_logprobs[0].token == entry.token for entry in entries)  # greedy
+    assert all(len(entry.top_logprobs) == 3 and entry.logprob <= 0.0 for entry in entries)
+    assert sum(math.exp(other.logprob) for other in entries[0].top_logprobs) <= 1.0 + 1e-6
+    text = b"".join(bytes(entry.bytes) for entry in entries).decode()
+    assert text == chat(client).choices[0].message.content
+    _, _, told = streamed(chat(client, stream=True, **asked))
+    assert [entry.token for entry in told[0]] == [entry.token for entry in entries]
+    assert chat(client, logprobs=True).choices[0].logprobs.content[0].top_logprobs == []
+    assert chat(client).choices[0].logprobs is None
+
+
+def test_a_stop_string_ends_the_answer_before_it(client):
+    whole = chat(client).choices[0].message.content
+    stop = whole.split()[2]
+    cut = chat(client, stop=["never said", stop]).choices[0]
+    assert cut.message.content == whole[: whole.index(stop)] and cut.finish_reason == "stop"
+    assert chat(client, stop=stop).choices[0].message.content == cut.message.content
+
+
+def test_completions_continue_texts(client, remembering):
+    prompts = ["The capital of France is", "One, two, three,"]
+    request = {"model": "base", "max_tokens": 6, "extra_body": off()}
+    both = client.completions.create(prompt=prompts, n=2, logprobs=2, **request)
+    assert both.object == "text_completion" and [c.index for c in both.choices] == [0, 1, 2, 3]
+    assert both.choices[0].text == both.choices[1].text  # greedy
+    assert "Paris" in both.choices[0].text and "four" in both.choices[2].text
+    told = both.choices[0].logprobs
+    assert len(told.tokens) == len(told.token_logprobs) == len(told.text_offset) == 6
+    assert all(
+        len(best) == 2 and token in best for token, best in zip(told.tokens, told.top_logprobs, strict=True)
+    )
+    alone = client.completions.create(prompt=prompts[0], **request)
+    assert alone.choices[0].text == both.choices[0].text and alone.memory["mode"] == "off"
+    assert len(both.memory) == 2
+    chunks = list(client.completions.create(prompt=prompts, stream=True, **request))
+    texts = ["", ""]
+    for chunk in chunks:
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+    assert texts == [both.choices[0].text, both.choices[2].text]
+    asked = {**request, "max_tokens": 4, "extra_body": remembering}
+    taught = client.completions.create(prompt="Ada Quill lives in the city of", **asked)
+    assert taught.memory["injected"] == ["ada"]
+
+
+def test_embeddings_in_both_encodings(client):
+    texts = ["Ada lives in Lisbon.", "A goat."]
+    plain = client.embeddings.create(model="minilm", input=texts, encoding_format="float")
+    vectors = np.array([row.embedding for row in plain.data], np.float32)
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
+    packed = client.embeddings.create(model="minilm", input=texts)  # base64 on the wire
+    assert np.array_equal(np.array([row.embedding for row in packed.data], np.float32), vectors)
+    raw = client.embeddings.with_raw_response.create(
+        model="minilm", input="A goat.", encoding_format="base64"
+    )
+    sent = raw.http_response.json()["data"][0]["embedding"]
+    assert np.allclose(np.frombuffer(base64.b64decode(sent), "<f4"), vectors[1], atol=1e-6)
+    assert plain.usage.prompt_tokens == plain.usage.total_tokens > len(" ".join(texts).split())
+
+
+def test_models_are_listed_and_found(client):
+    names = [model.id for model in client.models.list()]
+    assert names[:2] == ["base", "smollm2-135m"] and names[-1] == "minilm"
+    assert client.models.retrieve("base").id == "base"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("gpt-4")
+
+
+@pytest.mark.parametrize(
+    ("bad", "param"),
+    [
+        ({"messages": []}, "messages"),
+        ({"n": 0}, "n"),
+        ({"n": 65}, "n"),  # never fits in serve.max_queued
+        ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"temperature": 2.5}, "temperature"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"extra_body": {"memory": {"mode": "magic"}}}, "memory.mode"),
+    ],
+)
+def test_bad_requests_say_which_parameter(client, bad, param):
+    with pytest.raises(openai.BadRequestError) as caught:
+        chat(client, **bad)
+    assert caught.value.param == param and caught.value.code
+
+
+def test_what_does_not_exist_is_not_found(client):
+    with pytest.raises(openai.NotFoundError, match="known: base"):
+        chat(client, model="gpt-4")
+    with pytest.raises(openai.NotFoundError, match="has 'minilm'"):
+        client.embeddings.create(model="text-embedding-3-small", input="x")
+    with pytest.raises(openai.BadRequestError, match="384"):
+        client.embeddings.create(model="minilm", input="x", dimensions=64)
+
+
+def test_absent_and_null_parameters_mean_the_same(client):
+    assert chat(client, n=None, stop=None, temperature=None, seed=None).choices
+
+
+def test_an_unknown_key_is_refused():
+    app = FastAPI()
+    install_error_handlers(app)
+    app.include_router(language.router)
+    app.state.access = Access({"mine": ["a"]})
+    app.state.parts = app.state.answers = None  # nobody gets that far
+    with TestClient(app, base_url="http://test/v1") as transport:
+        client = openai.OpenAI(
+            base_url="http://test/v1", api_key="yours", http_client=transport, max_retries=0
+        )
+        with pytest.raises(openai.AuthenticationError, match="Bearer KEY"):
+            client.embeddings.create(model="minilm", input="x")
+
+
+def test_a_full_queue_is_refused_and_a_client_that_leaves_makes_room(client, http):
+    long = {"n": 64, "stream": True, "max_tokens": 2000, "temperature": 2.0, "seed": 1}
+    stream = chat(client, **long)
+    next(iter(stream))
+    with pytest.raises(openai.RateLimitError, match="64 requests are in flight") as caught:
+        chat(client)
+    assert float(caught.value.response.headers["retry-after"]) > 0
+    stream.close()
+    until_idle(http)
+    assert chat(client).choices
+
+
+def test_a_client_that_gives_up_waiting_makes_room_too(client, http):
+    with pytest.raises(openai.APITimeoutError):
+        chat(client.with_options(timeout=1.0), max_tokens=4000, temperature=2.0, seed=1)
+    until_idle(http)
+
+
+def until_idle(http):
+    deadline = time.monotonic() + 60
+    while (engine := http.get("/ready").json()["engine"])["running"] or engine["waiting"]:
+        assert time.monotonic() < deadline, engine
+        time.sleep(0.1)
+
+
+def test_the_newer_name_of_the_limit_goes_before_the_older_one():
+    said = [{"role": "user", "content": "Hello"}]
+    both = ChatBody(messages=said, max_tokens=3, max_completion_tokens=5)
+    assert [sampling["max_tokens"] for sampling in both.sampling(99)] == [5]
+    assert ChatBody(messages=said, max_tokens=3).sampling(99)[0]["max_tokens"] == 3
+    assert ChatBody(messages=said).sampling(99)[0]["max_tokens"] == 99
