@@ -25,9 +25,9 @@ LIVES = 10  # of one store; checking reads all of it
 @contextmanager
 def forks_writers(**environment):
     process = subprocess.Popen(
-        [sys.executable, "-m", "crash.writer"],
+        [sys.executable, "-m", "tests.support.crash.writer"],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", **environment},
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

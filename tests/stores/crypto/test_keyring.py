@@ -297,8 +297,8 @@ def test_a_key_is_on_disk_before_it_seals(tmp_path):
     code = """
 import os, sys
 from pathlib import Path
-from stores.crypto import KeyRing
-from stores.master import MasterKey
+from stores.crypto.keyring import KeyRing
+from stores.crypto.master_key import MasterKey
 sealed = KeyRing(Path(sys.argv[1]), MasterKey(bytes(range(32)))).seal("acme", b"content")
 sys.stdout.buffer.write(sealed); sys.stdout.flush()
 os.kill(os.getpid(), 9)

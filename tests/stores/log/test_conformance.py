@@ -228,7 +228,7 @@ TAKE_OVER = """
 import fcntl, sys
 from pathlib import Path
 from common.config import StoreConfig
-from stores.logs import open_log
+from stores.log.open import open_log
 fcntl.flock = lambda *_: None  # a network disk whose locks do nothing
 config = StoreConfig.model_validate_json(sys.argv[2])
 log = open_log(Path(sys.argv[1]), config=config, identity={"shard": 0})
@@ -418,8 +418,9 @@ import json, os, resource, sys
 from pathlib import Path
 from common.config import StoreConfig
 from common.errors import NotReady
-from stores.logs import Operation, open_log
-from stores.record import Op
+from stores.log.base import Operation
+from stores.log.open import open_log
+from stores.log.record import Op
 
 path, config, fault, flag, disk, server = sys.argv[1:]
 log = open_log(Path(path), config=StoreConfig.model_validate_json(config), identity={"shard": 0})

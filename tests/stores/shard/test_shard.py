@@ -549,7 +549,7 @@ WRITER = """
 import sys
 from pathlib import Path
 sys.path.insert(0, "tests")
-from store_helpers import NOW, memory, open_shard, unit
+from tests.support.stores import NOW, memory, open_shard, unit
 
 path, life = Path(sys.argv[1]), sys.argv[2]
 shard = open_shard(path)

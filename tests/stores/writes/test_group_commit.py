@@ -338,7 +338,7 @@ import json, resource, signal, sys, threading, time
 from pathlib import Path
 sys.path.insert(0, "tests")
 from common.errors import NotReady
-from store_helpers import NOW, memory, open_shard, unit
+from tests.support.stores import NOW, memory, open_shard, unit
 
 path, fault, flag = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
