@@ -548,7 +548,7 @@ def test_another_dimension_is_refused(tmp_path):
 WRITER = """
 import sys
 from pathlib import Path
-sys.path.insert(0, "tests")
+sys.path.insert(0, ".")
 from tests.support.stores import NOW, memory, open_shard, unit
 
 path, life = Path(sys.argv[1]), sys.argv[2]

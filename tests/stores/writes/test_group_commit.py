@@ -336,7 +336,7 @@ def test_many_threads_lose_nothing_and_batches_form(shard):
 FAILING_WRITERS = """
 import json, resource, signal, sys, threading, time
 from pathlib import Path
-sys.path.insert(0, "tests")
+sys.path.insert(0, ".")
 from common.errors import NotReady
 from tests.support.stores import NOW, memory, open_shard, unit
 
