@@ -6,7 +6,7 @@
 - `layout.py`: how a store is divided, and the durable record of it; `layout_redis.py`: the same in Redis
 - `shard.py`: StoreShard, one actor a shard; `calls.py`: what may be called on it
 - `admission.py`: the bounded queue in front of a shard's threads
-- `tenure.py`: what a shard may do while the layout changes around it
+- `guard.py`: what a shard may do while the layout changes around it
 - `start.py`: starting, finding and stopping shards
 - `reshard.py`: another number of shards, while the store serves
 - `scorers.py`: scorer actors and their dispatcher

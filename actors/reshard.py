@@ -7,7 +7,7 @@
 4. `switch`: reads wait too, and the layout's record is swapped. This is the moment it takes effect.
 5. `end`: clients are told, the old shards end and remove their files.
 
-A process that dies in steps 1 to 3 leaves the old layout, in 5 the new one: leases run out (`tenure.py`),
+A process that dies in steps 1 to 3 leaves the old layout, in 5 the new one: leases run out (`guard.py`),
 and the shards of the layout that does not hold remove themselves, or the next start removes them.
 """
 
@@ -24,13 +24,16 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from actors.layout.layout import Layout, LayoutRecord, layout_record, publish
+from actors.layout.layout import LayoutRecord, ShardLayout
+from actors.layout.records import layout_record, publish
 from actors.shards.calls import cause_of
-from actors.start import clean, handle, start_generation
+from actors.shards.processes import clean, handle, start_generation
 from common.config import Config
 from common.errors import Conflict, InvalidInput, NotReady, SharpwaveError
 from stores.log.base import RESULTS_KEPT
-from stores.transfer.reshard import Changes, Key, Result, Uses, key_of
+from stores.transfer.reshard import Changes
+from stores.writes.kept_results import Result, Uses
+from stores.writes.rewrite import Key, key_of
 
 BATCH = 500  # records of an old log, and memories of a new one, at once
 LITTLE = 2_000  # records that may be left for the time in which writes wait
@@ -62,12 +65,16 @@ def reshard(config: Config, to: int, *, spread: int | None = None, say: Say = la
             record.swap(old, replace(old, moving=None))
             old = replace(old, moving=None)
         clean(config, old)
-        new = Layout(shards=to, spread=min(spread or config.store.spread, to), generation=old.generation + 1)
+        new = ShardLayout(
+            shards=to, spread=min(spread or config.store.spread, to), generation=old.generation + 1
+        )
         return _Reshard(config, record, old, new, say).run()
 
 
 class _Reshard:
-    def __init__(self, config: Config, record: LayoutRecord, old: Layout, new: Layout, say: Say) -> None:
+    def __init__(
+        self, config: Config, record: LayoutRecord, old: ShardLayout, new: ShardLayout, say: Say
+    ) -> None:
         self._config, self._record, self._old, self._new, self._say = config, record, old, new, say
         self._name = uuid.uuid4().hex
         self._moving = replace(old, moving=self._name)
@@ -258,7 +265,7 @@ _Started = tuple[Any, str, Sequence[Any]]  # a call under way, and how to send i
 class _Remote:
     """One shard. Calls are repeated while it restarts, within `serve.deadline_s`; they may all be."""
 
-    def __init__(self, config: Config, layout: Layout, number: int) -> None:
+    def __init__(self, config: Config, layout: ShardLayout, number: int) -> None:
         self._name, self._deadline_s = layout.actor_name(number), config.serve.deadline_s
 
     def call(self, method: str, *args: Any) -> Any:

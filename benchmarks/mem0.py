@@ -25,6 +25,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from stores.writes.batch import MemoryBatch
+
 ROOT = Path(__file__).resolve().parents[1]
 NOW = 1_700_000_000.0
 K = 3
@@ -57,15 +59,17 @@ class Ours:
 
     def add(self, number: int, text: str) -> str:
         memory = self.parse({"id": f"m{number}", "text": text}, namespace="n", now=NOW, max_text_bytes=9999)
-        self.shard.put([(memory, self.embed([text])[0])], op_id=f"put-{number}", now=NOW)
+        self.shard.memories.put(
+            MemoryBatch.of([(memory, self.embed([text])[0])]), op_id=f"put-{number}", now=NOW
+        )
         return memory.id
 
     def search(self, query: str) -> list[str]:
-        hits = self.shard.search("n", self.embed([query])[0], K, query=query, now=NOW)
+        hits = self.shard.search.find("n", self.embed([query])[0], K, query=query, now=NOW)
         return [hit["memory"]["text"] for hit in hits]
 
     def delete(self, id: str) -> None:
-        self.shard.forget("n", ids=[id], op_id=f"forget-{id}", now=NOW)
+        self.shard.erasure.forget("n", ids=[id], op_id=f"forget-{id}", now=NOW)
 
 
 class Mem0:

@@ -28,7 +28,7 @@ from stores.index.vector_index import IndexPlan, VectorIndex
 from stores.index.vectors import Vectors
 from stores.memory.memory import Memory, parse_memory, to_json
 from stores.shard.shard import Shard
-from stores.view.memory_state import Entry, carried
+from stores.view.memory_state import MemoryState, row_of
 
 NOW = 1_700_000_000.0
 BATCH = 1_000
@@ -47,7 +47,7 @@ def made_vectors(count: int, dim: int, seed: int = 1337) -> Vectors:
 
 
 def made_row(number: int, vector: Vectors) -> dict[str, Any]:
-    entry = Entry(
+    entry = MemoryState(
         memory=to_json(made_memory(number)),
         seq=number,
         anchor="00" * 8,
@@ -55,7 +55,7 @@ def made_row(number: int, vector: Vectors) -> dict[str, Any]:
         novelty=0.5,
         usage=number % 7,
     )
-    return carried(entry, vector, 0)
+    return row_of(entry, vector, 0)
 
 
 def made_memory(number: int) -> Memory:
@@ -82,7 +82,9 @@ def fill(shard: Shard, vectors: Vectors, start: int, end: int) -> None:
     """By import, which asks for no novelty; the records are as large as those of puts."""
     for at in range(start, end, BATCH):
         chosen = range(at, min(end, at + BATCH))
-        shard.take([made_row(number, vectors[number]) for number in chosen], op_id=f"take-{at}", now=NOW)
+        shard.memories.import_rows(
+            [made_row(number, vectors[number]) for number in chosen], op_id=f"take-{at}", now=NOW
+        )
 
 
 def build(vectors: Vectors, plan: IndexPlan) -> VectorIndex:
@@ -98,17 +100,17 @@ def run(folder: Path, memories: int, dim: int, tail: int, plan: IndexPlan, repea
 
     def opened() -> Shard:
         shard = Shard(folder, number=0, dim=dim, config=config)
-        shard.search("bench", vectors[0], 10)
+        shard.search.find("bench", vectors[0], 10)
         return shard
 
     shard = Shard(folder, number=0, dim=dim, config=config)
     timed("fill", lambda: fill(shard, vectors, 0, memories - tail))
     timed("background build", index_of(shard).settle)
-    capture_s, captured = timed("capture", shard._capture)
-    write_s, made = timed("write", lambda: shard._snapshots.make(lambda: captured))
+    capture_s, captured = timed("capture", shard.core.capture)
+    write_s, made = timed("write", lambda: shard.core.snapshots.make(lambda: captured))
     assert made is not None
     fill(shard, vectors, memories - tail, memories)
-    expected = [each["memory"]["id"] for each in shard.search("bench", vectors[1], 10)]
+    expected = [each["memory"]["id"] for each in shard.search.find("bench", vectors[1], 10)]
     structure = index_of(shard).kind
     shard.close()
 
@@ -116,7 +118,7 @@ def run(folder: Path, memories: int, dim: int, tail: int, plan: IndexPlan, repea
     for _ in range(repeat):
         spent["build"].append(timed("build", lambda: build(vectors, plan))[0])
         seconds, again = timed("snapshot", opened)
-        assert [each["memory"]["id"] for each in again.search("bench", vectors[1], 10)] == expected
+        assert [each["memory"]["id"] for each in again.search.find("bench", vectors[1], 10)] == expected
         spent["snapshot"].append(seconds)
         again.close()
     shutil.rmtree(folder / "snapshots")
@@ -141,7 +143,7 @@ def run(folder: Path, memories: int, dim: int, tail: int, plan: IndexPlan, repea
 
 
 def index_of(shard: Shard) -> VectorIndex:
-    return shard._view.spaces["bench"].index
+    return shard.core.view.spaces["bench"].index
 
 
 def main() -> None:

@@ -27,6 +27,8 @@ from typing import Any
 
 import numpy as np
 
+from stores.writes.batch import MemoryBatch
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.public_sets import letta_rows, locomo_turns, named_turns
@@ -63,7 +65,7 @@ Search = Callable[[Shard, str, Vectors, str], list[str]]
 
 def by(retrieval: str) -> Search:
     def search(shard: Shard, namespace: str, vector: Vectors, query: str) -> list[str]:
-        hits = shard.search(namespace, vector, max(DEPTHS), query=query, retrieval=retrieval, now=NOW)
+        hits = shard.search.find(namespace, vector, max(DEPTHS), query=query, retrieval=retrieval, now=NOW)
         return [hit["memory"]["id"] for hit in hits]
 
     return search
@@ -118,7 +120,9 @@ def fill(shard: Shard, bench: Bench, embedder: Embedder) -> None:
             )
             for id, (text, time) in memories.items()
         ]
-        shard.put([*zip(items, vectors, strict=True)], op_id=f"{bench.name}/{namespace}", now=NOW)
+        shard.memories.put(
+            MemoryBatch.of([*zip(items, vectors, strict=True)]), op_id=f"{bench.name}/{namespace}", now=NOW
+        )
 
 
 def measure(

@@ -33,6 +33,8 @@ from typing import Any
 
 import numpy as np
 
+from stores.writes.batch import MemoryBatch
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.provenance import of_model
@@ -109,7 +111,9 @@ class Session:
             )
             for fact in self._facts.facts
         ]
-        self._shard.put([*zip(memories, vectors, strict=True)], op_id="fill", now=NOW)
+        self._shard.memories.put(
+            MemoryBatch.of([*zip(memories, vectors, strict=True)]), op_id="fill", now=NOW
+        )
         started = time.perf_counter()
         chunked = {
             engine.memories.fingerprint(BASE): engine
@@ -139,7 +143,7 @@ class Session:
     def retrieve(self, asked: Asked, retrieval: str, top: int | None = None) -> tuple[list[Recalled], float]:
         started = time.perf_counter()
         [vector] = self._embedder.encode([asked.text])
-        found = self._shard.search(
+        found = self._shard.search.find(
             "session", vector, top or self._k, query=asked.text, retrieval=retrieval, now=NOW
         )
         if retrieval == "full" and top is None:

@@ -23,6 +23,8 @@ from typing import Any
 import faiss
 import numpy as np
 
+from stores.writes.batch import MemoryBatch
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.index import DIM, PASSES, QUERIES, K, direct, exact_rows, p, rss, textlike, timed, tuning
@@ -32,7 +34,7 @@ from stores.index.faiss_structures import asking
 from stores.index.vectors import Vectors
 from stores.memory.memory import Memory, parse_memory, to_json
 from stores.shard.shard import Shard
-from stores.view.memory_state import Entry, carried
+from stores.view.memory_state import MemoryState, row_of
 
 Json = dict[str, Any]
 NOW = 1_700_000_000.0
@@ -63,19 +65,21 @@ def fill(shard: Shard, vectors: Vectors) -> None:
     for start in range(0, len(vectors), BATCH):
         rows = []
         for number in range(start, min(start + BATCH, len(vectors))):
-            entry = Entry(memory=to_json(made(number)), seq=1, anchor="00" * 8, written=NOW, novelty=0.5)
-            rows.append(carried(entry, vectors[number], 0))
-        shard.take(rows, op_id=f"fill-{start}", now=NOW)
+            entry = MemoryState(
+                memory=to_json(made(number)), seq=1, anchor="00" * 8, written=NOW, novelty=0.5
+            )
+            rows.append(row_of(entry, vectors[number], 0))
+        shard.memories.import_rows(rows, op_id=f"fill-{start}", now=NOW)
 
 
 def idle(shard: Shard, queries: Vectors) -> Json:
     """Medians of each way to search, and the ratio to bare Faiss, which is asked in alternation."""
-    index = shard._view.spaces[SPACE].index
+    index = shard.core.view.spaces[SPACE].index
     ours: list[float] = []
     bare: list[float] = []
     cpu: dict[int, list[float]] = {id(ours): [], id(bare): []}
     calls: list[tuple[list[float], Callable[[Vectors], Any]]] = [
-        (ours, lambda query: shard.search(SPACE, query, K, retrieval="flat")),
+        (ours, lambda query: shard.search.find(SPACE, query, K, retrieval="flat")),
         (bare, lambda query: direct(index, query[None])),
     ]
     for turn in range(PASSES):
@@ -84,9 +88,9 @@ def idle(shard: Shard, queries: Vectors) -> Json:
                 before = time.thread_time()
                 seconds.append(timed(lambda call=call, query=query: call(query)))
                 cpu[id(seconds)].append(time.thread_time() - before)
-    full = [timed(lambda q=q: shard.search(SPACE, q, K, query=QUESTION, now=NOW)) for q in queries]
+    full = [timed(lambda q=q: shard.search.find(SPACE, q, K, query=QUESTION, now=NOW)) for q in queries]
     filtered = [
-        timed(lambda q=q: shard.search(SPACE, q, K, retrieval="flat", where=ONE_IN_A_THOUSAND))
+        timed(lambda q=q: shard.search.find(SPACE, q, K, retrieval="flat", where=ONE_IN_A_THOUSAND))
         for q in queries[:10]
     ]
     return {
@@ -103,7 +107,7 @@ def idle(shard: Shard, queries: Vectors) -> Json:
 
 def found(shard: Shard, query: Vectors) -> list[int]:
     """Numbers of the memories that a search finds."""
-    hits = shard.search(SPACE, query, K, retrieval="flat")
+    hits = shard.search.find(SPACE, query, K, retrieval="flat")
     return [int(hit["memory"]["id"].rpartition("-")[2]) for hit in hits]
 
 
@@ -116,7 +120,9 @@ def under_load(shard: Shard, vectors: Vectors, queries: Vectors, seconds: float)
         place = 0
         while not stop.is_set():
             query = queries[place % len(queries)]
-            took["search"].append(timed(lambda query=query: shard.search(SPACE, query, K, retrieval="flat")))
+            took["search"].append(
+                timed(lambda query=query: shard.search.find(SPACE, query, K, retrieval="flat"))
+            )
             place += 1
 
     threads = [threading.Thread(target=search) for _ in range(2)]
@@ -126,11 +132,13 @@ def under_load(shard: Shard, vectors: Vectors, queries: Vectors, seconds: float)
     while time.perf_counter() < started + seconds or not took["forget"]:
         for _ in range(WRITES_AN_ERASURE):
             item = made(number), vectors[number % len(vectors)]
-            took["put"].append(timed(lambda item=item: shard.put([item], op_id=item[0].id, now=NOW)))
+            took["put"].append(
+                timed(lambda item=item: shard.memories.put(MemoryBatch.of([item]), op_id=item[0].id, now=NOW))
+            )
             number += 1
         ids = [made(place).id for place in range(number - ERASED, number)]
         took["forget"].append(
-            timed(lambda ids=ids: shard.forget(SPACE, ids=ids, op_id=f"forget {ids[0]}", now=NOW))
+            timed(lambda ids=ids: shard.erasure.forget(SPACE, ids=ids, op_id=f"forget {ids[0]}", now=NOW))
         )
     stop.set()
     for thread in threads:
@@ -155,9 +163,9 @@ def measure(vectors: Vectors, load_s: float) -> Json:
         before = rss()
         shard = Shard(Path(scratch), number=0, dim=DIM, config=StoreConfig(snapshot_every=0))
         filled_s = timed(lambda: fill(shard, vectors))
-        index = shard._view.spaces[SPACE].index
+        index = shard.core.view.spaces[SPACE].index
         index.settle()
-        shard.search(SPACE, queries[0], K, query=QUESTION)  # takes the texts in
+        shard.search.find(SPACE, queries[0], K, query=QUESTION)  # takes the texts in
         used = (rss() - before) / size
         hits = [
             len(np.intersect1d(found(shard, q), best)) / K for q, best in zip(queries, truth, strict=True)

@@ -23,6 +23,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from stores.writes.batch import MemoryBatch
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as Ray gives a shard's actor; before NumPy is imported
 
 import faiss
@@ -130,7 +132,7 @@ def crowd(shard: Shard, spaces: Sequence[str], each: int) -> Spent:
     def write(thread: int) -> None:
         start.wait()
         for number, item in enumerate(items[thread]):
-            shard.put([item], op_id=f"{thread}-{number}", now=NOW)
+            shard.memories.put(MemoryBatch.of([item]), op_id=f"{thread}-{number}", now=NOW)
 
     running = [threading.Thread(target=write, args=(thread,)) for thread in range(len(items))]
     for thread in running:

@@ -27,7 +27,7 @@ below belongs to one group; the first of a group is the one to open.
                     lexical     BM25
                     rank        fusion, overlap gate, concert weight, rerank, pages: once for all shards
                     concert     recency, novelty, concert weight, bias vector
-    Episodes        episodic    sparse keys, completion of a partial cue, strength
+    SparseKeys        episodic    sparse keys, completion of a partial cue, strength
                     recollect   the shard's calls to it
     Facts, places   graphs      both as parts of a namespace, and what a write does to them
                     graph_reads the shard's questions to them

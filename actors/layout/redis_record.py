@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from operator import methodcaller
 
-from actors.layout.layout import Layout, from_json
+from actors.layout.layout import ShardLayout, from_json
 from common.config import StoreConfig
 from common.errors import Conflict
 from stores.log.redis_server import Server
@@ -32,11 +32,11 @@ class LayoutKey:
         self._connecting = threading.Lock()
         self._connected: Server | None = None
 
-    def read(self) -> Layout | None:
+    def read(self) -> ShardLayout | None:
         raw = self._server.call(lambda client: client.get(self._key))
         return None if raw is None else from_json(json.loads(raw))
 
-    def swap(self, expected: Layout | None, new: Layout) -> bool:
+    def swap(self, expected: ShardLayout | None, new: ShardLayout) -> bool:
         """One that was made counts as made when it is sent again."""
         texts = ["" if expected is None else _text(expected), _text(new)]
         command = ("EVAL", _SWAP, 1, self._key, *texts)
@@ -66,7 +66,7 @@ class LayoutKey:
     def drop(self, folder: str) -> None:
         self._delete(f"{self._prefix}:{{shards/{folder}}}:*")
 
-    def drop_others(self, layout: Layout) -> None:
+    def drop_others(self, layout: ShardLayout) -> None:
         kept = {f"{self._prefix}:{{shards/{layout.folder(number)}}}" for number in layout.placement.numbers}
         self._delete(f"{self._prefix}:{{shards/*", *kept)
 
@@ -83,5 +83,5 @@ class LayoutKey:
             return self._connected
 
 
-def _text(layout: Layout) -> str:
+def _text(layout: ShardLayout) -> str:
     return json.dumps(layout.to_json(), sort_keys=True)

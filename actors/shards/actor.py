@@ -11,16 +11,16 @@ from typing import Any
 
 import ray
 
-from actors.layout.layout import Layout, beside_record, keys_record, layout_record, publish, shards_folder
+from actors.layout.layout import ShardLayout
+from actors.layout.records import beside_record, keys_record, layout_record, publish, shards_folder
 from actors.shards.admission import Admission
 from actors.shards.calls import GROUP_OF, Call
-from actors.shards.shard_phase import Phase, Tenure
+from actors.shards.shard_phase import Phase, PhaseGuard
 from common.config import Config
 from common.errors import Conflict, NotReady, SharpwaveError
-from stores.index.vectors import Vectors
-from stores.memory.memory import Memory
 from stores.shard.shard import Shard
-from stores.transfer.reshard import Changes, Key
+from stores.transfer.reshard import Changes
+from stores.writes.rewrite import Key
 
 MAX_PENDING_CALLS = 1000  # of one client to one shard, before `Overloaded`
 FORMER_OWNER_S = 10.0  # a killed process may hold the log for a moment longer
@@ -60,7 +60,9 @@ class StoreShard:
             "read": Admission("read", store.read_threads, store.max_waiting),
             "control": Admission("control", CONTROL_THREADS, REFUSALS),
         }
-        self._tenure = Tenure(layout_record(config), generation, self._end, lease_s=store.reshard_lease_s)
+        self._phase_guard = PhaseGuard(
+            layout_record(config), generation, self._end, lease_s=store.reshard_lease_s
+        )
         with suppress(SharpwaveError):
             self._shard()
 
@@ -80,7 +82,7 @@ class StoreShard:
 
     async def _serve(self, call: Call, method: str, args: Sequence[Any], options: Json) -> Any:
         group = GROUP_OF[method]
-        with self._tenure.turn(call.generation, group):
+        with self._phase_guard.turn(call.generation, group):
             work = partial(self._do, method, args, options)
             try:
                 return await self._queues[group].run(call.deadline, work)
@@ -97,25 +99,9 @@ class StoreShard:
         threading.Timer(STEP_DOWN_S, os._exit, [1]).start()
 
     def _do(self, method: str, args: Sequence[Any], options: Json) -> Any:
-        if method in ("put", "sight"):
-            memories, vectors, *args = args
-            args = [list(zip(memories, vectors, strict=True)), *args]
-        work = self._prepare if method == "prepare" else getattr(self._shard(), method)
-        return work(*args, **options)
-
-    def _prepare(
-        self, own: Sequence[Memory], memories: Sequence[Memory], vectors: Vectors
-    ) -> tuple[list[tuple[bool, str | None]], list[float], list[str | None]]:
-        """Of the memories that may be here: are they, and what `check` says. Of everybody's: `nearest` and
-        `twins`."""
-        shard = self._shard()
-        here = [shard.get(memory.namespace, memory.id) is not None for memory in own]
-        namespaces = [memory.namespace for memory in memories]
-        return (
-            [*zip(here, shard.check(own), strict=True)],
-            shard.nearest(namespaces, vectors),
-            shard.twins(memories, vectors),
-        )
+        *part, name = method.split(".")
+        owner = getattr(self._shard(), part[0]) if part else self._shard()
+        return getattr(owner, name)(*args, **options)
 
     # The life of a shard; called by who starts and who reshards
 
@@ -126,33 +112,33 @@ class StoreShard:
 
     @ray.method(concurrency_group="control")
     async def hold(self, moving: str, reads: bool) -> None:
-        """See `Tenure.hold`."""
-        await self._manage(partial(self._tenure.hold, moving, reads=reads))
+        """See `PhaseGuard.hold`."""
+        await self._manage(partial(self._phase_guard.hold, moving, reads=reads))
 
     @ray.method(concurrency_group="control")
     async def keep(self) -> None:
-        """See `Tenure.keep`."""
-        await self._manage(self._tenure.keep)
+        """See `PhaseGuard.keep`."""
+        await self._manage(self._phase_guard.keep)
 
     @ray.method(concurrency_group="control")
     async def settle(self) -> str:
-        """See `Tenure.settle`."""
-        return str(await self._manage(self._tenure.settle))
+        """See `PhaseGuard.settle`."""
+        return str(await self._manage(self._phase_guard.settle))
 
     @ray.method(concurrency_group="control")
     async def changes(self, after: int, limit: int) -> Changes:
-        """See `Moving.changes`."""
-        return await self._manage(lambda: self._shard().changes(after, limit))
+        """See `Reshard.changes`."""
+        return await self._manage(lambda: self._shard().reshard.changes(after, limit))
 
     @ray.method(concurrency_group="control")
     async def rows(self, keys: Sequence[Key]) -> Page:
-        """See `Moving.rows`."""
-        return await self._manage(lambda: self._shard().rows(keys))
+        """See `Reshard.rows`."""
+        return await self._manage(lambda: self._shard().reshard.rows(keys))
 
     @ray.method(concurrency_group="control")
     async def remembered(self) -> Any:
-        """See `Moving.remembered`."""
-        return await self._manage(lambda: self._shard().remembered())
+        """See `Reshard.remembered`."""
+        return await self._manage(lambda: self._shard().reshard.remembered())
 
     @ray.method(concurrency_group="control")
     async def totals(self) -> Json:
@@ -161,17 +147,17 @@ class StoreShard:
 
     @ray.method(concurrency_group="control")
     async def adopt(self, rows: Page, gone: Sequence[Key], turns: Page, op_id: str) -> Json:
-        """See `Moving.adopt`; only while the shard is being built."""
+        """See `Reshard.adopt`; only while the shard is being built."""
         return await self._manage(partial(self._build, "adopt", rows, gone, turns, op_id=op_id))
 
     @ray.method(concurrency_group="control")
     async def remember(self, *args: Any) -> None:
-        """See `Moving.remember`; only while the shard is being built."""
+        """See `Reshard.remember`; only while the shard is being built."""
         await self._manage(partial(self._build, "remember", *args))
 
     def _build(self, method: str, *args: Any, **options: Any) -> Any:
-        self._tenure.keep()
-        return getattr(self._shard(), method)(*args, **options, now=time.time())
+        self._phase_guard.keep()
+        return getattr(self._shard().reshard, method)(*args, **options, now=time.time())
 
     async def _manage(self, work: Callable[[], Any]) -> Any:
         return await self._queues["control"].run(time.time() + self._config.serve.deadline_s, work)
@@ -183,12 +169,12 @@ class StoreShard:
             "dim": self._dim,
             "pid": os.getpid(),
             "node": ray.get_runtime_context().get_node_id(),
-            "phase": str(self._tenure.phase),
+            "phase": str(self._phase_guard.phase),
         }
 
     def _shard(self) -> Shard:
         with self._opening:
-            if self._tenure.phase is Phase.ENDED:
+            if self._phase_guard.phase is Phase.ENDED:
                 raise NotReady("this shard's data has moved", code="moved")
             if self._opened is None:
                 self._opened = Shard(
@@ -200,7 +186,7 @@ class StoreShard:
                 )
             return self._opened
 
-    def _end(self, layout: Layout) -> None:
+    def _end(self, layout: ShardLayout) -> None:
         """Another layout holds: tell the clients, and leave nothing on the disk."""
         publish(self._config, layout)
         with self._opening:

@@ -6,19 +6,29 @@ from ray.exceptions import RayTaskError
 
 from common.errors import SharpwaveError
 
+# By part of the shard, as `part.method`; see `stores.shard.shard.Shard`
 WRITES = (
-    *("put", "sight", "take", "supersede", "race", "touch", "score", "forget"),
-    *("put_line", "race_line"),
-    *("push", "pop", "rewind", "forget_turns"),
-    *("rotate_key", "snapshot"),  # they hold writes back, and must not block reads
+    *("memories.put", "memories.count_duplicates", "memories.import_rows", "memories.supersede"),
+    *("memories.race", "memories.touch", "memories.score"),
+    *("keyed.put", "keyed.race"),
+    *("conversations.push", "conversations.pop", "conversations.rewind"),
+    *("erasure.forget", "erasure.forget_turns"),
+    *("erasure.rotate_key", "snapshot"),  # they hold writes back, and must not block reads
 )
 READS = (
-    *("prepare", "get", "history", "list", "candidates", "complete", "weakest", "statistics", "rows", "said"),
-    *("query_facts", "solve_facts", "recall_facts", "fact_path", "query_places"),
-    *("line", "query_lines", "bias_vector"),
-    *("peek", "final"),
+    *("memories.prepare", "memories.get", "memories.history", "memories.list", "memories.statistics"),
+    *("memories.weakest", "search.candidates", "search.complete", "reshard.rows", "erasure.texts_of"),
+    *(
+        "graph.query_facts",
+        "graph.solve_facts",
+        "graph.recall_facts",
+        "graph.fact_path",
+        "graph.query_places",
+    ),
+    *("keyed.get", "keyed.query", "keyed.bias_vector"),
+    *("conversations.peek", "chain.head"),
 )
-CONTROLS = ("counts", "verify", "probe")  # no reshard waits for them
+CONTROLS = ("counts", "chain.verify", "erasure.probe")  # no reshard waits for them
 
 GROUP_OF = {
     **dict.fromkeys(WRITES, "write"),

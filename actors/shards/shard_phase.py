@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from enum import StrEnum
 
-from actors.layout.layout import Layout, LayoutRecord
+from actors.layout.layout import LayoutRecord, ShardLayout
 from common.errors import Conflict, NotReady
 
 RECORD_AGAIN_S = 1.0  # after the record could not be read
@@ -34,7 +34,7 @@ class Phase(StrEnum):
     ENDED = "ended"
 
 
-class Tenure:
+class PhaseGuard:
     """The phase of one shard of `generation`. Safe for many threads.
 
     `ended(layout)` is called once, when the record holds another layout than this shard belongs to.
@@ -44,7 +44,7 @@ class Tenure:
         self,
         record: LayoutRecord,
         generation: int,
-        ended: Callable[[Layout], None],
+        ended: Callable[[ShardLayout], None],
         *,
         lease_s: float,
     ) -> None:

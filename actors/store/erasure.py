@@ -1,17 +1,23 @@
-"""Erasing on every shard of a namespace, with one receipt."""
+"""Erasing on every shard of a namespace, with one receipt; and the probe for what is left."""
 
+import asyncio
 import uuid
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from actors.store.home_shard_calls import HomeCalls
-from actors.store.router import Route, together
+from actors.store.router import Route, Router, together
+from common.config import Config
+from stores.crypto.keyrings import read_rings
+from stores.erasure.disk_probe import Canaries, probe_folder
+from stores.snapshots.files import CONTEXT
 
 Json = dict[str, Any]
 
 
-class ErasureCalls(HomeCalls):
-    """Another part of `ShardedStore`."""
+class StoreErasure:
+    def __init__(self, router: Router) -> None:
+        self._router = router
 
     async def forget(
         self,
@@ -23,18 +29,18 @@ class ErasureCalls(HomeCalls):
         op_id: str,
         now: float,
     ) -> Json:
-        """Erase on every shard of the namespace; the receipts as one. See `Shard.forget`.
+        """Erase on every shard of the namespace; the receipts as one. See `Erasure.forget`.
 
         What a memory says may stand in a conversation of another shard, which knows nothing of the memory.
         So turns go first: a call that is cut off in between still finds their texts when it is sent again,
         though its receipt no longer counts the turns that went before.
         """
-        turned = await self._forget_said(namespace, ids, where, now) if not everything else None
+        turned = await self._forget_same_texts(namespace, ids, where, now) if not everything else None
         options = {"ids": ids, "where": where, "everything": everything, "op_id": op_id, "now": now}
-        receipt = await self._erased(namespace, "forget", **options)
+        receipt = await self._erased(namespace, "erasure.forget", **options)
         return {**receipt, **_added(receipt, turned)} if turned else receipt
 
-    async def _forget_said(
+    async def _forget_same_texts(
         self, namespace: str, ids: Sequence[str] | None, where: Mapping[str, Any] | None, now: float
     ) -> Json | None:
         """Erase the turns that say what the memories chosen say; None where one shard has everything."""
@@ -43,7 +49,7 @@ class ErasureCalls(HomeCalls):
             numbers = route.placement.asked([namespace])
             if len(numbers) == 1:
                 return []
-            found = await route.ask(numbers, "said", namespace, ids=ids, where=where)
+            found = await route.ask(numbers, "erasure.texts_of", namespace, ids=ids, where=where)
             return sorted({text for texts in found for text in texts})
 
         texts = await self._router.run(ask)
@@ -52,16 +58,26 @@ class ErasureCalls(HomeCalls):
         return await self.forget_turns(namespace, texts=texts, op_id=uuid.uuid4().hex, now=now)
 
     async def forget_turns(self, namespace: str, **options: Any) -> Json:
-        """Erase turns on every shard of the namespace; see `Shard.forget_turns` for the options."""
-        return await self._erased(namespace, "forget_turns", **options)
+        """Erase turns on every shard of the namespace; see `Erasure.forget_turns` for the options."""
+        return await self._erased(namespace, "erasure.forget_turns", **options)
 
     async def rotate_key(self, namespace: str) -> bool:
-        """Whether all shards of the namespace did; see `Shard.rotate_key`."""
+        """Whether all shards of the namespace did; see `Erasure.rotate_key`."""
 
         async def ask(route: Route) -> bool:
-            return all(await route.ask(route.placement.asked([namespace]), "rotate_key", namespace))
+            return all(await route.ask(route.placement.asked([namespace]), "erasure.rotate_key", namespace))
 
         return await self._router.run(ask)
+
+    async def probe(self, canaries: Canaries) -> list[Any]:
+        """Where the canaries are still found: the files of the store, then what each shard holds, `{shard, ...}`; see
+        `stores.erasure`."""
+        files = await asyncio.to_thread(_probe_files, self._router.config, canaries)
+        held = await self._router.on_all("erasure.probe", canaries)
+        return [
+            *({"shard": None, **row} for row in files),
+            *({"shard": number, **row} for number, rows in enumerate(held) for row in rows),
+        ]
 
     async def _erased(self, namespace: str, method: str, **options: Any) -> Json:
         """One receipt. Where a reshard comes between, what some shards erased before it counts as well."""
@@ -102,3 +118,9 @@ def merged(receipts: Sequence[Json]) -> Json:
         else:
             found[name] = sum(values)
     return found
+
+
+def _probe_files(config: Config, canaries: Canaries) -> list[Json]:
+    rings = read_rings(config.store)
+    opens = partial(rings.open_any, context=CONTEXT) if rings else None
+    return probe_folder(config.store_dir, canaries, open_sealed=opens)

@@ -9,11 +9,12 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import PendingCallsLimitExceeded, RayActorError, RayTaskError
 
-from actors.layout.layout import Layout, published, shards_folder
+from actors.layout.layout import ShardLayout
 from actors.layout.placement import Placement
+from actors.layout.records import published, shards_folder
 from actors.shards.actor import MAX_PENDING_CALLS
 from actors.shards.calls import GROUP_OF, Call, cause_of
-from actors.start import handle
+from actors.shards.processes import handle
 from common.config import Config
 from common.errors import Conflict, NotReady, Overloaded
 
@@ -32,7 +33,7 @@ class Router:
     def __init__(self, config: Config) -> None:
         self.config = config
         self._deadline_s = config.serve.deadline_s
-        self._layout: Layout | None = None
+        self._layout: ShardLayout | None = None
         self._handles: dict[str, Any] = {}
 
     async def run(self, operation: Callable[["Route"], Awaitable[Answer]]) -> Answer:
@@ -53,7 +54,40 @@ class Router:
                     await asyncio.sleep(min(pause, left))
                     pause = min(2 * pause, LONGEST_PAUSE_S)
 
-    def _load(self) -> Layout:
+    async def on_home(self, namespace: str, method: str, *args: Any, **options: Any) -> Any:
+        """The answer of the namespace's home shard, which holds facts, places and keyed memories whole."""
+
+        async def ask(route: Route) -> Any:
+            return await route.call(route.placement.home(namespace), method, namespace, *args, **options)
+
+        return await self.run(ask)
+
+    async def on_pick(self, namespace: str, key: str, method: str, *args: Any, **options: Any) -> Any:
+        """The answer of the shard that a conversation picks."""
+
+        async def ask(route: Route) -> Any:
+            number = route.placement.pick(namespace, key)
+            return await route.call(number, method, namespace, key, *args, **options)
+
+        return await self.run(ask)
+
+    async def on_each(self, namespace: str, method: str, *args: Any, **options: Any) -> list[Any]:
+        """The answers of each of the namespace's shards."""
+
+        async def ask(route: Route) -> list[Any]:
+            return await route.ask(route.placement.asked([namespace]), method, namespace, *args, **options)
+
+        return await self.run(ask)
+
+    async def on_all(self, method: str, *args: Any, **options: Any) -> list[Any]:
+        """The answers of all shards, by number."""
+
+        async def ask(route: Route) -> list[Any]:
+            return await route.ask(route.placement.numbers, method, *args, **options)
+
+        return await self.run(ask)
+
+    def _load(self) -> ShardLayout:
         layout = published(self.config)
         if layout.generation == 1 and self.config.store.shards > layout.shards:
             raise NotReady(
@@ -69,7 +103,7 @@ class Router:
         """Of the layout as it is known here: the one that holds, or an earlier one."""
         return (self._layout or self._load()).generation
 
-    def find(self, layout: Layout, number: int) -> Any:
+    def find(self, layout: ShardLayout, number: int) -> Any:
         name = layout.actor_name(number)
         if name not in self._handles:
             try:
@@ -80,14 +114,14 @@ class Router:
                 raise NotReady(f"{name} is not running; start the store first") from None
         return self._handles[name]
 
-    def forget(self, layout: Layout, number: int) -> None:
+    def forget(self, layout: ShardLayout, number: int) -> None:
         self._handles.pop(layout.actor_name(number), None)
 
 
 class Route:
     """Calls under one layout, all before one deadline."""
 
-    def __init__(self, router: Router, layout: Layout, deadline: float, deadline_s: float) -> None:
+    def __init__(self, router: Router, layout: ShardLayout, deadline: float, deadline_s: float) -> None:
         self._router, self._layout, self._deadline, self._deadline_s = router, layout, deadline, deadline_s
         self.placement: Placement = layout.placement
         self.generation = layout.generation

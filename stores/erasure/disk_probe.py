@@ -1,5 +1,4 @@
-"""After an erasure: is the content anywhere? `probe_folder` reads every byte on disk, `probe_shard` asks
-what a running shard still holds.
+"""After an erasure: does any file of the store still hold the content? `shard_probe` asks a running shard.
 
 A report has one row a place: `{place, checked, found, unchecked}`. `checked` counts what was looked at
 (files, records, memories, ...); `found` lists leftovers as `{canary, form, where}`, where `canary` names
@@ -21,7 +20,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,13 +29,8 @@ import pyarrow.parquet as pq
 from common.errors import NotFound, SharpwaveError
 from stores.crypto.keyring import is_sealed
 from stores.index.vectors import Vectors
-from stores.memory.memory import canonical
-
-if TYPE_CHECKING:
-    from stores.shard.shard import Shard
 
 CHUNK_BYTES = 8 << 20  # of a file held at once
-SAME = 0.9999  # cosine from which a row of an index is the canary's
 COMPRESSED = {".store": "tantivy's compressed documents", ".zst": "zstd", ".lz4": "lz4", ".zip": "zip"}
 _VECTOR_PIECE = 8  # numbers in a row that are taken for a piece of the vector
 
@@ -108,7 +102,7 @@ def _base64_forms(raw: bytes, of: str) -> Iterator[tuple[bytes, str]]:
             yield base64.urlsafe_b64encode(base64.b64decode(inner)), f"base64 of {of}"
 
 
-class _Row:
+class ReportRow:
     """One place of a report being made."""
 
     def __init__(self, place: str, needles: Sequence[tuple[bytes, str, str]]) -> None:
@@ -121,7 +115,7 @@ class _Row:
     def look(self, data: bytes, where: str) -> None:
         """At one thing that is held in memory whole."""
         self.checked += 1
-        self._search(data, where)
+        self.search(data, where)
 
     def look_at_file(self, path: Path, where: str) -> None:
         """Piece by piece; pieces overlap, so that nothing hides at a seam."""
@@ -129,7 +123,7 @@ class _Row:
         with path.open("rb") as file:
             kept = b""
             while piece := file.read(CHUNK_BYTES):
-                self._search(kept + piece, where)
+                self.search(kept + piece, where)
                 kept = (kept + piece)[-(self._longest - 1) :] if self._longest > 1 else b""
 
     def cannot(self, what: str, why: object) -> None:
@@ -140,7 +134,7 @@ class _Row:
         if found not in self.found:
             self.found.append(found)
 
-    def _search(self, data: bytes, where: str) -> None:
+    def search(self, data: bytes, where: str) -> None:
         for needle, canary, form in self._needles:
             if needle in data:
                 self.note(canary, form, where)
@@ -162,7 +156,7 @@ def probe_folder(folder: Path, canaries: Canaries, *, open_sealed: Open | None =
     """
     needles = canaries.needles()
     names = ("files", "compressed files", "snapshots", "kv blocks", "sealed files")
-    rows = {name: _Row(name, needles) for name in names}
+    rows = {name: ReportRow(name, needles) for name in names}
     for path in sorted(file for file in folder.rglob("*") if file.is_file()):
         where = str(path.relative_to(folder))
         try:
@@ -178,7 +172,7 @@ def probe_folder(folder: Path, canaries: Canaries, *, open_sealed: Open | None =
     return [row.report() for row in rows.values()]
 
 
-def _decode(path: Path, where: str, rows: Mapping[str, _Row], open_sealed: Open | None) -> None:
+def _decode(path: Path, where: str, rows: Mapping[str, ReportRow], open_sealed: Open | None) -> None:
     with path.open("rb") as file:
         head = file.read(16)
     if head[:4] == b"PAR1":
@@ -197,11 +191,11 @@ def _decode(path: Path, where: str, rows: Mapping[str, _Row], open_sealed: Open 
         _look_at_sealed(path.read_bytes(), where, rows["sealed files"], open_sealed)
 
 
-def _look(row: _Row, where: str, pieces: Callable[[], Iterable[bytes]]) -> None:
+def _look(row: ReportRow, where: str, pieces: Callable[[], Iterable[bytes]]) -> None:
     row.checked += 1
     try:
         for piece in pieces():
-            row._search(piece, where)
+            row.search(piece, where)
     except (OSError, ValueError, KeyError, EOFError, zlib.error, pa.ArrowException) as error:
         row.cannot(where, error)
 
@@ -250,7 +244,7 @@ def _safetensors_notes(path: Path) -> bytes:
     return "\0".join(header.get("__metadata__", {}).values()).encode()
 
 
-def _look_at_parts(path: Path, where: str, row: _Row, open_sealed: Open | None) -> None:
+def _look_at_parts(path: Path, where: str, row: ReportRow, open_sealed: Open | None) -> None:
     """A snapshot's blobs, where they are sealed."""
     manifest = json.loads(path.read_bytes())
     if not manifest.get("sealed"):
@@ -261,7 +255,7 @@ def _look_at_parts(path: Path, where: str, row: _Row, open_sealed: Open | None) 
             _look_at_sealed(blobs.read(part["bytes"]), f"{where} part {number}", row, open_sealed)
 
 
-def _look_at_sealed(data: bytes, where: str, row: _Row, open_sealed: Open | None) -> None:
+def _look_at_sealed(data: bytes, where: str, row: ReportRow, open_sealed: Open | None) -> None:
     if open_sealed is None:
         row.cannot(where, "sealed, and no key ring was given")
         return
@@ -271,49 +265,3 @@ def _look_at_sealed(data: bytes, where: str, row: _Row, open_sealed: Open | None
         row.checked += 1  # the key was destroyed: nobody can read it
     except SharpwaveError as error:
         row.cannot(where, error.message)
-
-
-def probe_shard(
-    shard: "Shard",
-    canaries: Canaries,
-    *,
-    others: Mapping[str, Callable[[Canaries], Iterable[str]]] | None = None,
-) -> list[Json]:
-    """What a running shard holds, decrypted where it is encrypted: log, memories with their versions,
-    turns, lines, and its vector indexes. `others` are places that only their owners can search, by name:
-    each returns where it found something."""
-    needles = canaries.needles()
-    rows = {name: _Row(name, needles) for name in ("log", "memories", "turns", "lines", "index")}
-    try:
-        for record in shard._log.records():
-            rows["log"].look(record.body + b"\0" + record.vector, f"record {record.seq}")
-    except SharpwaveError as error:
-        rows["log"].cannot("the log", error.message)
-    with shard._viewing.read_in_parts() as took:
-        for number, space in enumerate([*shard._view.spaces.values()]):
-            for entry in [*space.entries.values()]:
-                took(1)
-                for version in entry.versions:
-                    said = canonical([version.memory, entry.rivals, entry.tellings])
-                    rows["memories"].look(said, f"memory of record {version.seq}")
-            for conversation, turns in [*space.turns.everything()]:
-                took(len(turns))
-                rows["turns"].look(canonical([conversation, turns]), f"conversation of space {number}")
-            rows["lines"].look(space.lines.raw(), f"lines of space {number}")
-            _look_in_index(rows["index"], space, canaries, number)
-    for name, look in (others or {}).items():
-        row = rows[name] = _Row(name, needles)
-        row.checked += 1
-        for where in look(canaries):
-            row.note("any", "as its owner searches", where)
-    return [row.report() for row in rows.values()]
-
-
-def _look_in_index(row: _Row, space: Any, canaries: Canaries, number: int) -> None:
-    row.checked += len(space.index)
-    if not canaries.vectors or not len(space.index):
-        return
-    cosines, found = space.index.search(np.stack(canaries.vectors).astype(np.float32), 1)
-    for canary, (cosine, index_row) in enumerate(zip(cosines[:, 0], found[:, 0], strict=True)):
-        if cosine >= SAME:
-            row.note(f"vector {canary}", "nearest row", f"row {index_row} of space {number}")

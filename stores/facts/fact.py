@@ -1,6 +1,6 @@
 """Facts: a relational memory read as a triple, and the rule for what is no triple.
 
-A fact has one telling or several (sources that say the same); their confidences combine by noisy-or.
+A fact has one assertion or several (sources that say the same); their confidences combine by noisy-or.
 """
 
 import math
@@ -25,7 +25,7 @@ SENTENCE_WORDS = 4  # a name that ends like a sentence and has this many words i
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Telling:
+class Assertion:
     """One source's word for a fact. `end` is infinite where none was given."""
 
     id: str
@@ -37,7 +37,7 @@ class Telling:
 
 @dataclass(slots=True, kw_only=True)
 class Fact:
-    """`told` is the triple in the words of its first telling, `triple` normalised and, where the relation
+    """`told` is the triple in the words of its first assertion, `triple` normalised and, where the relation
     has an inverse, in the one direction that both are kept in (`flipped` where that is not the told one)."""
 
     id: str
@@ -45,26 +45,26 @@ class Fact:
     told: Triple
     triple: Triple
     flipped: bool
-    tellings: list[Telling]
+    assertions: list[Assertion]
     closed: dict[str | None, float] = field(default_factory=dict)
 
     @property
     def confidence(self) -> float:
-        """Noisy-or: 1 - product of (1 - c) over the tellings."""
-        return 1.0 - math.prod(1.0 - telling.confidence for telling in self.tellings)
+        """Noisy-or: 1 - product of (1 - c) over the assertions."""
+        return 1.0 - math.prod(1.0 - assertion.confidence for assertion in self.assertions)
 
     @property
     def start(self) -> float:
-        return min(telling.start for telling in self.tellings)
+        return min(assertion.start for assertion in self.assertions)
 
     @property
     def end(self) -> float:
         """Where it was told or made to end, rivals aside."""
-        told = [telling.end for telling in self.tellings if telling.end < math.inf]
+        told = [assertion.end for assertion in self.assertions if assertion.end < math.inf]
         return min([told[-1] if told else math.inf, *self.closed.values()])
 
 
-Entry = tuple[float, int, str, Fact]  # of a timeline: start, seq, canonical object
+TimelineEntry = tuple[float, int, str, Fact]  # of a timeline: start, seq, canonical object
 PLACE = itemgetter(0, 1)  # of an entry in its timeline
 
 
@@ -102,7 +102,7 @@ def keys(triple: Triple) -> Iterator[Key]:
             yield pattern
 
 
-def run_before(timeline: list[Entry], place: int) -> int:
+def run_before(timeline: list[TimelineEntry], place: int) -> int:
     """Where the entries of one object that end before `place` begin."""
     start = place
     while start and timeline[start - 1][2] == timeline[place - 1][2]:
@@ -110,7 +110,7 @@ def run_before(timeline: list[Entry], place: int) -> int:
     return start
 
 
-def next_rival(timeline: list[Entry], place: int, object: str) -> Iterator[Entry]:
+def next_rival(timeline: list[TimelineEntry], place: int, object: str) -> Iterator[TimelineEntry]:
     """The first entry from `place` on that has another object, if there is one."""
     others = (entry for entry in islice(timeline, place, None) if entry[2] != object)
     return islice(others, 1)

@@ -1,6 +1,6 @@
 """The relational store: facts (subject, relation, object) with confidence, provenance and validity.
 
-A fact holds from `start` on (`valid_from`, or the time it was told) until it ends: where its newest telling
+A fact holds from `start` on (`valid_from`, or the time it was told) until it ends: where its newest assertion
 says so (`valid_to`), where it was closed, or, for a functional relation, where a rival starts: a fact with
 the same subject and another object. The end by a rival is derived, so that a fact told late is filed where
 it belongs, and a fact whose rival is forgotten holds again.
@@ -22,11 +22,11 @@ from stores.facts.decision import Closing, Decision
 from stores.facts.fact import (
     ALIAS_RELATIONS,
     PLACE,
-    Entry,
+    Assertion,
     Fact,
     Json,
     Key,
-    Telling,
+    TimelineEntry,
     Triple,
     keys,
     next_rival,
@@ -69,11 +69,11 @@ class FactGraph:
             self._aliases.link(normalise(name), normalise(known), "")
         self._default_confidence = default_confidence
         self._facts: dict[str, Fact] = {}
-        self._tellings: dict[str, str] = {}  # id of a telling -> id of its fact
+        self._assertions: dict[str, str] = {}  # id of a assertion -> id of its fact
         self._index: dict[Key, dict[str, Fact]] = {}
         self._mentions = Mentions()
         self._closed_by: dict[str | None, set[str]] = {}
-        self._timelines: dict[tuple[str, str], list[Entry]] = {}  # cache, kept up by `add`
+        self._timelines: dict[tuple[str, str], list[TimelineEntry]] = {}  # cache, kept up by `add`
 
     def __len__(self) -> int:
         return len(self._facts)
@@ -84,7 +84,7 @@ class FactGraph:
         """What writing `memory` (the API's shape) would do. Nothing is changed."""
         if reason := not_a_triple(memory):
             return Decision(action="route", reason=reason)
-        if into := self._tellings.get(memory["id"]):
+        if into := self._assertions.get(memory["id"]):
             fact = self._facts[into]
             reason = "told before under this id"
             return Decision(action="existing", reason=reason, into=into, confidence=fact.confidence)
@@ -93,8 +93,8 @@ class FactGraph:
         end = min([new.end, *(c.valid_to for c in closings if c.id == new.id)])
         for twin in self._matches(new.triple):
             if new.start < self.end(twin) and twin.start < end:
-                told = replace(new, tellings=[*twin.tellings, *new.tellings])
-                reason = f"the same fact, told {len(told.tellings)} times"
+                told = replace(new, assertions=[*twin.assertions, *new.assertions])
+                reason = f"the same fact, told {len(told.assertions)} times"
                 return Decision(action="aggregate", reason=reason, into=twin.id, confidence=told.confidence)
         reason = f"contradicts {len(closings)} earlier or later facts" if closings else "a new fact"
         return Decision(action="insert", reason=reason, confidence=new.confidence, closes=tuple(closings))
@@ -103,7 +103,7 @@ class FactGraph:
         """A relational memory that `plan` said to insert; `seq` is its record's."""
         fact = self._read(memory, seq)
         self._facts[fact.id] = fact
-        self._tellings[fact.id] = fact.id
+        self._assertions[fact.id] = fact.id
         for key in keys(fact.triple):
             self._index.setdefault(key, {})[fact.id] = fact
         subject, relation, object = fact.triple
@@ -117,11 +117,11 @@ class FactGraph:
                 insort(timeline, (fact.start, fact.seq, other, fact), key=PLACE)
 
     def aggregate(self, into: str, memory: Json) -> None:
-        """Add a telling of the fact `into`; passed over where the fact is gone or has that telling."""
+        """Add a assertion of the fact `into`; passed over where the fact is gone or has that assertion."""
         fact = self._facts.get(into)
-        if fact and memory["id"] not in self._tellings:
-            fact.tellings.append(self._telling(memory))
-            self._tellings[memory["id"]] = into
+        if fact and memory["id"] not in self._assertions:
+            fact.assertions.append(self._assertion(memory))
+            self._assertions[memory["id"]] = into
             self._forget_timelines(fact)
 
     def close(self, id: str, valid_to: float, by: str | None = None) -> None:
@@ -131,18 +131,18 @@ class FactGraph:
             self._closed_by.setdefault(by, set()).add(id)
 
     def remove(self, id: str) -> None:
-        """Forget a fact, or one telling of it. What it closed holds again."""
-        into = self._tellings.pop(id, None)
+        """Forget a fact, or one assertion of it. What it closed holds again."""
+        into = self._assertions.pop(id, None)
         if into is None:
             return
         fact = self._facts[into]
         self._forget_timelines(fact)
         if into != id:
-            fact.tellings = [telling for telling in fact.tellings if telling.id != id]
+            fact.assertions = [assertion for assertion in fact.assertions if assertion.id != id]
             return
         del self._facts[id]
-        for telling in fact.tellings:
-            self._tellings.pop(telling.id, None)
+        for assertion in fact.assertions:
+            self._assertions.pop(assertion.id, None)
         for key in keys(fact.triple):
             del self._index[key][id]
             if not self._index[key]:
@@ -158,9 +158,9 @@ class FactGraph:
 
     # Reading. Whoever reads many facts says so by `took`, between two of them: they may change then
 
-    def told_in(self, id: str) -> str | None:
-        """The id of the fact that has the telling `id`."""
-        return self._tellings.get(id)
+    def fact_of_assertion(self, id: str) -> str | None:
+        """The id of the fact that has the assertion `id`."""
+        return self._assertions.get(id)
 
     def query(
         self,
@@ -254,7 +254,7 @@ class FactGraph:
             "confidence": fact.confidence,
             "valid_from": fact.start,
             "valid_to": None if end == math.inf else end,
-            "provenance": [{"id": t.id, "confidence": t.confidence, **t.source} for t in fact.tellings],
+            "provenance": [{"id": t.id, "confidence": t.confidence, **t.source} for t in fact.assertions],
         }
 
     def holds(self, fact: Fact, at: float) -> bool:
@@ -285,12 +285,12 @@ class FactGraph:
             told=told,
             triple=triple,
             flipped=triple != plain,
-            tellings=[self._telling(memory)],
+            assertions=[self._assertion(memory)],
         )
 
-    def _telling(self, memory: Json) -> Telling:
+    def _assertion(self, memory: Json) -> Assertion:
         given, start, end = (memory.get(name) for name in ("confidence", "valid_from", "valid_to"))
-        return Telling(
+        return Assertion(
             id=memory["id"],
             confidence=self._default_confidence if given is None else given,
             start=memory["time"] if start is None else start,
@@ -354,7 +354,7 @@ class FactGraph:
         if inverse in self._functional:
             yield self.canonical(object), inverse, self.canonical(subject)
 
-    def _timeline(self, subject: str, relation: str) -> list[Entry]:
+    def _timeline(self, subject: str, relation: str) -> list[TimelineEntry]:
         """Facts of one functional (subject, relation) in order of (start, seq)."""
         key = subject, relation
         if key not in self._timelines:

@@ -11,7 +11,7 @@ from stores.facts.names import Mentions
 _PLANNED = 1 << 61  # `seq` of planned facts: behind all that are written
 
 
-class Ahead(FactGraph):
+class PlannedGraph(FactGraph):
     """Takes `add_planned`, `aggregate` and `drop`, and plans with them in view."""
 
     def __init__(self, base: FactGraph) -> None:
@@ -19,7 +19,7 @@ class Ahead(FactGraph):
         self._default_confidence = base._default_confidence
         self._aliases = deepcopy(base._aliases)
         self._facts = ChainMap({}, base._facts)  # type: ignore[assignment]
-        self._tellings = ChainMap({}, base._tellings)  # type: ignore[assignment]
+        self._assertions = ChainMap({}, base._assertions)  # type: ignore[assignment]
         self._gone: set[str] = set()
         self._index = _Layers(base._index, self._gone)  # type: ignore[assignment]
         self._mentions = Mentions()
@@ -33,7 +33,7 @@ class Ahead(FactGraph):
 
     def aggregate(self, into: str, memory: Json) -> None:
         fact = self._facts[into]
-        own = replace(fact, tellings=[*fact.tellings], closed={**fact.closed})
+        own = replace(fact, assertions=[*fact.assertions], closed={**fact.closed})
         self._facts[into] = own
         for key in keys(own.triple):
             self._index.setdefault(key, {})[into] = own
@@ -41,8 +41,8 @@ class Ahead(FactGraph):
 
     def drop(self, id: str) -> None:
         """Without this fact."""
-        for telling in self._facts[id].tellings:
-            self._tellings[telling.id] = ""
+        for assertion in self._facts[id].assertions:
+            self._assertions[assertion.id] = ""
         self._gone.add(id)
         self._aliases.unlink(id)
         self._timelines.clear()

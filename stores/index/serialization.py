@@ -14,7 +14,7 @@ from typing import Any
 import faiss as _faiss
 import numpy as np
 
-from stores.index.faiss_structures import Flat, Graph, Structure, Tree, as_rows
+from stores.index.faiss_structures import Flat, Graph, Structure, Tree
 from stores.index.vector_index import VectorIndex
 from stores.index.vectors import Vectors
 
@@ -22,13 +22,7 @@ faiss: Any = _faiss  # its stubs lack half of what is used here
 Buffer = bytes | memoryview
 
 
-def vectors_of(index: VectorIndex, rows: Sequence[int]) -> Vectors:
-    """A copy of the vectors of these rows, `[len(rows), dim]`; every row must be there."""
-    with index._changing:
-        return index._active.vectors(as_rows(rows)) if rows else np.empty((0, index.dim), np.float32)
-
-
-def freeze(index: VectorIndex) -> dict[str, Buffer]:
+def serialize(index: VectorIndex) -> dict[str, Buffer]:
     """The index as parts; none where building it from vectors is as quick."""
     with index._changing:
         active = index._active
@@ -46,8 +40,8 @@ def freeze(index: VectorIndex) -> dict[str, Buffer]:
         return parts
 
 
-def thaw(index: VectorIndex, parts: Mapping[str, Buffer], rows: Sequence[int]) -> None:
-    """Make an empty index what `freeze` was given, with these rows. Raises `KeyError` or `ValueError`
+def deserialize(index: VectorIndex, parts: Mapping[str, Buffer], rows: Sequence[int]) -> None:
+    """Make an empty index what `serialize` was given, with these rows. Raises `KeyError` or `ValueError`
     where the parts do not fit together."""
     about = json.loads(bytes(parts["index.about"]))
     raw = faiss.deserialize_index(np.frombuffer(parts["index"], np.uint8))
@@ -60,10 +54,10 @@ def thaw(index: VectorIndex, parts: Mapping[str, Buffer], rows: Sequence[int]) -
 
 
 def structure_vectors(dim: int, parts: Mapping[str, Buffer], rows: Sequence[int]) -> Vectors:
-    """The vectors `[len(rows), dim]` in what `freeze` gave."""
+    """The vectors `[len(rows), dim]` in what `serialize` gave."""
     index = VectorIndex(dim, live=False)
-    thaw(index, parts, rows)
-    return vectors_of(index, rows)
+    deserialize(index, parts, rows)
+    return index.vectors_of(rows)
 
 
 def _effort(active: Structure) -> int:

@@ -119,6 +119,11 @@ class VectorIndex:
             return active.search(queries, k)
         return active.exact(queries, k, as_rows(among))
 
+    def vectors_of(self, rows: Sequence[int]) -> Vectors:
+        """A copy of the vectors of these rows, `[len(rows), dim]`; every row must be there."""
+        with self._changing:
+            return self._active.vectors(as_rows(rows)) if rows else np.empty((0, self.dim), np.float32)
+
     def grow(self) -> None:
         """Start building the structure that this size calls for, unless it is here or on its way."""
         if self.plan.kind == "flat" or len(self) <= self.plan.flat_max:

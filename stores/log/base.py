@@ -190,7 +190,7 @@ class BaseLog:
                 time=now,
                 op_id=op_id,
                 previous=anchor,
-                body=spell(body),
+                body=encode_json(body),
                 vector=vector,
                 chain=self.chain,
                 parsed=None if isinstance(body, bytes) else body,
@@ -274,7 +274,7 @@ class BaseLog:
         return Conflict(self._failure, code="fenced")
 
 
-def spell(body: Any) -> bytes:
+def encode_json(body: Any) -> bytes:
     """A record's body: JSON, or bytes as they are. Numbers are finite: what comes from outside is checked
     where it comes in, and orjson would write null."""
     if isinstance(body, bytes):
@@ -295,7 +295,9 @@ def op_key(op_id: str) -> bytes:
 
 def pack_result(operation: Operation | None) -> bytes:
     """What is kept of an operation for retries; None for one whose content is erased."""
-    return spell(GONE if operation is None else {"request": operation.request, "result": operation.result})
+    return encode_json(
+        GONE if operation is None else {"request": operation.request, "result": operation.result}
+    )
 
 
 def unpack_result(raw: bytes, op_id: str, request: str | None) -> Any:

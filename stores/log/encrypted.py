@@ -20,7 +20,7 @@ from typing import Any
 
 from stores.crypto.keyring import KeyRing
 from stores.log import record as records
-from stores.log.base import Backend, Draft, Operation, answer, result_of, spell, unpack_result
+from stores.log.base import Backend, Draft, Operation, answer, encode_json, result_of, unpack_result
 from stores.log.record import Op, Record
 
 SHARD = ""  # the namespace of what belongs to no namespace: results
@@ -94,7 +94,7 @@ class SealedLog:
         staged = self.inner.stage(op_id, sealed, now=now, after=after)
         self._staged.update((record.seq, record) for record in staged)
         return [
-            replace(record, body=spell(body), vector=vector, parsed=body)
+            replace(record, body=encode_json(body), vector=vector, parsed=body)
             for record, (_, body, vector) in zip(staged, drafts, strict=True)
         ]
 
@@ -133,7 +133,7 @@ class SealedLog:
         return rewritten
 
     def _seal(self, seq: int, op: Op, body: Any, vector: bytes) -> bytes:
-        plain = spell(body)
+        plain = encode_json(body)
         return self.ring.seal(_namespace(body), _LENGTH.pack(len(plain)) + plain + vector, _context(seq, op))
 
     def _opened(self, record: Record) -> Record:
@@ -148,7 +148,7 @@ class SealedLog:
 
     def _sealed(self, operation: Operation) -> Operation:
         kept = {"request": operation.request, "result": operation.result}
-        sealed = self.ring.seal(SHARD, spell(kept), operation.op_id.encode())
+        sealed = self.ring.seal(SHARD, encode_json(kept), operation.op_id.encode())
         return replace(
             operation,
             request=_REQUEST,

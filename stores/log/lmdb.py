@@ -73,7 +73,7 @@ class LmdbLog(BaseLog):
             return None
         with self._replacing, self._opened().begin(db=self._results) as txn:
             raw = txn.get(key)
-        kept = records.unseal(raw or b"", f"the result of operation {op_id!r}")[_NUMBER.size :]
+        kept = records.check_crc(raw or b"", f"the result of operation {op_id!r}")[_NUMBER.size :]
         return base.unpack_result(kept, op_id, request)
 
     def results(self) -> Iterator[tuple[str, Any]]:
@@ -81,7 +81,7 @@ class LmdbLog(BaseLog):
             found = [*txn.cursor()]
         for key, raw in found:
             op_id = key.decode()
-            kept = records.unseal(raw, f"the result of operation {op_id!r}")[_NUMBER.size :]
+            kept = records.check_crc(raw, f"the result of operation {op_id!r}")[_NUMBER.size :]
             yield op_id, base.result_of(kept)
 
     def commit(self, operations: Sequence[Operation]) -> None:
@@ -254,7 +254,7 @@ class LmdbLog(BaseLog):
         numbers = range(first, first + len(operations))
         order = [*zip(map(_NUMBER.pack, numbers), keys, strict=True)]
         results = (
-            (key, records.seal(place + base.pack_result(operation)))
+            (key, records.add_crc(place + base.pack_result(operation)))
             for (place, key), operation in zip(order, operations, strict=True)
         )
         txn.cursor(self._results).putmulti(results)
@@ -269,8 +269,8 @@ class LmdbLog(BaseLog):
     def _drop_result(self, txn: lmdb.Transaction, op_id: str) -> None:
         key = op_id.encode()
         if raw := txn.get(key, db=self._results):
-            place = records.unseal(bytes(raw), f"the result of operation {op_id!r}")[: _NUMBER.size]
-            txn.put(key, records.seal(place + base.pack_result(None)), db=self._results)
+            place = records.check_crc(bytes(raw), f"the result of operation {op_id!r}")[: _NUMBER.size]
+            txn.put(key, records.add_crc(place + base.pack_result(None)), db=self._results)
 
 
 def lock_file(path: Path, wait_s: float) -> Any:
@@ -306,8 +306,8 @@ def _environment(folder: Path, map_size_bytes: int) -> lmdb.Environment:
 
 def _read_meta(txn: lmdb.Transaction) -> dict[str, Any] | None:
     raw = txn.get(_META)
-    return None if raw is None else json.loads(records.unseal(bytes(raw), "the log's meta page"))
+    return None if raw is None else json.loads(records.check_crc(bytes(raw), "the log's meta page"))
 
 
 def _write_meta(txn: lmdb.Transaction, meta: Mapping[str, Any]) -> None:
-    txn.put(_META, records.seal(base.spell(meta)))
+    txn.put(_META, records.add_crc(base.encode_json(meta)))

@@ -162,13 +162,13 @@ def encode(record: Record) -> bytes:
         len(record.body),
         len(record.vector),
     )
-    return seal(b"".join((header[_CRC_BYTES:], record.anchor, op_id, record.body, record.vector)))
+    return add_crc(b"".join((header[_CRC_BYTES:], record.anchor, op_id, record.body, record.vector)))
 
 
 def decode(raw: bytes, seq: int) -> Record:
     """Raises `StoreCorrupt` naming `seq` where the bytes are not what was written."""
     try:
-        unseal(raw, f"record {seq}")
+        check_crc(raw, f"record {seq}")
     except StoreCorrupt as error:
         raise StoreCorrupt(error.message, fault=_fault(raw, seq)) from None
     _, op, number, epoch, time, digest, salt, *lengths = _HEADER.unpack_from(raw)
@@ -210,12 +210,12 @@ def _fault(raw: bytes, seq: int) -> dict[str, Any]:
     return found
 
 
-def seal(data: bytes) -> bytes:
+def add_crc(data: bytes) -> bytes:
     """Put a CRC in front."""
     return zlib.crc32(data).to_bytes(_CRC_BYTES, "big") + data
 
 
-def unseal(raw: bytes, what: str) -> bytes:
+def check_crc(raw: bytes, what: str) -> bytes:
     """Take the CRC off. Raises `StoreCorrupt` where it does not match."""
     data = raw[_CRC_BYTES:]
     if len(raw) < _CRC_BYTES or zlib.crc32(data).to_bytes(_CRC_BYTES, "big") != raw[:_CRC_BYTES]:

@@ -103,20 +103,20 @@ class RedisLog(BaseLog):
         if op_id not in self._kept:
             return None
         raw = self._ask(lambda client: client.hget(self._results_key, op_id))
-        kept = records.unseal(raw or b"", f"the result of operation {op_id!r}")
+        kept = records.check_crc(raw or b"", f"the result of operation {op_id!r}")
         return base.unpack_result(kept, op_id, request)
 
     def results(self) -> Iterator[tuple[str, Any]]:
         for op_id, raw in self._ask(lambda client: client.hgetall(self._results_key)).items():
             name = op_id.decode()
-            yield name, base.result_of(records.unseal(raw, f"the result of operation {name!r}"))
+            yield name, base.result_of(records.check_crc(raw, f"the result of operation {name!r}"))
 
     def commit(self, operations: Sequence[Operation]) -> None:
         self._check_writable()
         rows, dropped = self._rows(operations)
         results: list[Any] = []
         for number, operation in enumerate(operations, start=self._meta["commits"] + 1):
-            results += [number, operation.op_id, records.seal(base.pack_result(operation))]
+            results += [number, operation.op_id, records.add_crc(base.pack_result(operation))]
         self._write(self._after(operations), rows, results, [*dropped])
         self._kept.update(dict.fromkeys(operation.op_id for operation in operations))
         while len(self._kept) > base.RESULTS_KEPT:
@@ -164,7 +164,7 @@ class RedisLog(BaseLog):
     def _take_over(self, pipe: Pipeline) -> dict[str, Any]:
         """The `meta` of our epoch; the transaction fails and begins again should another be faster."""
         raw = pipe.hget(self._meta_key, "meta")
-        found = None if raw is None else json.loads(records.unseal(raw, f"the meta of log {self.path}"))
+        found = None if raw is None else json.loads(records.check_crc(raw, f"the meta of log {self.path}"))
         meta = self._begin_epoch(found)
         pipe.multi()
         values = {"epoch": meta["epoch"], "commits": meta["commits"], "meta": _pack(meta)}
@@ -182,7 +182,7 @@ class RedisLog(BaseLog):
         pairs = [part for row in rows.items() for part in row]
         before, after = self._meta["commits"], meta["commits"]
         command = ("EVAL", _COMMIT, len(self._keys), *self._keys, self.epoch, before, after, _pack(meta))
-        gone = records.seal(base.pack_result(None))
+        gone = records.add_crc(base.pack_result(None))
         command += (base.RESULTS_KEPT, len(rows), gone, len(dropped), *pairs, *dropped, *results)
         try:
             answer = self._ask(lambda client: self._server.confirmed(client, *command))
@@ -233,4 +233,4 @@ def _name(path: Path, config: StoreConfig) -> str:
 
 
 def _pack(meta: Mapping[str, Any]) -> bytes:
-    return records.seal(json.dumps(meta).encode())
+    return records.add_crc(json.dumps(meta).encode())

@@ -24,7 +24,7 @@ _TICK_S = 1e-6  # between memories without a time, so that lists keep the order 
 
 @dataclass(frozen=True)
 class BadLine:
-    """A line that became no memory. Lines count from 1 (in a file that is one list, its items do); 0 is
+    """A line that became no memory. KeyedMemories count from 1 (in a file that is one list, its items do); 0 is
     the file as a whole."""
 
     line: int

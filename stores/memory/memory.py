@@ -341,7 +341,7 @@ def _invalid(name: str, value: Any, rule: str) -> InvalidInput:
 
 def _short(value: Any) -> str:
     if isinstance(value, str | bytes):
-        value = value[:64]  # never spell out a text of 10 MB
+        value = value[:64]  # never encode_json out a text of 10 MB
     try:
         text = repr(value)
     except (RecursionError, ValueError):  # nested too deeply; an integer with too many digits

@@ -34,7 +34,7 @@ class Constraint:
 
 
 @dataclass(slots=True)
-class Layout:
+class PlaceLayout:
     """`parent` is the tree towards the root (or the coordinates) that positions were read along."""
 
     frame: str
@@ -59,7 +59,9 @@ class Layout:
         return steps
 
 
-def lay_out(places: Sequence[str], constraints: Sequence[Constraint], fixed: Mapping[str, Point]) -> Layout:
+def lay_out(
+    places: Sequence[str], constraints: Sequence[Constraint], fixed: Mapping[str, Point]
+) -> PlaceLayout:
     """`places` are connected by `constraints`; those in `fixed` have coordinates."""
     known = [c for c in constraints if c.a != c.b and not (c.a in fixed and c.b in fixed)]
     newest = sorted(known, key=lambda c: (c.step != (0, 0), c.order), reverse=True)
@@ -79,7 +81,7 @@ def lay_out(places: Sequence[str], constraints: Sequence[Constraint], fixed: Map
         contradicted.append(wrong[-1].id)
 
 
-def _spread(places: Sequence[str], newest: Sequence[Constraint], fixed: Mapping[str, Point]) -> Layout:
+def _spread(places: Sequence[str], newest: Sequence[Constraint], fixed: Mapping[str, Point]) -> PlaceLayout:
     """Walk the spanning tree (a forest, from each fixed place) that takes the newest observations."""
     near: dict[str, list[tuple[str, Constraint, int]]] = {place: [] for place in places}
     leader = {place: place for place in places}
@@ -98,7 +100,7 @@ def _spread(places: Sequence[str], newest: Sequence[Constraint], fixed: Mapping[
             leader[one] = other
             near[c.b].append((c.a, c, 1))
             near[c.a].append((c.b, c, -1))
-    layout = Layout(WORLD if fixed else roots[0], {root: fixed.get(root, (0.0, 0.0)) for root in roots})
+    layout = PlaceLayout(WORLD if fixed else roots[0], {root: fixed.get(root, (0.0, 0.0)) for root in roots})
     waiting = [*roots]
     for root in sorted(places):  # only reached anew where what held the group together was left out
         if not waiting and root not in layout.at:
@@ -115,7 +117,7 @@ def _spread(places: Sequence[str], newest: Sequence[Constraint], fixed: Mapping[
     return layout
 
 
-def _relax(layout: Layout, told: Sequence[Constraint], fixed: Mapping[str, Point]) -> None:
+def _relax(layout: PlaceLayout, told: Sequence[Constraint], fixed: Mapping[str, Point]) -> None:
     """Least squares over all observations, from the tree's layout on: conjugate gradients, each axis."""
     names = [*layout.at]
     number = {name: i for i, name in enumerate(names)}

@@ -50,15 +50,15 @@ class Visit:
     memories: tuple[str, ...]
 
 
-class Whereabouts:
+class Locations:
     """Events by thing. Names are normalised; `aliases` says which of them are one thing."""
 
     def __init__(self, aliases: Aliases) -> None:
         self._aliases = aliases
         self._events: dict[str, list[Event]] = {}
 
-    def copy(self, aliases: Aliases) -> "Whereabouts":
-        other = Whereabouts(aliases)
+    def copy(self, aliases: Aliases) -> "Locations":
+        other = Locations(aliases)
         other._events = {thing: [*events] for thing, events in self._events.items()}
         return other
 

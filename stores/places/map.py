@@ -137,7 +137,7 @@ class PlaceMap(PlaceGraph):
         found = self._select(WORLD, centre, lambda _, __, at: x0 <= at[0] <= x1 and y0 <= at[1] <= y1)
         return [*found]
 
-    # Whereabouts
+    # Locations
 
     def where(self, thing: str, *, at: float | None = None) -> Where:
         """What a thing is in, or carried by, and what that is in, now or at a time before (seconds)."""
@@ -152,7 +152,7 @@ class PlaceMap(PlaceGraph):
     def contents(self, place: str, *, at: float | None = None) -> list[str]:
         """What is in a place or carried by a thing, directly or in something else, sorted."""
         holder, limit = self.canonical(place), _limit(at)
-        things = {self.canonical(thing) for thing in self._whereabouts.things()}
+        things = {self.canonical(thing) for thing in self._locations.things()}
         return sorted(
             self.label(thing)
             for thing in things
@@ -163,7 +163,7 @@ class PlaceMap(PlaceGraph):
         """The places a thing was told to be in, oldest first, those its carriers took it to counted."""
         return [
             Visit(self.label(self.canonical(visit.place)), visit.since, visit.memories)
-            for visit in self._whereabouts.trail(self.canonical(thing))
+            for visit in self._locations.trail(self.canonical(thing))
         ]
 
     # Paths
@@ -199,7 +199,7 @@ class PlaceMap(PlaceGraph):
         self._stands: dict[str, dict[str, Point]] | None = None
 
     def _moves(self, thing: str) -> bool:
-        return bool(self._whereabouts.events(thing))
+        return bool(self._locations.events(thing))
 
     def _frames(self) -> dict[str, dict[str, Point]]:
         """Positions of all places, frame by frame."""
@@ -251,10 +251,10 @@ class PlaceMap(PlaceGraph):
     def _chain(self, thing: str, limit: Order) -> list[Holder]:
         """What holds the thing, what holds that, and so on, in canonical names; at the end the place that
         the last of them stands in, where its steps lead to one."""
-        told = self._whereabouts.chain(thing, limit)
+        told = self._locations.chain(thing, limit)
         holders = [Holder(self._aliases.canonical(h.name), h.carried, h.memories) for h in told]
         last = holders[-1].name if holders else thing
-        position = self.position(last, limit) if self._whereabouts.before(last, limit) else None
+        position = self.position(last, limit) if self._locations.before(last, limit) else None
         if position is None:
             return holders
         centre = position.x, position.y
@@ -276,14 +276,14 @@ class PlaceMap(PlaceGraph):
                 for name, point in stands.items()
             }
             walks: Counter[tuple[str, ...]] = Counter()
-            for thing in self._whereabouts.things():
+            for thing in self._locations.things():
                 for run in self._runs(thing):
                     walks.update(count_walks(run, ways))
             self._route_maps[by] = RouteMap(ways, at, walks)
         return self._route_maps[by]
 
     def _all_ways(self, by: By) -> Iterator[tuple[str, str, str]]:
-        """Ways between canonical places with the memory that tells each, in order of telling."""
+        """Ways between canonical places with the memory that tells each, in order of assertion."""
         told = [(one, other, id) for id, ways in self._roads.items() for one, other in ways]
         if by == "observed":
             for id, c in self._constraints.items():
@@ -296,7 +296,7 @@ class PlaceMap(PlaceGraph):
     def _runs(self, thing: str) -> Iterator[list[str]]:
         """Places that a thing came to one after another; a move by steps breaks the run."""
         run: list[str] = []
-        for event in self._whereabouts.own(thing):
+        for event in self._locations.own(thing):
             if event.arrives:
                 run.append(self._aliases.canonical(event.other))
             elif event.kind != "not_in":

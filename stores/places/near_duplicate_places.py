@@ -11,7 +11,7 @@ _SLIP = 0.8  # similarity of two words that may be one with a slip
 _SLIP_LENGTH = 5  # shorter words, and those with a digit, must be equal
 
 
-class Twins:
+class NearDuplicatePlaces:
     """Links such places in `aliases` as long as both stand close together."""
 
     def __init__(self, aliases: Aliases, epsilon: float) -> None:

@@ -14,9 +14,9 @@ from typing import Any, Self
 from stores.facts.decision import Decision
 from stores.facts.names import Aliases, normalise
 from stores.places.directions import Reading, Step, read
-from stores.places.layout import WORLD, Constraint, Layout, Order, Point, lay_out
-from stores.places.locations import NOW, Event, Whereabouts
-from stores.places.near_duplicate_places import Twins
+from stores.places.layout import WORLD, Constraint, Order, PlaceLayout, Point, lay_out
+from stores.places.locations import NOW, Event, Locations
+from stores.places.near_duplicate_places import NearDuplicatePlaces
 
 Json = dict[str, Any]
 
@@ -59,15 +59,15 @@ class PlaceGraph:
         for name, known in (aliases or {}).items():
             self._aliases.link(normalise(name), normalise(known), "")
         self._epsilon = epsilon
-        self._twins = Twins(self._aliases, epsilon)
-        self._whereabouts = Whereabouts(self._aliases)
+        self._near_duplicates = NearDuplicatePlaces(self._aliases, epsilon)
+        self._locations = Locations(self._aliases)
         self._observations: dict[str, Observation] = {}
         self._labels: dict[str, dict[str, str]] = {}  # normalised name -> memory id -> name as told
         self._points: dict[str, dict[str, tuple[Order, Point]]] = {}
         self._constraints: dict[str, Constraint] = {}  # by memory id
         self._edges: dict[str, dict[str, Constraint]] = {}  # place -> the same by memory id
         self._roads: dict[str, list[tuple[str, str]]] = {}  # memory id -> ways (from, to)
-        self._layouts: dict[str, Layout] = {}  # caches from here on
+        self._layouts: dict[str, PlaceLayout] = {}  # caches from here on
         self._changed()
 
     def __len__(self) -> int:
@@ -83,7 +83,7 @@ class PlaceGraph:
         """
         new = read_observation(memory, seq=0)
         if new.point is not None:
-            merges = tuple(self._twins.of(new.place, new.point))
+            merges = tuple(self._near_duplicates.of(new.place, new.point))
             reason = f"the same place as {', '.join(merges)}" if merges else "placed at coordinates"
             return Decision(action="insert", reason=reason, merges=merges)
         if new.reading is None:
@@ -125,7 +125,7 @@ class PlaceGraph:
         else:
             other = "" if seen.steps is not None else seen.other
             event = Event(seen.order, seen.id, reading.kind, other, reading.step, seen.steps)
-            self._whereabouts.add(seen.place, event)
+            self._locations.add(seen.place, event)
             self._follow(seen.place, seen.order)
 
     def remove(self, id: str) -> None:
@@ -148,20 +148,20 @@ class PlaceGraph:
             self._aliases.unlink(id)
             self._layouts.clear()
         elif seen.reading and seen.reading.kind in ("in", "not_in", "carried", "dropped", "moved"):
-            self._whereabouts.remove(seen.place, id)
+            self._locations.remove(seen.place, id)
             self._follow(seen.place, seen.order)
         self._changed()
 
     def _place(self, place: str) -> None:
         newest = self._newest_point([place])
-        if self._twins.move(place, newest and newest[1]):
+        if self._near_duplicates.move(place, newest and newest[1]):
             self._layouts.clear()
         self._forget_layout(place)
 
     def _follow(self, thing: str, order: Order) -> None:
         """Where a move with a direction came to a place, that place lies so from the one before, and there
         is a way. What the event at `order` and the next one say is worked out again."""
-        events = self._whereabouts.own(thing)
+        events = self._locations.own(thing)
         for i in range(bisect_left(events, order, key=lambda event: event.order), len(events)):
             event = events[i]
             if event.kind == "moved" and event.steps is None:
@@ -196,7 +196,7 @@ class PlaceGraph:
         here, and may hand back those that it works out; see `learn`."""
         other = copy(self)
         other._aliases = self._aliases.copy()
-        other._whereabouts = self._whereabouts.copy(other._aliases)
+        other._locations = self._locations.copy(other._aliases)
         other._observations = {**self._observations}
         other._labels = {name: {**told} for name, told in self._labels.items()}
         other._points = {place: {**told} for place, told in self._points.items()}
@@ -229,7 +229,7 @@ class PlaceGraph:
             self._known_labels[place] = min(told, default=(None, place))[1]
         return self._known_labels[place]
 
-    def layout(self, place: str) -> Layout | None:
+    def layout(self, place: str) -> PlaceLayout | None:
         """The layout of the group that a place (canonical) is in; None where nothing places it."""
         if place not in self._layouts:
             edges = self._group_edges(place)
@@ -249,7 +249,7 @@ class PlaceGraph:
     def position(self, thing: str, limit: Order = NOW, depth: int = MAX_CARRIERS) -> Position | None:
         """Where a place or thing (canonical) is: where its events since the newest coordinates took it,
         else where its group's layout puts it."""
-        events = self._whereabouts.before(thing, limit)
+        events = self._locations.before(thing, limit)
         newest = self._newest_point(self._aliases.group(thing), limit)
         x = y = 0.0
         memories: list[str] = []
@@ -282,7 +282,7 @@ class PlaceGraph:
 
     def _carried_to(self, thing: str, event: Event, limit: Order, depth: int) -> Position | None:
         if event.kind == "dropped":
-            holder = self._whereabouts.holder(event.other, event.order)
+            holder = self._locations.holder(event.other, event.order)
             other, limit = (event.other, event.order) if holder is None else (holder.name, limit)
         else:
             other = event.other

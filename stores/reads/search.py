@@ -20,7 +20,7 @@ from typing import Any
 from stores.index.vectors import Vectors
 from stores.locks import ReadWriteLock
 from stores.memory.filters import Predicate, compile_filter
-from stores.view.memory_state import Entry, describe
+from stores.view.memory_state import MemoryState, describe
 from stores.view.view import Space, View
 
 Json = dict[str, Any]
@@ -44,7 +44,7 @@ class Ask:
     def filtered(self) -> bool:
         return self.kinds is not None or self.keep is not None
 
-    def admits(self, entry: Entry) -> bool:
+    def admits(self, entry: MemoryState) -> bool:
         memory = entry.memory
         return (self.kinds is None or memory["kind"] in self.kinds) and (
             self.keep is None or self.keep(memory)

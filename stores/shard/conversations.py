@@ -1,14 +1,13 @@
-"""Short-term memory: the half of `Shard` for the turns of conversations; see `turns.py`."""
+"""Short-term memory: the turns of conversations; see `stores.view.conversations`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from common.errors import InvalidInput
-from stores.locks import ReadWriteLock
 from stores.log.record import Op
 from stores.memory.memory import MAX_CONVERSATION, check_name
-from stores.shard.writer import Writes
-from stores.view.conversations import Turns
+from stores.shard.core import ShardCore
+from stores.view.conversations import Conversations
 from stores.writes import lookups
 from stores.writes.group_commit import Key, Pending, Planned
 
@@ -20,10 +19,9 @@ def turns_key(namespace: str, conversation: str) -> Key:
     return "turns", namespace, conversation
 
 
-class TurnWrites(Writes):
-    """`Shard` sets the view's lock."""
-
-    _viewing: ReadWriteLock
+class ShardConversations:
+    def __init__(self, core: ShardCore) -> None:
+        self._core = core
 
     def push(
         self,
@@ -34,9 +32,9 @@ class TurnWrites(Writes):
         op_id: str,
         now: float,
     ) -> Json:
-        """Add turns `{role, text}` to a conversation. With `store.max_turns`, only so many stay, the newest.
-        Returns `{pushed, length, dropped}`."""
-        limit = self.config.max_turns
+        """Add turns `{role, text}` to a conversation. With `store.max_turns`, only the newest so many stay. Returns
+        `{pushed, length, dropped}`."""
+        limit = self._core.config.max_turns
         return self._change(
             namespace,
             conversation,
@@ -47,8 +45,8 @@ class TurnWrites(Writes):
         )
 
     def pop(self, namespace: str, conversation: str, *, op_id: str, now: float) -> Json:
-        """Take the newest turn off. Returns `{turn, length}`; the turn is None where there is none, and for
-        a retry so late that it is no longer kept."""
+        """Take the newest turn off. Returns `{turn, length}`; the turn is None where there is none, and for a retry
+        so late that it is no longer kept."""
         done = self._change(
             namespace,
             conversation,
@@ -57,14 +55,13 @@ class TurnWrites(Writes):
             now=now,
             request=["pop"],
         )
-        with self._viewing.read():
-            held = self._turns(namespace)
+        with self._core.view_lock.read():
             found = done["popped"] is not None
-            turn = held.popped(conversation, done["popped"]) if held and found else None
+            turn = self._held(namespace).popped(conversation, done["popped"]) if found else None
         return {"turn": turn, "length": done["length"]}
 
     def rewind(self, namespace: str, conversation: str, n: int, *, op_id: str, now: float) -> Json:
-        """Go back by `n` turns. Returns `{removed, length}`."""
+        """Remove the newest `n` turns. Returns `{removed, length}`."""
         return self._change(
             namespace,
             conversation,
@@ -76,14 +73,14 @@ class TurnWrites(Writes):
 
     def peek(self, namespace: str, conversation: str, n: int = 1) -> list[Json]:
         """The newest `n` turns `{number, role, text, time}`, the oldest of them first."""
-        with self._viewing.read():
-            return (self._turns(namespace) or Turns()).peek(conversation, n)
+        with self._core.view_lock.read():
+            return self._held(namespace).peek(conversation, n)
 
     def _change(
         self,
         namespace: str,
         conversation: str,
-        change: Callable[[Turns], Change],
+        change: Callable[[Conversations], Change],
         *,
         op_id: str,
         now: float,
@@ -96,21 +93,21 @@ class TurnWrites(Writes):
                 param="conversation",
             )
 
-        def planned(pending: Pending) -> Planned:
-            operation, answer = change(self._turns(namespace) or Turns())
+        def plan(pending: Pending) -> Planned:
+            operation, answer = change(self._held(namespace))
             body = {"namespace": namespace, **operation} if operation else None
             return Planned(drafts=[(Op.TURNS, body, b"")] if body else [], result=answer)
 
-        answer: Json = self.write(
+        answer: Json = self._core.write(
             op_id,
             lookups.request_digest("turns", namespace, conversation, request),
-            planned,
+            plan,
             now=now,
             spaces=[namespace],
             keys=[turns_key(namespace, conversation)],
         )
         return answer
 
-    def _turns(self, namespace: str) -> Turns | None:
-        space = self._view.spaces.get(namespace)
-        return space.turns if space else None
+    def _held(self, namespace: str) -> Conversations:
+        space = self._core.space(namespace)
+        return space.conversations if space else Conversations()

@@ -1,8 +1,8 @@
-"""The half of `Shard` that asks the fact graph and the place map.
+"""Questions to the fact graph and the place map.
 
-Such questions can take long, and writers must not wait for them: facts are read in parts, between which
-writers go (see `ReadWriteLock.read_in_parts`), so that a long answer may hold what was written meanwhile or
-not; places are asked of a copy of the map, which is one moment.
+Such questions can take long, and writers must not wait for them: facts are read in parts, between which writers go
+(see `ReadWriteLock.read_in_parts`), so that a long answer may or may not hold what was written meanwhile; places are
+asked of a copy of the map, which is one moment.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,9 +11,8 @@ from typing import Any
 
 from common.errors import InvalidInput
 from stores.facts.graph import FactGraph
-from stores.locks import ReadWriteLock
 from stores.places.map import PlaceMap
-from stores.view.view import View
+from stores.shard.core import ShardCore
 
 Json = dict[str, Any]
 Page = list[Json]
@@ -21,11 +20,9 @@ Page = list[Json]
 MAX_SOLUTIONS = 10_000  # of patterns joined, the partial ones included
 
 
-class GraphReads:
-    """`Shard` sets these."""
-
-    _view: View
-    _viewing: ReadWriteLock
+class Graph:
+    def __init__(self, core: ShardCore) -> None:
+        self._core = core
 
     def query_facts(
         self,
@@ -37,7 +34,7 @@ class GraphReads:
         at: float | None = None,
     ) -> Page:
         """See `FactGraph.query`."""
-        with self._viewing.read_in_parts() as took:
+        with self._core.view_lock.read_in_parts() as took:
             graph = self._graph(namespace)
             return graph.query(subject, relation, object, at=at, took=took) if graph else []
 
@@ -51,20 +48,20 @@ class GraphReads:
     ) -> Page:
         """See `FactGraph.solve`: `{values: {"?x": name}, facts}`, at most `limit`. Raises `InvalidInput` where
         more than `MAX_SOLUTIONS` are in hand at any step."""
-        with self._viewing.read_in_parts() as took:
+        with self._core.view_lock.read_in_parts() as took:
             graph = self._graph(namespace)
             found = graph.solve(patterns, at=at, at_most=MAX_SOLUTIONS, took=took) if graph else []
         return [asdict(solution) for solution in found[:limit]]
 
     def recall_facts(self, namespace: str, text: str, *, k: int = 10, at: float | None = None) -> Page:
         """See `FactGraph.recall`."""
-        with self._viewing.read_in_parts() as took:
+        with self._core.view_lock.read_in_parts() as took:
             graph = self._graph(namespace)
             return graph.recall(text, k=k, at=at, took=took) if graph else []
 
     def fact_path(self, namespace: str, a: str, b: str, *, at: float | None = None) -> Page | None:
         """See `FactGraph.path`."""
-        with self._viewing.read_in_parts() as took:
+        with self._core.view_lock.read_in_parts() as took:
             graph = self._graph(namespace)
             return graph.path(a, b, at=at, took=took) if graph else None
 
@@ -72,17 +69,17 @@ class GraphReads:
         """What `PlaceMap` answers to one of `PLACES`, as JSON: an object, a list of them, or None."""
         if op not in PLACES:
             raise InvalidInput(f"op = {op[:64]!r}: must be one of {', '.join(PLACES)}", param="op")
-        with self._viewing.read():
-            space = self._view.spaces.get(namespace)
+        with self._core.view_lock.read():
+            space = self._core.space(namespace)
             places = space.places.still() if space else PlaceMap()
         found = PLACES[op](places, **asked)
-        with self._viewing.read():
+        with self._core.view_lock.read():
             if space is not None:
                 space.places.learn(places)
         return [asdict(each) for each in found] if isinstance(found, list) else found and asdict(found)
 
     def _graph(self, namespace: str) -> FactGraph | None:
-        space = self._view.spaces.get(namespace)
+        space = self._core.space(namespace)
         return space.facts.graph if space else None
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from stores.index.vectors import Vectors
 from stores.memory.memory import KIND_FIELDS
-from stores.view.memory_state import Entry, Version
+from stores.view.memory_state import FIELD_OF, STORED_AS, MemoryState, Version
 
 Json = dict[str, Any]
 
@@ -57,7 +57,7 @@ STATE = {
     "strength": pa.float64(),
     "closed": pa.float64(),
 }
-"""What an `Entry` holds beside the memory; its other fields go to `state_more`."""
+"""What an `MemoryState` holds beside the memory; its other fields go to `state_more`."""
 
 SCHEMA = pa.schema(
     [
@@ -70,7 +70,7 @@ SCHEMA = pa.schema(
     ]
 )
 _decode = json.JSONDecoder().raw_decode
-_FIELDS = tuple(field.name for field in fields(Entry) if field.name != "memory")
+_FIELDS = tuple(field.name for field in fields(MemoryState) if field.name != "memory")
 _MORE = tuple(name for name in _FIELDS if name not in STATE)
 _CARRIED: dict[str, Callable[[], Any]] = {  # statistics of a row that have no column
     "rivals": dict,
@@ -83,7 +83,7 @@ _read_entry = attrgetter("memory", *STATE, *_MORE)
 Captured = tuple[Any, ...]  # of one entry: memory, the fields of STATE, the fields beside them
 
 
-def captured(entries: Iterable[Entry]) -> list[Captured]:
+def captured(entries: Iterable[MemoryState]) -> list[Captured]:
     """Entries as they are now. Quick, since writers wait for it: contents never change, so a reference
     is a copy of them; of the state only what is nested is copied."""
     first_nested = 1 + len(STATE)
@@ -98,7 +98,7 @@ def captured_table(found: Sequence[Captured]) -> pa.Table:
     columns = [*zip(*found, strict=True)] if found else [()] * (1 + len(STATE) + len(_MORE))
     memories, state, more = columns[0], columns[1 : 1 + len(STATE)], columns[1 + len(STATE) :]
     nested = [
-        {name: _plain(value) for name, value in zip(_MORE, each, strict=True) if value}
+        {STORED_AS.get(name, name): _plain(value) for name, value in zip(_MORE, each, strict=True) if value}
         for each in zip(*more, strict=True)
     ]
     return table_of(memories, dict(zip(STATE, state, strict=True)), nested)
@@ -172,24 +172,24 @@ def memories_of(table: pa.Table) -> list[Json]:
     return found
 
 
-def entries_of(table: pa.Table) -> list[Entry]:
+def entries_of(table: pa.Table) -> list[MemoryState]:
     """The entries of a table of `SCHEMA`, in its order."""
     read = _columns(table, (*STATE, "state_more"))
     more = read.pop("state_more")
     found = []
     for memory, state, nested in zip(memories_of(table), zip(*read.values(), strict=True), more, strict=True):
-        entry = Entry(memory=memory, **dict(zip(STATE, state, strict=True)))
+        entry = MemoryState(memory=memory, **dict(zip(STATE, state, strict=True)))
         if nested is not None:
             _set_nested(entry, _load(nested))
         found.append(entry)
     return found
 
 
-def entry_of(found: Captured) -> Entry:
+def state_of(found: Captured) -> MemoryState:
     """One of what `captured` gave, as an entry of its own."""
     memory, *state = found
     known = {name: value for name, value in zip((*STATE, *_MORE), state, strict=True)}
-    return Entry(memory=memory, **{n: v for n, v in known.items() if n in STATE or v is not None})
+    return MemoryState(memory=memory, **{n: v for n, v in known.items() if n in STATE or v is not None})
 
 
 def carried_table(carried: Sequence[Json]) -> pa.Table:
@@ -197,7 +197,11 @@ def carried_table(carried: Sequence[Json]) -> pa.Table:
     given = [{**row["statistics"], "novelty": row["novelty"], **_written(row)} for row in carried]
     state = {name: [each.get(name) for each in given] for name in STATE}
     more = [
-        {name: value for name, value in (*row.items(), *row["statistics"].items()) if name in _MORE and value}
+        {
+            name: value
+            for name, value in (*row.items(), *row["statistics"].items())
+            if FIELD_OF.get(name, name) in _MORE and value
+        }
         for row in carried
     ]
     return table_of([row["memory"] for row in carried], state, more)
@@ -225,9 +229,10 @@ def carried_of(table: pa.Table) -> Iterator[Json]:
         }
 
 
-def _set_nested(entry: Entry, nested: Json) -> None:
+def _set_nested(entry: MemoryState, nested: Json) -> None:
     for name, value in nested.items():
-        setattr(entry, name, [Version(**each) for each in value] if name == "older" else value)
+        found = [Version(**each) for each in value] if name == "older" else value
+        setattr(entry, FIELD_OF.get(name, name), found)
 
 
 def _columns(table: pa.Table, names: Sequence[str]) -> dict[str, list[Any]]:

@@ -38,7 +38,7 @@ from stores.snapshots.manifest import (
     refused,
     write_manifest,
 )
-from stores.view.memory_state import Entry
+from stores.view.memory_state import MemoryState
 from stores.view.view import View
 
 TABLE, RAW_VECTORS = "table", "vectors"  # the parts that stand in for the Parquet files of what is sealed
@@ -87,7 +87,7 @@ class LoadedSpace:
     vectors: Callable[[], Vectors]
     parts: Mapping[str, memoryview]
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[MemoryState]:
         return arrow.entries_of(self.table)
 
 

@@ -28,13 +28,12 @@ import pyarrow.parquet as pq
 
 from common.errors import InvalidInput, SharpwaveError
 from common.files import sync_folder
-from stores.index.serialization import vectors_of
 from stores.index.vectors import Vectors
 from stores.locks import ReadWriteLock
 from stores.memory.memory import canonical, check_name
 from stores.snapshots import arrow as columns
 from stores.transfer.row_schema import check_row
-from stores.view.memory_state import Entry, carried
+from stores.view.memory_state import MemoryState, row_of
 from stores.view.view import View
 
 FORMAT = "sharpwave-export"
@@ -71,25 +70,25 @@ def export_rows(
         ]
     for name, captured in found:
         for start in range(0, len(captured), BATCH):
-            entries = [columns.entry_of(each) for each in captured[start : start + BATCH]]
+            entries = [columns.state_of(each) for each in captured[start : start + BATCH]]
             with viewing.read():
                 present = [*_present(view, name, entries)]
                 seqs = [entry.seq for entry in present]
-                vectors: Sequence[Vectors] = [*vectors_of(view.spaces[name].index, seqs)] if seqs else []
+                vectors: Sequence[Vectors] = [*view.spaces[name].index.vectors_of(seqs)] if seqs else []
             for entry, vector in zip(present, vectors, strict=True):
-                yield carried(entry, vector, shard)
+                yield row_of(entry, vector, shard)
 
 
-def _of(entry: Entry, conversation: str | None) -> bool:
+def _of(entry: MemoryState, conversation: str | None) -> bool:
     return conversation in (None, entry.memory["conversation"])
 
 
-def _present(view: View, namespace: str, entries: Iterable[Entry]) -> Iterator[Entry]:
+def _present(view: View, namespace: str, entries: Iterable[MemoryState]) -> Iterator[MemoryState]:
     """Those still there; one that got a new version meanwhile, with that one."""
     for entry in entries:
         now = view.find(namespace, entry.memory["id"])
         if now is not None:
-            yield entry if now.seq == entry.seq else columns.entry_of(*columns.captured([now]))
+            yield entry if now.seq == entry.seq else columns.state_of(*columns.captured([now]))
 
 
 def import_rows(

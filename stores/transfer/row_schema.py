@@ -71,14 +71,14 @@ def _statistics(value: Any, remake: Remake) -> Json:
     if unknown := [str(name)[:64] for name in given if name not in valid]:
         raise InvalidInput(f"statistics.{unknown[0]}: unknown; valid: {', '.join(valid)}", param="statistics")
 
-    def telling(content: Any) -> Json:
+    def assertion(content: Any) -> Json:
         told = remake(content)
         if told["kind"] != "relational":
-            raise InvalidInput("statistics.tellings: every one must be relational", param="statistics")
+            raise InvalidInput("statistics.assertions: every one must be relational", param="statistics")
         return told
 
     return {
-        name: [telling(each) for each in _list(found, "statistics.tellings")]
+        name: [assertion(each) for each in _list(found, "statistics.tellings")]
         if name == "tellings"
         else _CHECKS[name](found, f"statistics.{name}")
         for name, found in given.items()

@@ -1,6 +1,6 @@
 """Short-term memory: the turns of each conversation of one namespace, newest last.
 
-`Turns` is a view: a function of the operations applied in order. A caller asks it what an operation would
+`Conversations` is a view: a function of the operations applied in order. A caller asks it what an operation would
 be (`plan_push`, `plan_pop`, `plan_rewind`), the shard logs that and applies it:
 
     {"conversation", "push": [{role, text, time}, ...], "first": number, "keep_from": number}
@@ -8,7 +8,7 @@ be (`plan_push`, `plan_pop`, `plan_rewind`), the shard logs that and applies it:
     {"conversation", "rewind": number}     all turns from this number on are gone
     {"conversation", "keep": [turns], "following": number}     these are left, whatever was said before
 
-Turns are numbered from 1 and no number is used twice, so an operation says exactly which turns it means:
+Conversations are numbered from 1 and no number is used twice, so an operation says exactly which turns it means:
 replay gives the same conversation even where the contents of earlier operations have been erased. Nothing
 here calls itself: a rewind by any number of turns is one cut of a list.
 """
@@ -32,7 +32,7 @@ Json = dict[str, Any]
 
 
 @dataclass(slots=True)
-class Conversation:
+class ConversationState:
     """`turns` are `{number, role, text, time}`; `popped` the last ones taken off, by number; `records` are
     the numbers of the log's records that speak of it, and `dead` says whether those hold turns that are
     no longer here."""
@@ -48,11 +48,11 @@ class Conversation:
         return bisect_left(self.turns, number, key=itemgetter("number"))
 
 
-class Turns:
+class Conversations:
     """Conversations by name. Who changes it holds the shard's lock; see `Shard`."""
 
     def __init__(self) -> None:
-        self._conversations: dict[str, Conversation] = {}
+        self._conversations: dict[str, ConversationState] = {}
 
     def __len__(self) -> int:
         """Conversations; one whose turns are all gone still has records to forget."""
@@ -73,7 +73,7 @@ class Turns:
         Raises `InvalidInput` naming the first bad turn.
         """
         fresh = [_turn(turn, place, now) for place, turn in enumerate(turns)]
-        here = self._conversations.get(conversation, Conversation())
+        here = self._conversations.get(conversation, ConversationState())
         length = len(here.turns) + len(fresh)
         dropped = max(0, length - limit) if limit else 0
         beyond = dropped - len(here.turns)  # of the fresh ones, those that go at once
@@ -120,11 +120,11 @@ class Turns:
 
     def apply(self, record: Record, operation: Mapping[str, Any]) -> None:
         """Do what a record says; `operation` is its content."""
-        here = self._conversations.setdefault(operation["conversation"], Conversation())
+        here = self._conversations.setdefault(operation["conversation"], ConversationState())
         here.records.append(record.seq)
         if "keep" in operation:
             kept, following = [*operation["keep"]], operation["following"]
-            self._conversations[operation["conversation"]] = Conversation(
+            self._conversations[operation["conversation"]] = ConversationState(
                 turns=kept, following=following, records=[record.seq]
             )
         elif "push" in operation:
@@ -144,7 +144,7 @@ class Turns:
         return len(gone.turns) if gone else 0
 
     @staticmethod
-    def _push(here: Conversation, operation: Mapping[str, Any]) -> None:
+    def _push(here: ConversationState, operation: Mapping[str, Any]) -> None:
         fresh = operation["push"]
         here.turns += [{"number": number, **turn} for number, turn in enumerate(fresh, operation["first"])]
         here.following = operation["first"] + len(fresh)
@@ -153,7 +153,7 @@ class Turns:
         del here.turns[:dropped]
 
     @staticmethod
-    def _cut(here: Conversation, number: int) -> None:
+    def _cut(here: ConversationState, number: int) -> None:
         here.dead = True
         del here.turns[here.place(number) :]
 
@@ -177,7 +177,7 @@ class Turns:
 
     def present(self, conversation: str) -> tuple[list[Json], int]:
         """The turns as a `keep` operation holds them, and the number of the next one."""
-        here = self._conversations.get(conversation, Conversation())
+        here = self._conversations.get(conversation, ConversationState())
         return [dict(turn) for turn in here.turns], here.following
 
     def records(self, conversation: str) -> list[int]:
@@ -198,7 +198,7 @@ class Turns:
         """The inverse of `dump`."""
         for name, kept in json.loads(bytes(data)).items():
             popped = {int(number): turn for number, turn in kept.pop("popped").items()}
-            self._conversations[name] = Conversation(**kept, popped=popped)
+            self._conversations[name] = ConversationState(**kept, popped=popped)
 
     def _turns(self, conversation: str) -> list[Json]:
         here = self._conversations.get(conversation)
@@ -206,7 +206,7 @@ class Turns:
 
 
 def parse_transcript(text: str) -> list[Json]:
-    r"""Turns `{role, text}` of a transcript, where a turn begins with its role and a colon:
+    r"""Conversations `{role, text}` of a transcript, where a turn begins with its role and a colon:
 
         user: where is it?
         assistant: see http://example.org // it has moved

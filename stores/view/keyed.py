@@ -2,7 +2,7 @@
 
 A line is an episodic memory whose context has a `key`; its text is the value, its vector the value's
 embedding. So a line is erased, replayed and scored like every memory, its versions are the values that
-the key had, and its anchor chains it to whatever the shard wrote before it. `Lines` is the view of one
+the key had, and its anchor chains it to whatever the shard wrote before it. `KeyedMemories` is the view of one
 namespace; `line_writes.py` has the operations.
 """
 
@@ -17,7 +17,7 @@ from stores.index.vectors import Vectors
 from stores.memory.memory import Memory, parse_memory
 from stores.ranking import concert
 from stores.ranking.concert import Concert
-from stores.view.memory_state import Entry
+from stores.view.memory_state import MemoryState
 
 MAX_KEY = 512  # characters
 _FIRST_ROWS = 16
@@ -25,20 +25,20 @@ _FIRST_ROWS = 16
 Json = dict[str, Any]
 
 
-class Lines:
+class KeyedMemories:
     """The lines of one namespace. Who changes it holds the shard's lock; see `Shard`."""
 
     def __init__(self) -> None:
-        self._by_key: dict[str, list[Entry]] = {}  # memories of the key, the newest last
+        self._by_key: dict[str, list[MemoryState]] = {}  # memories of the key, the newest last
         self._rows: dict[int, int] = {}  # seq -> row
         self._free: list[int] = []
-        self._entries: list[Entry | None] = []
+        self._entries: list[MemoryState | None] = []
         self._vectors = np.empty((0, 0), np.float32)
 
     def __len__(self) -> int:
         return len(self._by_key)
 
-    def add(self, entry: Entry, vector: Vectors) -> None:
+    def add(self, entry: MemoryState, vector: Vectors) -> None:
         """Any memory may come; those that are no lines are passed over. `vector`: float32 `[dim]`."""
         key = key_of(entry.memory)
         if key is None:
@@ -51,7 +51,7 @@ class Lines:
         row = self._free.pop()
         self._rows[entry.seq], self._entries[row], self._vectors[row] = row, entry, vector
 
-    def remove(self, entry: Entry) -> None:
+    def remove(self, entry: MemoryState) -> None:
         row = self._rows.pop(entry.seq, None)
         if row is None:
             return
@@ -62,7 +62,7 @@ class Lines:
         if not self._by_key[key]:
             del self._by_key[key]
 
-    def get(self, key: str) -> Entry | None:
+    def get(self, key: str) -> MemoryState | None:
         """The key's line, or None."""
         same = self._by_key.get(key)
         return same[-1] if same else None
@@ -102,7 +102,7 @@ class Lines:
 
     def _ranked(
         self, vector: Vectors, k: int, now: float, constants: Concert | None
-    ) -> list[tuple[Entry, int, float, float, float]]:
+    ) -> list[tuple[MemoryState, int, float, float, float]]:
         """`(line, row, recency, similarity, weight)`, best first; equal weights by key."""
         constants = constants or Concert()
         lines = [same[-1] for same in self._by_key.values()]
@@ -161,7 +161,7 @@ def line_memory(
     return parse_memory(line, namespace=namespace, now=now, max_text_bytes=max_text_bytes)
 
 
-def check_anchor(key: str, line: Entry | None, previous: str | None, head: str) -> None:
+def check_anchor(key: str, line: MemoryState | None, previous: str | None, head: str) -> None:
     """Compare-and-set: `previous` is the anchor that the caller takes for the present one. It holds while
     nobody has written this key (it is the line's own anchor, or zeros where there is no line) or nobody
     has written anything (it is the shard's last anchor, `head`); else `Conflict`. None always holds."""
@@ -175,7 +175,7 @@ def check_anchor(key: str, line: Entry | None, previous: str | None, head: str) 
         )
 
 
-def _describe(line: Entry) -> Json:
+def _describe(line: MemoryState) -> Json:
     context = dict(line.memory["context"])
     return {
         "key": context.pop("key"),

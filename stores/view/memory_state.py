@@ -8,10 +8,12 @@ import numpy as np
 from stores.index.vectors import Vectors
 from stores.log.record import Record
 
-STATISTICS = (  # that a memory takes along to another shard
+STATISTICS = (  # fields of a `MemoryState` that a memory keeps when it moves to another shard
     *("usage", "salience", "last_used", "last_scored", "count", "strength"),
-    *("rivals", "vigour", "closed", "closings", "tellings"),
+    *("rivals", "retention", "closed", "closings", "assertions"),
 )
+STORED_AS = {"retention": "vigour", "assertions": "tellings"}  # names on disk that differ from the fields
+FIELD_OF = {stored: field for field, stored in STORED_AS.items()}
 
 
 _NESTED = frozenset((dict, list))
@@ -29,14 +31,14 @@ class Version:
 
 
 @dataclass(slots=True, kw_only=True)
-class Entry:
+class MemoryState:
     """A memory and its statistics. `generation` is the `seq` of the write that made the content, so a
     memory that was forgotten and written again is never taken for the old one.
 
     `count` is how often it was written, near-identical copies included; `strength` (0 to 1) what races
-    left of it, and `rivals` what they left of candidates that lost. `vigour` (0 to 1) is what decay had left
+    left of it, and `rivals` what they left of candidates that lost. `retention` (0 to 1) is what decay had left
     of it just after its last use. `closed` is when a fact ceased to
-    hold: the earliest of `closings`, by the ids of the facts that contradict it; `tellings` are memories
+    hold: the earliest of `closings`, by the ids of the facts that contradict it; `assertions` are memories
     that say the same fact as this one. `older` are superseded versions, oldest first. `origin` is where an
     imported memory came from: `{shard, seq, anchor}`. `traces` are the records beside the versions that
     name the memory's particulars: they are erased with it.
@@ -54,10 +56,10 @@ class Entry:
     count: int = 1
     strength: float = 1.0
     rivals: dict[str, float] = field(default_factory=dict)
-    vigour: float = 1.0
+    retention: float = 1.0
     closed: float | None = None
     closings: dict[str, float] = field(default_factory=dict)
-    tellings: list[dict[str, Any]] = field(default_factory=list)
+    assertions: list[dict[str, Any]] = field(default_factory=list)
     older: list[Version] = field(default_factory=list)
     origin: dict[str, Any] | None = None
     traces: list[int] = field(default_factory=list)
@@ -81,15 +83,15 @@ class Entry:
         """Every record of this log that holds something of the memory."""
         return [self.seq, *(version.seq for version in self.older if not version.foreign), *self.traces]
 
-    def vigour_at(self, now: float, half_life_s: float) -> float:
+    def retention_at(self, now: float, half_life_s: float) -> float:
         """What decay leaves of it; a clock that went back does not strengthen."""
         since = self.written if self.last_used is None else self.last_used
-        return self.vigour * 0.5 ** (max(0.0, now - since) / half_life_s)
+        return self.retention * 0.5 ** (max(0.0, now - since) / half_life_s)
 
     def use(self, now: float, half_life_s: float, refresh: float) -> None:
         """Count one use, which gives back a share `refresh` of what was lost."""
-        left = self.vigour_at(now, half_life_s)
-        self.vigour = left + refresh * (1.0 - left)
+        left = self.retention_at(now, half_life_s)
+        self.retention = left + refresh * (1.0 - left)
         self.usage += 1
         self.last_used = now
 
@@ -99,7 +101,7 @@ class Entry:
         return measured if self.last_scored is None else (1.0 - rate) * self.salience + rate * measured
 
 
-def close(entry: Entry, by: str, valid_to: float | None) -> None:
+def close(entry: MemoryState, by: str, valid_to: float | None) -> None:
     """The fact ends at `valid_to` because of the fact `by`, or, with None, no longer because of it."""
     entry.closings.pop(by, None)
     if valid_to is not None:
@@ -107,9 +109,9 @@ def close(entry: Entry, by: str, valid_to: float | None) -> None:
     entry.closed = min(entry.closings.values(), default=None)
 
 
-def entry_of(record: Record, content: dict[str, Any]) -> Entry:
+def state_of(record: Record, content: dict[str, Any]) -> MemoryState:
     """The entry that a record with a memory makes."""
-    return Entry(
+    return MemoryState(
         memory=content["memory"],
         seq=record.seq,
         anchor=record.anchor.hex(),
@@ -131,11 +133,11 @@ def vector_of(record: Record) -> Vectors:
     return np.frombuffer(record.vector, "<f4")
 
 
-def describe(entry: Entry, shard: int, *, shared: bool = False) -> dict[str, Any]:
+def describe(entry: MemoryState, shard: int, *, shared: bool = False) -> dict[str, Any]:
     """A memory with what the shard knows of it; the caller may change the answer, unless its content is
     `shared` with the view."""
     closed = {} if entry.closed is None else {"valid_to": entry.closed}
-    versions: list[Entry | Version] = [entry, *reversed(entry.older)]
+    versions: list[MemoryState | Version] = [entry, *reversed(entry.older)]
     return {
         **(entry.memory if shared else copied(entry.memory)),
         **closed,
@@ -168,7 +170,7 @@ def unshared(described: dict[str, Any]) -> dict[str, Any]:
     return own
 
 
-def history(entry: Entry) -> list[dict[str, Any]]:
+def history(entry: MemoryState) -> list[dict[str, Any]]:
     """Every version, newest first: `{seq, anchor, written, content}`."""
     return [
         {
@@ -181,12 +183,12 @@ def history(entry: Entry) -> list[dict[str, Any]]:
     ]
 
 
-def carried(entry: Entry, vector: Vectors, shard: int) -> dict[str, Any]:
-    """A memory as another shard's `take` takes it, with its vector (float32 `[dim]`)."""
+def row_of(entry: MemoryState, vector: Vectors, shard: int) -> dict[str, Any]:
+    """A memory as another shard imports it, with its vector (float32 `[dim]`)."""
     return {
         "memory": copied(entry.memory),
         "novelty": entry.novelty,
-        "statistics": {name: copied(getattr(entry, name)) for name in STATISTICS},
+        "statistics": {STORED_AS.get(name, name): copied(getattr(entry, name)) for name in STATISTICS},
         "origin": entry.origin
         or {"shard": shard, "seq": entry.seq, "anchor": entry.anchor, "written": entry.written},
         "older": [asdict(version) for version in entry.older],

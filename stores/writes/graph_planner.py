@@ -4,30 +4,30 @@ from typing import Any
 
 from stores.facts.decision import Decision
 from stores.facts.fact import as_episodic, not_a_triple
-from stores.facts.planned_graph import Ahead
+from stores.facts.planned_graph import PlannedGraph
 from stores.log.base import Draft
 from stores.log.record import Op
 from stores.memory.memory import Memory, to_json
-from stores.view.graph_views import Facts, Places
-from stores.view.memory_state import Entry
+from stores.view.graph_views import FactsView, PlacesView
+from stores.view.memory_state import MemoryState
 from stores.view.view import View
 
 Json = dict[str, Any]
 
 
-class Planner:
+class GraphPlanner:
     """Decides on facts and places of one write one after another, each with those before it in view."""
 
     def __init__(self, view: View) -> None:
         self._view = view
-        self._ahead: dict[str, Ahead] = {}
+        self._ahead: dict[str, PlannedGraph] = {}
 
     def decide(self, memory: Memory) -> Decision:
         """What becomes of a relational or spatial memory. What is to be written is in view from then on."""
         content = to_json(memory)
         if memory.kind == "spatial":
             space = self._view.spaces.get(memory.namespace)
-            return (space.places if space else Places(self._view.config)).map.plan(content)
+            return (space.places if space else PlacesView(self._view.config)).map.plan(content)
         facts = self._facts(memory.namespace)
         decision = facts.plan(content)
         if decision.action == "insert":
@@ -42,14 +42,16 @@ class Planner:
         facts.drop(memory.id)
         return facts.plan(to_json(memory))
 
-    def _facts(self, namespace: str) -> Ahead:
+    def _facts(self, namespace: str) -> PlannedGraph:
         if namespace not in self._ahead:
             space = self._view.spaces.get(namespace)
-            self._ahead[namespace] = Ahead((space.facts if space else Facts(self._view.config)).graph)
+            self._ahead[namespace] = PlannedGraph(
+                (space.facts if space else FactsView(self._view.config)).graph
+            )
         return self._ahead[namespace]
 
 
-def routed(memory: Memory, before: Entry | None = None) -> Memory:
+def routed(memory: Memory, before: MemoryState | None = None) -> Memory:
     """The memory as it is stored: a relational one that is no usable triple is kept as an episode, and so is
     the next version of such an episode (`before`)."""
     kept = (

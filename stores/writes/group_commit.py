@@ -30,7 +30,7 @@ from common.errors import NotReady, SharpwaveError
 from stores.index.vectors import Vectors
 from stores.log.base import Draft, Log, Operation
 from stores.log.record import Op, Record
-from stores.view.memory_state import Entry, entry_of, vector_of
+from stores.view.memory_state import MemoryState, state_of, vector_of
 
 Key = tuple[str, ...]
 _WITH_MEMORY = (Op.PUT, Op.SUPERSEDE, Op.IMPORT)
@@ -74,14 +74,14 @@ class Added:
     """Memories that a batch adds to one namespace, with their vectors `[n, dim]`."""
 
     def __init__(self, dim: int) -> None:
-        self.entries: list[Entry] = []
+        self.entries: list[MemoryState] = []
         self._rows = np.empty((16, dim), np.float32)
 
     @property
     def vectors(self) -> Vectors:
         return self._rows[: len(self.entries)]
 
-    def add(self, entry: Entry, vector: Vectors) -> None:
+    def add(self, entry: MemoryState, vector: Vectors) -> None:
         if len(self.entries) == len(self._rows):
             self._rows = np.concatenate([self._rows, np.empty_like(self._rows)])
         self._rows[len(self.entries)] = vector
@@ -128,7 +128,7 @@ class Pending:
             vector = vector_of(record)
             if namespace not in self._added:
                 self._added[namespace] = Added(len(vector))
-            self._added[namespace].add(entry_of(record, record.content()), vector)
+            self._added[namespace].add(state_of(record, record.content()), vector)
         return self._added.get(namespace)
 
     def add(self, ticket: "Ticket", operation: Operation) -> None:
@@ -189,7 +189,7 @@ class Ticket:
         return self._result
 
 
-class Batcher:
+class GroupCommit:
     """The queue of tickets in front of one log. `lock` is held while a batch is written: hold it to keep
     writes out. `failure` says why no more are taken, where a batch may be on disk that readers do not see.
     """

@@ -1,4 +1,4 @@
-"""What was asked for, and what speaks against it: looked up before anything is written."""
+"""Lookups before a write: digests of requests, conflicts of ids, neighbours, novelty."""
 
 from collections.abc import Sequence
 from hashlib import blake2b
@@ -7,15 +7,17 @@ from typing import Any
 import numpy as np
 import orjson
 
-from stores.index.vectors import Vectors, clip, group
+from common.config import StoreConfig
+from stores.index.vectors import clip, group
 from stores.memory.memory import Memory, canonical, from_json, same_content, to_json
-from stores.view.memory_state import Entry
+from stores.view.memory_state import MemoryState
 from stores.view.view import View
 from stores.writes import near_duplicates
+from stores.writes.batch import MemoryBatch
 from stores.writes.graph_planner import routed
 from stores.writes.group_commit import Pending, Sought
 
-Near = list[tuple[float, Entry]]  # cosine and entry, best first
+Near = list[tuple[float, MemoryState]]  # cosine and entry, best first
 
 
 def request_digest(*parts: Any) -> str:
@@ -26,11 +28,11 @@ def request_digest(*parts: Any) -> str:
 def put_digest(memories: Sequence[Memory]) -> str:
     """The same for a retried put, though our clock gave its memories a later time."""
     contents = [to_json(m) if m.timed else {**to_json(m), "time": 0.0} for m in memories]
-    digests = [blake2b(_spell(content), digest_size=32).hexdigest() for content in contents]
-    return blake2b(_spell(("put", digests)), digest_size=8).hexdigest()
+    digests = [blake2b(_encode_json(content), digest_size=32).hexdigest() for content in contents]
+    return blake2b(_encode_json(("put", digests)), digest_size=8).hexdigest()
 
 
-def _spell(value: Any) -> bytes:
+def _encode_json(value: Any) -> bytes:
     """As `canonical`, in a fifth of the time, but for numbers between -1e-4 and 1e-4, whose exponent orjson
     writes otherwise: a retry that names one, of a write before an upgrade to orjson, would be a `Conflict`."""
     try:
@@ -55,17 +57,27 @@ def conflicts(view: View, memories: Sequence[Memory]) -> list[str | None]:
     return found
 
 
-def nearest(view: View, namespaces: Sequence[str], vectors: Vectors) -> list[float]:
-    """Highest cosine of each vector to its namespace, in 0 to 1."""
-    found = [0.0] * len(namespaces)
-    for namespace, places in group(namespaces).items():
-        for i, cosine in zip(places, view.nearest(namespace, vectors[places]), strict=True):
-            found[i] = cosine
+def sought(batch: MemoryBatch) -> Sought:
+    return Sought(batch.namespaces, batch.vectors)
+
+
+def committed_neighbours(view: View, batch: MemoryBatch) -> list[Near]:
+    """For each memory of the batch the closest memories of its namespace, best first: one search a namespace."""
+    return _committed(view, [sought(batch)])[0] if len(batch) else []
+
+
+def highest_cosines(near: Sequence[Near]) -> list[float]:
+    """The best of each one's neighbours, in 0 to 1; 0 without any."""
+    return [clip(pairs[0][0]) if pairs else 0.0 for pairs in near]
+
+
+def duplicate_ids(memories: Sequence[Memory], near: Sequence[Near], config: StoreConfig) -> list[str | None]:
+    """For each memory the id of its near duplicate among its neighbours, or None."""
+    found: list[str | None] = []
+    for memory, pairs in zip(memories, near, strict=True):
+        at = near_duplicates.find(memory, [(cosine, entry.memory) for cosine, entry in pairs], config)
+        found.append(None if at is None else str(pairs[at][1].memory["id"]))
     return found
-
-
-def sought(memories: Sequence[Memory], vectors: Vectors) -> Sought:
-    return Sought([memory.namespace for memory in memories], vectors)
 
 
 def neighbours(view: View, pending: Pending, asked: Sought) -> list[Near]:
@@ -105,5 +117,5 @@ def novelties(
 ) -> list[float]:
     """1 - highest cosine to the namespace: this shard, earlier items of the call, other shards."""
     others = elsewhere if elsewhere is not None else [0.0] * len(near)
-    here = [clip(pairs[0][0]) if pairs else 0.0 for pairs in near]
+    here = highest_cosines(near)
     return [1.0 - max(cosines) for cosines in zip(here, within, others, strict=True)]

@@ -10,10 +10,10 @@ from stores.index.vectors import nearest_earlier
 from stores.log.base import Draft
 from stores.log.record import Op, Record
 from stores.memory.memory import Memory, to_json
-from stores.view.memory_state import Entry
+from stores.view.memory_state import MemoryState
 from stores.view.view import View
 from stores.writes import lookups, near_duplicates, write_gate
-from stores.writes.graph_planner import Planner, closings, consequences, routed
+from stores.writes.graph_planner import GraphPlanner, closings, consequences, routed
 from stores.writes.group_commit import Key, Pending, Planned, Sought, graph_key, id_key
 
 Json = dict[str, Any]
@@ -43,8 +43,8 @@ class Put:
         self._view, self._config, self._shard = view, config, shard
         self._given, self._vectors = memories, sought.vectors
         self._memories = [*map(routed, memories)]
-        self._planner = Planner(view)
-        self._further: list[Draft] = []  # behind the memories: sightings, tellings, closings
+        self._planner = GraphPlanner(view)
+        self._further: list[Draft] = []  # behind the memories: sightings, assertions, closings
         self._near = lookups.neighbours(view, pending, sought)
         self._within = nearest_earlier(sought.namespaces, sought.vectors)
         self._close = max(self._within, default=0.0) >= config.dedupe_similarity
@@ -86,11 +86,11 @@ class Put:
         if memory.kind != "episodic":
             return self._decide_graph(place, memory)
         near = self._near[place]
-        twin = near_duplicates.find(memory, [(cosine, entry.memory) for cosine, entry in near], self._config)
-        if twin is not None:
-            cosine, entry = near[twin]
+        at = near_duplicates.find(memory, [(cosine, entry.memory) for cosine, entry in near], self._config)
+        if at is not None:
+            cosine, entry = near[at]
             return self._duplicate(memory, _known(entry, "duplicate", _reason(entry.memory["id"], cosine)))
-        if (earlier := self._earlier_twin(place, memory)) is not None:
+        if (earlier := self._earlier_duplicate(place, memory)) is not None:
             self._sources[place] = earlier
             id = self._memories[earlier].id
             return self._duplicate(memory, _told(id, "duplicate", _reason(id, self._cosine(place, earlier))))
@@ -108,7 +108,7 @@ class Put:
         if decision.into is not None:
             status = "aggregated" if decision.action == "aggregate" else "existing"
             if status == "aggregated":
-                self._further.append(_telling(memory, decision.into))
+                self._further.append(_assertion(memory, decision.into))
             told = self._naming(place, memory.namespace, decision.into, status, decision.reason)
             return {**told, "confidence": decision.confidence}
         self._written[memory.namespace, memory.id] = self._sources[place] = place
@@ -126,16 +126,16 @@ class Put:
         self._further.append(_sighting(memory, told["id"]))
         return told
 
-    def _earlier_twin(self, place: int, memory: Memory) -> int | None:
+    def _earlier_duplicate(self, place: int, memory: Memory) -> int | None:
         """The place of the written item of this call that says the same. Texts are compared only where
         the vectors of the call come close at all."""
         if not self._close:
             return None
         alike = self._texts.setdefault((memory.namespace, *near_duplicates.words(memory.text)), [])
         stored = [(self._cosine(place, other), to_json(self._memories[other])) for other in alike]
-        twin = near_duplicates.find(memory, stored, self._config)
-        if twin is not None:
-            return alike[twin]
+        at = near_duplicates.find(memory, stored, self._config)
+        if at is not None:
+            return alike[at]
         alike.append(place)
         return None
 
@@ -155,7 +155,7 @@ class Put:
         return self._answers
 
 
-def sight(
+def count_duplicates(
     view: View,
     pending: Pending,
     memories: Sequence[Memory],
@@ -169,11 +169,11 @@ def sight(
     answers: list[Json | None] = []
     drafts: list[Draft] = []
     for memory, pairs in zip(memories, near, strict=True):
-        twin = near_duplicates.find(memory, [(cosine, entry.memory) for cosine, entry in pairs], config)
-        if twin is None:
+        at = near_duplicates.find(memory, [(cosine, entry.memory) for cosine, entry in pairs], config)
+        if at is None:
             answers.append(None)
             continue
-        cosine, entry = pairs[twin]
+        cosine, entry = pairs[at]
         told = _known(entry, "duplicate", _reason(entry.memory["id"], cosine))
         answers.append({"kind": memory.kind, "shard": shard, **told})
         drafts.append(_sighting(memory, entry.memory["id"]))
@@ -184,7 +184,7 @@ def _told(id: str, status: str, reason: str) -> Json:
     return {"id": id, "stored": True, "status": status, "gate": {"score": None, "reason": reason}}
 
 
-def _known(entry: Entry, status: str, reason: str) -> Json:
+def _known(entry: MemoryState, status: str, reason: str) -> Json:
     return {**_told(entry.memory["id"], status, reason), "anchor": entry.anchor, "seq": entry.seq}
 
 
@@ -192,8 +192,8 @@ def _reason(id: str, cosine: float) -> str:
     return f"says the same as {id} (cosine {cosine:.4f})"
 
 
-def _telling(memory: Memory, id: str) -> Draft:
-    """One more telling of a fact that is there."""
+def _assertion(memory: Memory, id: str) -> Draft:
+    """One more assertion of a fact that is there."""
     told = {"namespace": memory.namespace, "id": id, "count": 1, "telling": to_json(memory)}
     return Op.AGGREGATE, told, b""
 

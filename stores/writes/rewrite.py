@@ -5,10 +5,9 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from operator import itemgetter
 from typing import Any
 
-from stores.index.serialization import vectors_of
 from stores.log.base import Draft
 from stores.log.record import Op
-from stores.view.memory_state import Entry, carried
+from stores.view.memory_state import MemoryState, row_of
 from stores.view.view import Space, View
 from stores.writes.group_commit import Planned
 
@@ -23,17 +22,19 @@ def rows_of(view: View, keys: Iterable[Key], shard: int) -> tuple[list[Json], li
     here = sorted(((entry.seq, key[0], entry) for key, entry in found.items() if entry), key=itemgetter(0))
     rows = []
     for seq, namespace, entry in here:
-        row = carried(entry, vectors_of(view.spaces[namespace].index, [seq])[0], shard)
+        row = row_of(entry, view.spaces[namespace].index.vectors_of([seq])[0], shard)
         row["statistics"]["written"] = entry.written
         row["ends"] = _ends(view.spaces[namespace], entry.memory["id"])
         rows.append(row)
     return rows, [key for key, entry in found.items() if entry is None]
 
 
-def adopting(view: View, rows: Sequence[Json], gone: Sequence[Key], turns: Sequence[Json] = ()) -> Planned:
+def replace_memories(
+    view: View, rows: Sequence[Json], gone: Sequence[Key], turns: Sequence[Json] = ()
+) -> Planned:
     """Make rows and turns this shard's own and take the others away; what came of them before is erased."""
     keys = dict.fromkeys((*gone, *map(key_of, rows)))
-    replaced: dict[str, list[Entry]] = {}
+    replaced: dict[str, list[MemoryState]] = {}
     for namespace, id in keys:
         if entry := view.find(namespace, id):
             replaced.setdefault(namespace, []).append(entry)
@@ -49,7 +50,7 @@ def adopting(view: View, rows: Sequence[Json], gone: Sequence[Key], turns: Seque
     for kept in turns:
         drafts.append((Op.TURNS, kept, b"") if kept["following"] > 1 else _no_turns(kept))
         if space := view.spaces.get(kept["namespace"]):
-            erase += space.turns.records(kept["conversation"])
+            erase += space.conversations.records(kept["conversation"])
     return Planned(
         drafts=drafts, result={"rows": len(rows), "gone": len(gone)}, erase=[*dict.fromkeys(erase)]
     )

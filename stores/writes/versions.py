@@ -15,10 +15,11 @@ from stores.index.vectors import Vectors
 from stores.log.base import Draft
 from stores.log.record import Op, Record
 from stores.memory.memory import Memory, to_json
-from stores.view.memory_state import Entry
+from stores.view.memory_state import MemoryState
 from stores.view.view import View
 from stores.writes import lookups
-from stores.writes.graph_planner import Planner, closings, consequences, routed
+from stores.writes.batch import MemoryBatch
+from stores.writes.graph_planner import GraphPlanner, closings, consequences, routed
 from stores.writes.group_commit import Pending, Planned
 
 Json = dict[str, Any]
@@ -71,7 +72,7 @@ def supersede(
 
 
 def version(
-    view: View, pending: Pending, memory: Memory, vector: Vectors, entry: Entry | None, *, shard: int
+    view: View, pending: Pending, memory: Memory, vector: Vectors, entry: MemoryState | None, *, shard: int
 ) -> Planned:
     """Write `memory` as the next version of `entry`, or as a new one where that is None."""
     novelty = _novelties(view, pending, [memory], vector.reshape(1, -1), entry)[0]
@@ -143,17 +144,17 @@ def check_candidates(namespace: str, memories: Sequence[Memory]) -> None:
         raise InvalidInput("candidates: all must be of one kind", param="candidates")
 
 
-def _contradicts(view: View, memory: Memory, entry: Entry | None) -> tuple[list[Draft], Json]:
+def _contradicts(view: View, memory: Memory, entry: MemoryState | None) -> tuple[list[Draft], Json]:
     """What a fact, written as a new memory or in the place of `entry`, does to others: records, and for the
     answer."""
     if memory.kind != "relational":
         return [], {}
-    planner = Planner(view)
+    planner = GraphPlanner(view)
     decision = planner.replace(memory) if entry else planner.decide(memory)
     return closings(memory.namespace, decision), consequences(decision)
 
 
-def _check_generation(id: str, entry: Entry | None, generation: int) -> None:
+def _check_generation(id: str, entry: MemoryState | None, generation: int) -> None:
     latest = entry.seq if entry else 0
     if generation != latest:
         raise Conflict(
@@ -163,7 +164,7 @@ def _check_generation(id: str, entry: Entry | None, generation: int) -> None:
         )
 
 
-def _check_kind(id: str, entry: Entry | None, kind: str) -> None:
+def _check_kind(id: str, entry: MemoryState | None, kind: str) -> None:
     if entry and entry.memory["kind"] != kind:
         raise InvalidInput(
             f"kind = {kind!r}: {id!r} is {entry.memory['kind']} and stays that; write a memory of its own",
@@ -172,20 +173,20 @@ def _check_kind(id: str, entry: Entry | None, kind: str) -> None:
 
 
 def _novelties(
-    view: View, pending: Pending, memories: Sequence[Memory], vectors: Vectors, entry: Entry | None
+    view: View, pending: Pending, memories: Sequence[Memory], vectors: Vectors, entry: MemoryState | None
 ) -> list[float]:
     """How new each is, the version that it replaces left aside."""
-    near = lookups.neighbours(view, pending, lookups.sought(memories, vectors))
+    near = lookups.neighbours(view, pending, lookups.sought(MemoryBatch(memories, vectors)))
     others = [[(cosine, found) for cosine, found in pairs if found is not entry] for pairs in near]
     return lookups.novelties(others, [0.0] * len(memories), None)
 
 
-def _version(memory: Memory, vector: Vectors, novelty: float, entry: Entry | None) -> Draft:
+def _version(memory: Memory, vector: Vectors, novelty: float, entry: MemoryState | None) -> Draft:
     op = Op.SUPERSEDE if entry else Op.PUT
     return op, {"memory": to_json(memory), "novelty": novelty}, vector.tobytes()
 
 
-def _answer(memory: Memory, record: Record, shard: int, old: Entry | None) -> Json:
+def _answer(memory: Memory, record: Record, shard: int, old: MemoryState | None) -> Json:
     return {
         "id": memory.id,
         "kind": memory.kind,

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 
 from stores import locks
-from stores.erasure.disk_probe import Canaries, _Row
+from stores.erasure.disk_probe import Canaries, ReportRow
 from stores.index import bm25
 from stores.locks import ReadWriteLock
 from stores.log.base import records as records_of_logs
 from stores.places.map import PlaceMap
 from stores.shard import shard as shard_module
 from stores.shard.shard import Shard
+from stores.writes.batch import MemoryBatch
 from tests.support.stores import NOW, axis, memory, open_shard, unit
 
 WAIT_S = 30.0
@@ -97,14 +98,18 @@ def chained(shard: Shard, count: int = 12) -> None:
         )
         for i in range(count)
     ]
-    shard.put([(fact, unit(i)) for i, fact in enumerate(facts)], op_id="facts", now=NOW)
+    shard.memories.put(
+        MemoryBatch.of([(fact, unit(i)) for i, fact in enumerate(facts)]), op_id="facts", now=NOW
+    )
 
 
 QUESTIONS: dict[str, Callable[[Shard], Any]] = {
-    "all facts": lambda shard: {fact["id"] for fact in shard.query_facts("acme")},
-    "joined": lambda shard: len(shard.solve_facts("acme", [("?x", "knows", "?y"), ("?y", "knows", "?z")])),
-    "near": lambda shard: len(shard.recall_facts("acme", "Whom does node5 know?")),
-    "path": lambda shard: [fact["id"] for fact in shard.fact_path("acme", "node3", "node6") or ()],
+    "all facts": lambda shard: {fact["id"] for fact in shard.graph.query_facts("acme")},
+    "joined": lambda shard: len(
+        shard.graph.solve_facts("acme", [("?x", "knows", "?y"), ("?y", "knows", "?z")])
+    ),
+    "near": lambda shard: len(shard.graph.recall_facts("acme", "Whom does node5 know?")),
+    "path": lambda shard: [fact["id"] for fact in shard.graph.fact_path("acme", "node3", "node6") or ()],
 }
 
 
@@ -121,7 +126,7 @@ def test_questions_to_facts_let_writers_in(shard: Shard, monkeypatch: Any, quest
     monkeypatch.setattr(ReadWriteLock, "_leave", lambda lock: (leave(lock), stopped.halt()))
     with stopped:
         write(shard)
-        shard.forget("acme", ids=["f9"], op_id="forget", now=NOW)
+        shard.erasure.forget("acme", ids=["f9"], op_id="forget", now=NOW)
     assert stopped.passed > 1, "it was in the middle"
     if question == "path":
         assert stopped.answer == alone
@@ -132,11 +137,11 @@ def test_questions_to_facts_let_writers_in(shard: Shard, monkeypatch: Any, quest
 def test_what_is_forgotten_between_two_parts_is_not_answered(shard: Shard, monkeypatch: Any) -> None:
     chained(shard)
     monkeypatch.setattr(locks, "PART", 3)
-    stopped = Stopped(lambda: shard.query_facts("acme", relation="knows"))
+    stopped = Stopped(lambda: shard.graph.query_facts("acme", relation="knows"))
     leave = ReadWriteLock._leave
     monkeypatch.setattr(ReadWriteLock, "_leave", lambda lock: (leave(lock), stopped.halt()))
     with stopped:
-        shard.forget("acme", ids=["f8", "f11"], op_id="forget", now=NOW)
+        shard.erasure.forget("acme", ids=["f8", "f11"], op_id="forget", now=NOW)
     assert [fact["id"] for fact in stopped.answer] == [f"f{i}" for i in range(12) if i not in (8, 11)]
 
 
@@ -155,48 +160,58 @@ def test_questions_to_places_let_writers_in(shard: Shard, monkeypatch: Any, op: 
 
     def put(name: str, relation: str, place: str, other: str) -> None:
         fields = {"kind": "spatial", "place": place, "relation": relation, "other": other}
-        shard.put([(memory(name, text=name, **fields), unit(3))], op_id=name, now=NOW)
+        shard.memories.put(
+            MemoryBatch.of([(memory(name, text=name, **fields), unit(3))]), op_id=name, now=NOW
+        )
 
     for number, (relation, place, other) in enumerate(told):
         put(f"s{number}", relation, place, other)
-    alone = shard.query_places("acme", op, **asked)
+    alone = shard.graph.query_places("acme", op, **asked)
     put("touched", "north_of", "far", "away")  # so that everything is worked out again
-    stopped = Stopped(lambda: shard.query_places("acme", op, **asked))
+    stopped = Stopped(lambda: shard.graph.query_places("acme", op, **asked))
     before(monkeypatch, PlaceMap, "position", stopped.halt)
     with stopped:
         write(shard)
         put("later", "south_of", "p3", "p0")
-        shard.forget("acme", ids=["s2", "s5"], op_id="forget", now=NOW)
+        shard.erasure.forget("acme", ids=["s2", "s5"], op_id="forget", now=NOW)
     assert stopped.answer == alone
-    assert shard.query_places("acme", op, **asked) != alone
+    assert shard.graph.query_places("acme", op, **asked) != alone
 
 
 def test_what_a_question_worked_out_is_kept_for_the_next_ones(shard: Shard) -> None:
     for name, place, other in (("a", "p1", "p0"), ("b", "q1", "q0")):
         fields = {"kind": "spatial", "place": place, "relation": "north_of", "other": other}
-        shard.put([(memory(name, text=name, **fields), unit(3))], op_id=name, now=NOW)
-    shard.query_places("acme", "relation", place="p1", other="p0")
-    known = shard._view.spaces["acme"].places.map._layouts["p0"]
+        shard.memories.put(
+            MemoryBatch.of([(memory(name, text=name, **fields), unit(3))]), op_id=name, now=NOW
+        )
+    shard.graph.query_places("acme", "relation", place="p1", other="p0")
+    known = shard.core.view.spaces["acme"].places.map._layouts["p0"]
     fields = {"kind": "spatial", "place": "q2", "relation": "north_of", "other": "q1"}
-    shard.put([(memory("c", text="c", **fields), unit(3))], op_id="c", now=NOW)
-    assert shard.query_places("acme", "relation", place="q2", other="q0")["relation"] == "north_of"
-    assert shard._view.spaces["acme"].places.still().layout("p0") is known, "nothing was told of its group"
+    shard.memories.put(MemoryBatch.of([(memory("c", text="c", **fields), unit(3))]), op_id="c", now=NOW)
+    assert shard.graph.query_places("acme", "relation", place="q2", other="q0")["relation"] == "north_of"
+    assert shard.core.view.spaces["acme"].places.still().layout("p0") is known, (
+        "nothing was told of its group"
+    )
 
 
 def test_writers_wait_for_no_flush_and_no_merge(shard: Shard, monkeypatch: Any) -> None:
     """A search puts what was written before it into the lexical index first, and holds no lock meanwhile."""
-    shard.put([(memory("old", text="a harbor by the sea"), axis(0))], op_id="old", now=NOW)
-    stopped = Stopped(lambda: shard.search("acme", axis(0), 5, query="harbor"))
+    shard.memories.put(
+        MemoryBatch.of([(memory("old", text="a harbor by the sea"), axis(0))]), op_id="old", now=NOW
+    )
+    stopped = Stopped(lambda: shard.search.find("acme", axis(0), 5, query="harbor"))
     before(monkeypatch, bm25.LexicalIndex, "_write", stopped.halt)
     with stopped:
         write(shard)
-        shard.put([(memory("other", text="another harbor"), axis(1))], op_id="other", now=NOW)
-        shard.forget("acme", ids=["new"], op_id="forget", now=NOW)
+        shard.memories.put(
+            MemoryBatch.of([(memory("other", text="another harbor"), axis(1))]), op_id="other", now=NOW
+        )
+        shard.erasure.forget("acme", ids=["new"], op_id="forget", now=NOW)
     lexically = {hit["memory"]["id"]: hit["scores"]["lexical"] for hit in stopped.answer}
     assert lexically["old"] and "new" not in lexically and lexically["other"] is None
     found = {
         hit["memory"]["id"]: hit["scores"]["lexical"]
-        for hit in shard.search("acme", axis(0), 5, query="harbor")
+        for hit in shard.search.find("acme", axis(0), 5, query="harbor")
     }
     assert found["old"] and found["other"], "seen by the next search"
 
@@ -219,10 +234,10 @@ def test_verify_lets_writers_in_and_looks_as_far_as_the_log_reached(shard: Shard
     before(monkeypatch, records_of_logs, "intact", stopped.halt)
     with stopped:
         write(shard)
-        assert shard.forget("acme", ids=["f3"], op_id="forget", now=NOW)["scrubbed"], (
+        assert shard.erasure.forget("acme", ids=["f3"], op_id="forget", now=NOW)["scrubbed"], (
             "another file, meanwhile"
         )
-    assert stopped.answer is None and shard.verify() is None
+    assert stopped.answer is None and shard.chain.verify() is None
 
 
 @pytest.mark.parametrize("read", ["probe", "statistics"])
@@ -230,10 +245,10 @@ def test_looking_at_everything_lets_writers_in(shard: Shard, monkeypatch: Any, r
     chained(shard)
     if read == "probe":
         monkeypatch.setattr(locks, "PART", 3)
-        stopped = Stopped(lambda: shard.probe(Canaries(texts=["node5 knows node6"])))
-        before(monkeypatch, _Row, "look", stopped.halt)
+        stopped = Stopped(lambda: shard.erasure.probe(Canaries(texts=["node5 knows node6"])))
+        before(monkeypatch, ReportRow, "look", stopped.halt)
     else:
-        stopped = Stopped(lambda: shard.statistics("acme").num_rows)
+        stopped = Stopped(lambda: shard.memories.statistics("acme").num_rows)
         before(monkeypatch, shard_module, "statistics", stopped.halt)
     with stopped:
         write(shard)

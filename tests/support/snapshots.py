@@ -6,10 +6,9 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from stores.index.serialization import vectors_of
 from stores.memory.memory import parse_memory
 from stores.shard.shard import Shard
-from stores.view.view import PARTS, View
+from stores.view.view import View
 from tests.support.stores import DIM, NOW
 
 NAMESPACES = ("acme", "globex")
@@ -56,9 +55,9 @@ def said(view: View) -> dict[str, Any]:
             "entries": [(id, asdict(entry)) for id, entry in space.entries.items()],
             "rows": [*space.by_row],
             "order": space.order,
-            "vectors": [v.tobytes() for v in vectors_of(space.index, [*space.by_row])],
+            "vectors": [v.tobytes() for v in space.index.vectors_of([*space.by_row])],
             "size": len(space.index),
-            "parts": {n: bytes(p.dump()) for n in PARTS if hasattr(p := getattr(space, n), "dump")},
+            "conversations": space.conversations.dump(),
         }
         for name, space in view.spaces.items()
     }
@@ -67,7 +66,7 @@ def said(view: View) -> dict[str, Any]:
 def replayed(shard: Shard) -> View:
     """The view that the whole log makes: what every shortcut must equal."""
     view = View(DIM)
-    for record in shard._log.records():
+    for record in shard.core.log.records():
         view.apply(record)
     return view
 

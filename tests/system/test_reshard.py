@@ -16,12 +16,14 @@ import pyarrow as pa
 import pytest
 import ray
 
-from actors.layout.layout import BY_ID_ALONE, Layout, layout_record
+from actors.layout.layout import BY_ID_ALONE, ShardLayout
+from actors.layout.records import layout_record
 from actors.reshard import reshard
 from actors.store.sharded_store import ShardedStore, start_shards, stop_shards
 from common.errors import Conflict, InvalidInput
 from common.files import write_json
 from stores.shard.shard import Shard
+from stores.writes.batch import MemoryBatch
 from tests.support.ray_stores import local_ray, store_config
 from tests.support.redis_server import RedisServer
 from tests.support.stores import DIM, NOW, memory, unit
@@ -85,17 +87,17 @@ class Writers:
             op_id = f"{name}-{number}"
             kinds = ["episodic", "episodic", "relational"]
             items = [_item(space, f"{op_id}-{i}", number + i, kinds[i]) for i in range(3)]
-            answers = await store.put(items, op_id=f"put-{op_id}", now=NOW)
+            answers = await store.memories.put(MemoryBatch.of(items), op_id=f"put-{op_id}", now=NOW)
             assert all(answer["stored"] for answer in answers)
             ids = [m.id for m, _ in items]
             held.update(dict.fromkeys(ids, 0))
-            touched = await store.touch(space, ids[:2], op_id=f"touch-{op_id}", now=NOW)
+            touched = await store.memories.touch(space, ids[:2], op_id=f"touch-{op_id}", now=NOW)
             assert touched == {"touched": ids[:2], "unknown": []}
             for id in ids[:2]:
                 held[id] += 1
-            await store.score(space, [(ids[0], 2.0)], op_id=f"score-{op_id}", now=NOW)
+            await store.memories.score(space, [(ids[0], 2.0)], op_id=f"score-{op_id}", now=NOW)
             if number % 4 == 0:
-                receipt = await store.forget(space, ids=ids[1:], op_id=f"forget-{op_id}", now=NOW)
+                receipt = await store.erasure.forget(space, ids=ids[1:], op_id=f"forget-{op_id}", now=NOW)
                 assert sorted(receipt["forgotten"]) == sorted(ids[1:]) and receipt["scrubbed"]
                 for id in ids[1:]:
                     del held[id]
@@ -112,18 +114,18 @@ async def check_ledger(config, writers):
     """Exactly what was acknowledged is there, each use once, in order; the chains verify."""
     store = ShardedStore(config)
     for space, held in writers.held.items():
-        listed = (await store.list(space, limit=len(held) + 1))["memories"]
+        listed = (await store.memories.list(space, limit=len(held) + 1))["memories"]
         assert sorted(m["id"] for m in listed) == sorted(held)
         assert {m["id"]: m["statistics"]["usage"] for m in listed} == held
         assert [(m["time"], m["id"]) for m in listed] == sorted((m["time"], m["id"]) for m in listed)
-        tables = await store.statistics(space)
+        tables = await store.memories.statistics(space)
         assert pa.concat_tables(tables).num_rows == len(held)
         for m in listed[::17]:
-            assert (await store.get(space, m["id"]))["id"] == m["id"]
+            assert (await store.memories.get(space, m["id"]))["id"] == m["id"]
             assert m["statistics"]["salience"] in (0.0, 2.0)
         for id in [*writers.gone[space]][::7]:
-            assert await store.get(space, id) is None
-    assert set(await store.verify()) == {None}
+            assert await store.memories.get(space, id) is None
+    assert set(await store.chain.verify()) == {None}
     counts = await store.counts()
     assert counts["memories"] == sum(map(len, writers.held.values()))
     return counts
@@ -134,32 +136,42 @@ async def sent_again(config, generation=None):
     store, ids = ShardedStore(config), [f"again-{i}" for i in range(8)]
     items = [_item("again", id, i, "relational" if i < 2 else "episodic") for i, id in enumerate(ids)]
     if generation is None:  # of the version that is superseded below
-        answers = await store.put(items, op_id="put-again", now=NOW)
+        answers = await store.memories.put(MemoryBatch.of(items), op_id="put-again", now=NOW)
         assert {answer["status"] for answer in answers} == {"new"}
-    touched = await store.touch("again", [*ids, "absent"], op_id="touch-again", now=NOW)
+    touched = await store.memories.touch("again", [*ids, "absent"], op_id="touch-again", now=NOW)
     assert touched == {"touched": ids, "unknown": ["absent"]}
-    scored = await store.score("again", [(id, 3.0) for id in ids], op_id="score-again", now=NOW)
+    scored = await store.memories.score("again", [(id, 3.0) for id in ids], op_id="score-again", now=NOW)
     assert scored == {"scored": dict.fromkeys(ids, 3.0), "unknown": []}
     turns = [{"role": "user", "text": f"turn {i}"} for i in range(5)]
-    pushed = await store.push("again", "talk", turns, op_id="push-again", now=NOW)
+    pushed = await store.conversations.push("again", "talk", turns, op_id="push-again", now=NOW)
     assert pushed == {"pushed": 5, "length": 5, "dropped": 0}
-    assert (await store.rewind("again", "talk", 2, op_id="rewind-again", now=NOW))["removed"] == 2
-    assert [turn["text"] for turn in await store.peek("again", "talk", 10)] == ["turn 0", "turn 1", "turn 2"]
-    line = await store.put_line("again", "key", "value", unit(99), op_id="line-again", now=NOW)
-    assert (await store.line("again", "key"))["generation"] >= 1 and line["stored"]
+    assert (await store.conversations.rewind("again", "talk", 2, op_id="rewind-again", now=NOW))[
+        "removed"
+    ] == 2
+    assert [turn["text"] for turn in await store.conversations.peek("again", "talk", 10)] == [
+        "turn 0",
+        "turn 1",
+        "turn 2",
+    ]
+    line = await store.keyed.put("again", "key", "value", unit(99), op_id="line-again", now=NOW)
+    assert (await store.keyed.get("again", "key"))["generation"] >= 1 and line["stored"]
     for id in ids:
-        found = (await store.get("again", id))["statistics"]
+        found = (await store.memories.get("again", id))["statistics"]
         assert (found["usage"], found["salience"]) == (1, 3.0)
     if generation is None:
-        generation = (await store.get("again", ids[3]))["statistics"]["generation"]
+        generation = (await store.memories.get("again", ids[3]))["statistics"]["generation"]
     new = memory(ids[3], namespace="again", text="revised", time=3)
-    told = await store.supersede(new, unit(3), generation=generation, op_id="supersede-again", now=NOW)
-    assert told["status"] == "superseded" and len(await store.history("again", ids[3])) == 2
+    told = await store.memories.supersede(
+        new, unit(3), generation=generation, op_id="supersede-again", now=NOW
+    )
+    assert told["status"] == "superseded" and len(await store.memories.history("again", ids[3])) == 2
     return generation
 
 
 async def forget_all(config, space):
-    receipt = await ShardedStore(config).forget(space, everything=True, op_id=f"forget-{space}", now=NOW)
+    receipt = await ShardedStore(config).erasure.forget(
+        space, everything=True, op_id=f"forget-{space}", now=NOW
+    )
     assert len(receipt["forgotten"]) == receipt["index_rows"] == 9 <= receipt["log_records"]
 
 
@@ -249,11 +261,13 @@ def test_a_seal_is_of_the_logs_that_it_was_made_of(started):
 
     async def sealed(layout):
         store = ShardedStore(config)
-        await store.put([(memory(f"m{layout}"), unit(layout))], op_id=f"put-{layout}", now=NOW)
-        before = await store.sealed()
-        await store.seal(now=NOW)
-        after = await store.sealed()
-        assert set(await store.verify(after["shards"])) == {None}
+        await store.memories.put(
+            MemoryBatch.of([(memory(f"m{layout}"), unit(layout))]), op_id=f"put-{layout}", now=NOW
+        )
+        before = await store.chain.sealed()
+        await store.chain.seal(now=NOW)
+        after = await store.chain.sealed()
+        assert set(await store.chain.verify(after["shards"])) == {None}
         return before, after
 
     before, after = asyncio.run(sealed(1))
@@ -280,7 +294,11 @@ def test_shards_in_redis_leave_nothing_on_the_disk_either(started, tmp_path):
         store = ShardedStore(config)
 
         async def write():
-            await store.put([_item("acme", f"m{i}", i, "episodic") for i in range(5)], op_id="put", now=NOW)
+            await store.memories.put(
+                MemoryBatch.of([_item("acme", f"m{i}", i, "episodic") for i in range(5)]),
+                op_id="put",
+                now=NOW,
+            )
             return await store.snapshot()
 
         [old] = asyncio.run(write())
@@ -290,7 +308,7 @@ def test_shards_in_redis_leave_nothing_on_the_disk_either(started, tmp_path):
         while (gone := old.parent.parent).exists() and time.monotonic() < deadline:
             time.sleep(0.1)  # the old shard removes itself
         assert not gone.exists()
-        assert len(asyncio.run(store.list("acme"))["memories"]) == 5
+        assert len(asyncio.run(store.memories.list("acme"))["memories"]) == 5
         stop_shards()
     finally:
         server.kill()
@@ -304,25 +322,25 @@ def test_a_store_of_the_first_layout_is_brought_to_the_present_one(started, tmp_
     for number in range(3):
         shard = Shard(folder / f"{number:04d}", number=number, dim=DIM, config=config.store)
         mine = [item for item in items if number == max(range(3), key=lambda n: _first_hash(n, item[0]))]
-        shard.put(mine, op_id="put", now=NOW)
-        shard.touch("acme", [m.id for m, _ in mine], op_id="touch", now=NOW)
+        shard.memories.put(MemoryBatch.of(mine), op_id="put", now=NOW)
+        shard.memories.touch("acme", [m.id for m, _ in mine], op_id="touch", now=NOW)
         shard.close()
     write_json(folder / "layout.json", {"shards": 3})
     record = layout_record(config)
-    assert record.read() == Layout(shards=3, spread=3, version=BY_ID_ALONE)
+    assert record.read() == ShardLayout(shards=3, spread=3, version=BY_ID_ALONE)
 
     started(3)
-    assert record.read() == Layout(shards=3, spread=3, generation=2)
+    assert record.read() == ShardLayout(shards=3, spread=3, generation=2)
     store, home = ShardedStore(config), record.read().placement.home("acme")
 
     async def check():
-        listed = (await store.list("acme", limit=100))["memories"]
+        listed = (await store.memories.list("acme", limit=100))["memories"]
         assert [m["id"] for m in listed] == [m.id for m, _ in items]
         assert {m["statistics"]["usage"] for m in listed} == {1}
         assert {m["shard"] for m in listed if m["kind"] == "relational"} == {home}
         assert {m["shard"] for m in listed if m["kind"] == "episodic"} == {0, 1, 2}
-        assert (await store.touch("acme", ["m1"], op_id="touch", now=NOW))["touched"] == ["m1"]
-        assert (await store.get("acme", "m1"))["statistics"]["usage"] == 1
+        assert (await store.memories.touch("acme", ["m1"], op_id="touch", now=NOW))["touched"] == ["m1"]
+        assert (await store.memories.get("acme", "m1"))["statistics"]["usage"] == 1
 
     asyncio.run(check())
 
@@ -352,7 +370,7 @@ def test_as_many_memories_as_five_minutes_take(started):
                     (memory(id, namespace=f"bulk-{number % 8}"), v)
                     for id, v in zip(ids, vectors, strict=True)
                 ]
-                await store.put(items, op_id=f"bulk-{name}-{number}", now=NOW)
+                await store.memories.put(MemoryBatch.of(items), op_id=f"bulk-{name}-{number}", now=NOW)
                 loaded, number = loaded + per_call, number + 1
 
         await asyncio.gather(*(client(name) for name in "abcd"))

@@ -9,10 +9,12 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from actors.layout.layout import RAY_NAMESPACE, layout_record
+from actors.layout.layout import RAY_NAMESPACE
+from actors.layout.records import layout_record
 from actors.reshard import reshard
 from actors.shards.calls import Call
 from actors.store.sharded_store import ShardedStore, start_shards, stop_shards
+from stores.writes.batch import MemoryBatch
 from tests.support.ray_stores import store_config
 from tests.support.redis_server import RedisServer
 from tests.support.stores import DIM, NOW, memory, unit
@@ -80,7 +82,7 @@ def test_a_lost_node_loses_nothing_and_an_old_owner_is_refused(cluster, config):
     async def write(first, count):
         for number in range(first, first + count):
             items = [(memory(f"m{number}-{i}", namespace="acme"), unit(10 * number + i)) for i in range(3)]
-            answers = await store.put(items, op_id=f"put-{number}", now=NOW)
+            answers = await store.memories.put(MemoryBatch.of(items), op_id=f"put-{number}", now=NOW)
             assert all(answer["stored"] for answer in answers)
             acknowledged.extend(m.id for m, _ in items)
 
@@ -117,9 +119,9 @@ def test_a_lost_node_loses_nothing_and_an_old_owner_is_refused(cluster, config):
     asyncio.run(write(20, 5))
 
     async def check():
-        listed = (await store.list("acme", limit=1000))["memories"]
+        listed = (await store.memories.list("acme", limit=1000))["memories"]
         assert sorted(m["id"] for m in listed) == sorted(acknowledged)
-        assert await store.verify() == [None] * SHARDS
+        assert await store.chain.verify() == [None] * SHARDS
         counts = await store.counts()
         assert [shard["failure"] for shard in counts["shards"]] == [None] * SHARDS
         assert counts["shards"][0]["epoch"] == 2

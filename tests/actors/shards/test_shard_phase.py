@@ -7,15 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.layout.layout import BY_ID_ALONE, Layout, LayoutFile, from_json, keys_record
-from actors.shards.shard_phase import Phase, Tenure
+from actors.layout.file_record import LayoutFile
+from actors.layout.layout import BY_ID_ALONE, ShardLayout, from_json
+from actors.layout.records import keys_record
+from actors.shards.shard_phase import Phase, PhaseGuard
 from common.config import load
 from common.errors import Conflict, NotReady
 from common.files import write_json
 
-OLD = Layout(shards=2, spread=2)
-MOVING = Layout(shards=2, spread=2, moving="m")
-NEW = Layout(shards=3, spread=3, generation=2)
+OLD = ShardLayout(shards=2, spread=2)
+MOVING = ShardLayout(shards=2, spread=2, moving="m")
+NEW = ShardLayout(shards=3, spread=3, generation=2)
 
 
 @pytest.fixture
@@ -25,7 +27,7 @@ def record(tmp_path):
     return found
 
 
-class Shard(Tenure):
+class Shard(PhaseGuard):
     def __init__(self, record, generation, lease_s=30.0):
         self.ends = []
         super().__init__(record, generation, self.ends.append, lease_s=lease_s)
@@ -47,7 +49,7 @@ def until(condition):
 
 
 layouts = st.builds(
-    Layout,
+    ShardLayout,
     shards=st.integers(1, 99),
     spread=st.integers(1, 99),
     generation=st.integers(1, 99),
@@ -65,7 +67,7 @@ def test_a_layout_survives_its_json(layout):
 
 def test_the_first_layout_is_read_and_a_later_one_refused(tmp_path):
     write_json(tmp_path / "layout.json", {"shards": 3})
-    assert LayoutFile(tmp_path).read() == Layout(shards=3, spread=3, version=BY_ID_ALONE)
+    assert LayoutFile(tmp_path).read() == ShardLayout(shards=3, spread=3, version=BY_ID_ALONE)
     write_json(tmp_path / "layout.json", {"version": 99, "shards": 3})
     with pytest.raises(Conflict, match="version 99"):
         LayoutFile(tmp_path).read()
@@ -75,7 +77,7 @@ def test_only_one_of_many_swaps_wins(record):
     won = []
 
     def swap(i):
-        if record.swap(OLD, Layout(shards=2, spread=2, moving=str(i))):
+        if record.swap(OLD, ShardLayout(shards=2, spread=2, moving=str(i))):
             won.append(str(i))
 
     threads = [threading.Thread(target=swap, args=(i,)) for i in range(20)]
@@ -171,6 +173,6 @@ def test_keys_that_lie_apart_go_with_their_generation(tmp_path):
     assert keys is not None
     keys.drop("0001")
     assert sorted(path.name for path in (tmp_path / "keys" / "shards").iterdir()) == ["0000", "g2"]
-    keys.drop_others(Layout(shards=1, spread=1, generation=2))
+    keys.drop_others(ShardLayout(shards=1, spread=1, generation=2))
     assert [path.name for path in (tmp_path / "keys" / "shards").iterdir()] == ["g2"]
     assert keys_record(load(overrides={"store.dir": str(tmp_path / "s")})) is None

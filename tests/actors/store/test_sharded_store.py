@@ -10,11 +10,13 @@ import ray
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from actors.layout.layout import RAY_NAMESPACE, layout_record
+from actors.layout.layout import RAY_NAMESPACE
+from actors.layout.records import layout_record
 from actors.store.erasure import merged
 from actors.store.sharded_store import ShardedStore, start_shards, stop_shards
 from common.errors import Conflict, InvalidInput, NotFound, NotReady, Overloaded
 from stores.view.view import cursor_of
+from stores.writes.batch import MemoryBatch
 from tests.support.ray_stores import local_ray, store_config
 from tests.support.stores import DIM, NOW, memory, unit
 
@@ -59,18 +61,18 @@ def test_a_namespace_uses_its_own_shards_only_and_facts_its_home(config, placeme
                 for i in range(5)
             ]
             items = [(memory(f"e{i}", namespace=space), unit(50 + i)) for i in range(20)] + facts
-            answers = await store.put(items, op_id=f"put-{space}", now=NOW)
+            answers = await store.memories.put(MemoryBatch.of(items), op_id=f"put-{space}", now=NOW)
             assert {answer["shard"] for answer in answers} == {*placement.places(space)}
             assert {answer["shard"] for answer in answers[20:]} == {placement.home(space)}
             for m, _ in items:
-                assert (await store.get(space, m.id))["id"] == m.id
+                assert (await store.memories.get(space, m.id))["id"] == m.id
             used = {c["seq"] > 0 and space in c["namespaces"] for c in (await store.counts())["shards"]}
             assert used == {True, False}
             ids = [m.id for m, _ in items]
-            touched = await store.touch(space, [*ids, "absent"], op_id=f"touch-{space}", now=NOW)
+            touched = await store.memories.touch(space, [*ids, "absent"], op_id=f"touch-{space}", now=NOW)
             assert touched == {"touched": ids, "unknown": ["absent"]}
-            assert (await store.history(space, "f1"))[0]["content"]["id"] == "f1"
-            assert await store.history(space, "absent") is None
+            assert (await store.memories.history(space, "f1"))[0]["content"]["id"] == "f1"
+            assert await store.memories.history(space, "absent") is None
 
     asyncio.run(check())
 
@@ -80,10 +82,12 @@ def test_an_id_stands_for_one_memory_whatever_its_kind(config):
         store, space = ShardedStore(config), "kinds"
         fact = {"kind": "relational", "subject": "a", "relation": "is", "object": "b"}
         for i in range(6):
-            await store.put([(memory(f"m{i}", namespace=space), unit(i))], op_id=f"k{i}", now=NOW)
+            await store.memories.put(
+                MemoryBatch.of([(memory(f"m{i}", namespace=space), unit(i))]), op_id=f"k{i}", now=NOW
+            )
             with pytest.raises(Conflict, match=f"m{i}"):
                 again = memory(f"m{i}", namespace=space, **fact)
-                await store.put([(again, unit(9))], op_id=f"again{i}", now=NOW)
+                await store.memories.put(MemoryBatch.of([(again, unit(9))]), op_id=f"again{i}", now=NOW)
 
     asyncio.run(check())
 
@@ -92,14 +96,14 @@ def test_memories_leave_and_come_back_with_all_that_is_known(config):
     async def check():
         store = ShardedStore(config)
         items = [(memory(f"m{i:02}", namespace="out", time=i), unit(i)) for i in range(30)]
-        await store.put(items, op_id="put-out", now=NOW)
-        await store.touch("out", ["m03"], op_id="touch-out", now=NOW)
-        rows = [row async for row in store.export_rows("out")]
+        await store.memories.put(MemoryBatch.of(items), op_id="put-out", now=NOW)
+        await store.memories.touch("out", ["m03"], op_id="touch-out", now=NOW)
+        rows = [row async for row in store.memories.export_rows("out")]
         assert [row["memory"]["id"] for row in rows] == [m.id for m, _ in items]
-        await store.forget("out", everything=True, op_id="forget-out", now=NOW)
-        taken = await store.take(rows, op_id="take-out", now=NOW)
+        await store.erasure.forget("out", everything=True, op_id="forget-out", now=NOW)
+        taken = await store.memories.import_rows(rows, op_id="take-out", now=NOW)
         assert [(answer["id"], answer["status"]) for answer in taken] == [(m.id, "new") for m, _ in items]
-        assert (await store.get("out", "m03"))["statistics"]["usage"] == 1
+        assert (await store.memories.get("out", "m03"))["statistics"]["usage"] == 1
 
     asyncio.run(check())
 
@@ -108,15 +112,17 @@ def test_what_says_the_same_is_stored_once_whichever_shard_its_id_picks(config):
     async def check():
         store = ShardedStore(config)
         same = [(memory(f"t{i}", namespace="twins", text="the very same words"), unit(3)) for i in range(12)]
-        first = await store.put(same[:1], op_id="twins-0", now=NOW)
+        first = await store.memories.put(MemoryBatch.of(same[:1]), op_id="twins-0", now=NOW)
         for _ in range(2):  # sent again it counts once
-            rest = await store.put(same[1:], op_id="twins-1", now=NOW)
+            rest = await store.memories.put(MemoryBatch.of(same[1:]), op_id="twins-1", now=NOW)
             assert {(a["id"], a["status"], a["shard"]) for a in rest} == {
                 ("t0", "duplicate", first[0]["shard"])
             }
-            assert (await store.get("twins", "t0"))["statistics"]["count"] == 12
-        assert (await store.put(same[:1], op_id="twins-2", now=NOW))[0]["status"] == "existing"
-        assert len((await store.list("twins", limit=50))["memories"]) == 1
+            assert (await store.memories.get("twins", "t0"))["statistics"]["count"] == 12
+        assert (await store.memories.put(MemoryBatch.of(same[:1]), op_id="twins-2", now=NOW))[0][
+            "status"
+        ] == "existing"
+        assert len((await store.memories.list("twins", limit=50))["memories"]) == 1
 
     asyncio.run(check())
 
@@ -162,9 +168,9 @@ async def _cross(store, steps, run):
         elif action == "forget":
             held.pop(id, None) if answer["forgotten"] == [id] else None
         elif action in ("push", "pop"):
-            talks[tenant] = [turn["text"] for turn in await store.peek(space, "talk", 100)]
+            talks[tenant] = [turn["text"] for turn in await store.conversations.peek(space, "talk", 100)]
     for tenant in TENANTS:
-        listed = (await store.list(f"{tenant}-{run}", limit=100))["memories"]
+        listed = (await store.memories.list(f"{tenant}-{run}", limit=100))["memories"]
         texts = {m["id"]: m["text"] for m in listed if not m["id"].startswith("line-")}
         assert all(text.startswith(tenant) for text in texts.values())
         assert {id for id in texts} <= {*IDS}
@@ -187,26 +193,26 @@ async def _act(store, space, tenant, other, action, id, run, options):
         assert receipt["forgotten"] == []
         return receipt["forgotten"]
     if action == "get":
-        return await store.get(space, id)
+        return await store.memories.get(space, id)
     if action == "list":
-        theirs = (await store.list(f"{other}-{run}", limit=1))["memories"]
-        return await store.list(space, after=cursor_of(theirs[0]) if theirs else None, limit=100)
+        theirs = (await store.memories.list(f"{other}-{run}", limit=1))["memories"]
+        return await store.memories.list(space, after=cursor_of(theirs[0]) if theirs else None, limit=100)
     if action == "search":
-        hits = await store.search(space, unit(3), 100)
-        assert await store.search(space, unit(3), 100, where={"not": foreign}) is not None
+        hits = await store.search.find(space, unit(3), 100)
+        assert await store.search.find(space, unit(3), 100, where={"not": foreign}) is not None
         return hits
     if action == "history":
-        return await store.history(space, id)
+        return await store.memories.history(space, id)
     if action == "push":
         return await store.push(space, "talk", [{"role": "user", "text": text}], **options)
     if action == "pop":
         return await store.pop(space, "talk", **options)
     if action == "peek":
-        return await store.peek(space, "talk", 100)
+        return await store.conversations.peek(space, "talk", 100)
     if action == "line":
-        await store.put_line(space, id, text, unit(5), **options)
-        return [await store.line(space, id), await store.query_lines(space, unit(5), 10, now=NOW)]
-    found = await store.get(space, id)
+        await store.keyed.put(space, id, text, unit(5), **options)
+        return [await store.keyed.get(space, id), await store.keyed.query(space, unit(5), 10, now=NOW)]
+    found = await store.memories.get(space, id)
     generation = found["statistics"]["generation"] if found else 1
     new = memory(id, namespace=space, text=f"{text} revised")
     return await store.supersede(new, unit(7), generation=generation, **options)
@@ -223,12 +229,12 @@ def test_a_slow_shard_keeps_nobody_else_waiting(config, placement):
     async def check():
         store = ShardedStore(hasty)
         stuck = asyncio.ensure_future(
-            store.put([(memory("a", namespace=inside), unit(0))], op_id="a", now=NOW)
+            store.memories.put(MemoryBatch.of([(memory("a", namespace=inside), unit(0))]), op_id="a", now=NOW)
         )
         for i in range(20):
             items = [(memory(f"m{i}", namespace=outside), unit(i))]
-            assert (await store.put(items, op_id=f"free-{i}", now=NOW))[0]["stored"]
-            assert len(await store.search(outside, unit(1), 100)) == i + 1
+            assert (await store.memories.put(MemoryBatch.of(items), op_id=f"free-{i}", now=NOW))[0]["stored"]
+            assert len(await store.search.find(outside, unit(1), 100)) == i + 1
             assert not stuck.done() or i > 0
         with pytest.raises(NotReady, match="shard-0"):
             await stuck
@@ -240,16 +246,20 @@ def test_a_slow_shard_keeps_nobody_else_waiting(config, placement):
     finally:
         os.kill(victim, signal.SIGCONT)
     items = [(memory("a", namespace=inside), unit(0))]
-    assert asyncio.run(ShardedStore(config).put(items, op_id="a", now=NOW))[0]["stored"]
+    assert asyncio.run(ShardedStore(config).memories.put(MemoryBatch.of(items), op_id="a", now=NOW))[0][
+        "stored"
+    ]
 
 
 def test_sixty_four_callers_at_once_lose_nothing(config):
     async def check():
         store, space = ShardedStore(config), "many"
-        await store.put([(memory("m", namespace=space), unit(0))], op_id="first-many", now=NOW)
-        calls = [store.touch(space, ["m"], op_id=f"many-{i}", now=NOW) for i in range(64)]
+        await store.memories.put(
+            MemoryBatch.of([(memory("m", namespace=space), unit(0))]), op_id="first-many", now=NOW
+        )
+        calls = [store.memories.touch(space, ["m"], op_id=f"many-{i}", now=NOW) for i in range(64)]
         assert all(answer["touched"] == ["m"] for answer in await asyncio.gather(*calls))
-        assert (await store.get(space, "m"))["statistics"]["usage"] == 64
+        assert (await store.memories.get(space, "m"))["statistics"]["usage"] == 64
 
     asyncio.run(check())
 
@@ -262,15 +272,17 @@ def test_too_many_at_once_are_told_when_to_come_back(config):
 
     async def check():
         store, space = ShardedStore(narrow), "narrow"
-        await store.put([(memory("m", namespace=space), unit(0))], op_id="first", now=NOW)
-        calls = [store.touch(space, ["m"], op_id=f"touch-{i}", now=NOW) for i in range(60)]
+        await store.memories.put(
+            MemoryBatch.of([(memory("m", namespace=space), unit(0))]), op_id="first", now=NOW
+        )
+        calls = [store.memories.touch(space, ["m"], op_id=f"touch-{i}", now=NOW) for i in range(60)]
         answers = await asyncio.gather(*calls, return_exceptions=True)
         refused = [answer for answer in answers if isinstance(answer, Overloaded)]
         done = [answer for answer in answers if isinstance(answer, dict)]
         assert refused and done and len(refused) + len(done) == 60
         assert all(error.retry_after_s >= 1 and "max_waiting" in error.message for error in refused)
-        assert (await store.get(space, "m"))["statistics"]["usage"] == len(done)
-        assert (await store.touch(space, ["m"], op_id="later", now=NOW))["touched"] == ["m"]
+        assert (await store.memories.get(space, "m"))["statistics"]["usage"] == len(done)
+        assert (await store.memories.touch(space, ["m"], op_id="later", now=NOW))["touched"] == ["m"]
 
     asyncio.run(check())
 
@@ -303,9 +315,9 @@ def test_what_a_memory_says_leaves_conversations_on_other_shards_too(config, pla
         [again] = await store.put([(item, unit(1))], **op())
         assert again["shard"] == put["shard"] and dict(receipt["heads"])[put["shard"]] < again["seq"]
         await store.forget(space, ids=["m"], **op())
-        left = [turn["text"] for talk in talks for turn in await store.peek(space, talk, 9)]
+        left = [turn["text"] for talk in talks for turn in await store.conversations.peek(space, talk, 9)]
         assert left == ([] if by == "everything" else ["the weather"] * 8)
-        assert len(await store.peek(f"{space}-other", "talk", 9)) == 1
+        assert len(await store.conversations.peek(f"{space}-other", "talk", 9)) == 1
 
     asyncio.run(check())
 

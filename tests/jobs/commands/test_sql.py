@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from actors.layout.layout import Layout, layout_record
+from actors.layout.layout import Layout
+from actors.layout.records import layout_record
 from common.config import Config, StoreConfig
 from common.errors import NotFound
 from common.files import write_json

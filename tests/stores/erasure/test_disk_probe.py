@@ -17,10 +17,12 @@ from common.errors import Conflict
 from stores.crypto.keyring import KeyRing
 from stores.crypto.master_key import new_master
 from stores.erasure import disk_probe
-from stores.erasure.disk_probe import Canaries, probe_folder, probe_shard
-from stores.shard.keyed import candidate
+from stores.erasure.disk_probe import Canaries, probe_folder
+from stores.erasure.shard_probe import probe_shard
 from stores.shard.shard import Shard
 from stores.view.keyed import line_id, line_memory
+from stores.writes.batch import MemoryBatch
+from stores.writes.keyed import candidate
 from stores.writes.lookups import put_digest, request_digest
 from tests.support.log_backends import BACKENDS, Backend
 from tests.support.stores import NOW, axis, memory, open_shard, unit
@@ -28,6 +30,10 @@ from tests.support.stores import NOW, axis, memory, open_shard, unit
 TEXT = 'Ada\'s ca\u00e9n\u00e4ry \u6f22\u5b57 \U0001f426 lives in "Lisbon"\\now'
 VECTOR = unit(7, 64)
 CANARIES = Canaries(texts=["no such text anywhere", TEXT], vectors=[unit(8, 64), VECTOR])
+
+
+def probe_core(core, canaries, **options):
+    return probe_shard(core.log, core.view, core.view_lock, canaries, **options)
 
 
 def found(report, place=None):
@@ -235,17 +241,17 @@ def op():
 
 
 def looked(shard, canaries=SHARD_CANARIES):
-    ring = shard._log.ring
+    ring = shard.core.log.ring
     opens = (lambda piece: ring.open_any(piece, b"file")) if ring else None
-    return probe_shard(shard, canaries) + probe_folder(shard._log.path, canaries, open_sealed=opens)
+    return probe_core(shard.core, canaries) + probe_folder(shard.core.log.path, canaries, open_sealed=opens)
 
 
 def fill(shard, namespace="acme"):
     shard.put([(memory("kept", namespace="other", text="stays"), axis(0))], **op())
     shard.push("other", "c", [{"role": "user", "text": "stays"}], **op())
     shard.put([(memory("m", namespace=namespace, text="the canary sings"), axis(3))], **op())
-    shard.put_line(namespace, "bird", "a canary sings too", axis(3), **op())
-    shard.put_line(namespace, "bird", "silence", axis(4), **op())
+    shard.keyed.put(namespace, "bird", "a canary sings too", axis(3), **op())
+    shard.keyed.put(namespace, "bird", "silence", axis(4), **op())
     for conversation in ("popped", "rewound", "there"):
         shard.push(namespace, conversation, [{"role": "user", "text": "the canary sings"}], **op())
     shard.pop(namespace, "popped", **op())
@@ -258,20 +264,20 @@ def test_a_shard_is_full_of_it_before_and_clean_after(opened):
     before = looked(shard)
     for place in ("log", "memories", "turns", "lines", "index"):
         assert found(before, place), f"the probe of {place} can fail"
-    assert bool(found(before, "files")) == (shard._log.ring is None)
+    assert bool(found(before, "files")) == (shard.core.log.ring is None)
     shard.forget("acme", everything=True, **op())
     for _ in range(2):
         report = looked(shard)
         assert found(report) == [] and [row["unchecked"] for row in report if row["unchecked"]] == []
         assert all(row(report, place)["checked"] for place in ("log", "memories", "turns", "index", "files"))
         shard = opened()
-    assert shard.list("other") and shard.peek("other", "c", 1)
+    assert shard.memories.list("other") and shard.conversations.peek("other", "c", 1)
 
 
 def test_forgetting_ids_leaves_nothing_of_them_either(opened):
     shard = opened()
     fill(shard)
-    line = shard.line("acme", "bird")
+    line = shard.keyed.get("acme", "bird")
     shard.forget("acme", ids=["m", line["id"]], **op())
     for _ in range(2):
         assert found(looked(shard)) == []
@@ -290,69 +296,86 @@ def test_no_digest_of_what_was_erased_is_left_to_test_a_guess_against(backend):
             "stays": memory("kept", text="something else"),
         }
         for number, (name, item) in enumerate(items.items()):
-            shard.put([(item, axis(number))], op_id=name, now=NOW)
+            shard.memories.put(MemoryBatch.of([(item, axis(number))]), op_id=name, now=NOW)
         turn = [{"role": "user", "text": "the canary sings"}]
-        shard.push("acme", "talk", turn, op_id="push", now=NOW)
+        shard.conversations.push("acme", "talk", turn, op_id="push", now=NOW)
         values = [line_memory("acme", "bird", text, None, now=NOW, max_text_bytes=99) for text in ("a", "b")]
         racing = [candidate(value, axis(7)) for value in values]
-        shard.race_line("acme", "bird", racing, generation=0, op_id="race", now=NOW)
+        shard.keyed.race("acme", "bird", racing, generation=0, op_id="race", now=NOW)
         guesses = {name: put_digest([item]) for name, item in items.items()}
         guesses["push"] = request_digest("turns", "acme", "talk", ["push", turn])
         guesses |= {f"value {i}": each.memory.id for i, each in enumerate(racing)}
         assert all(guess.encode() in backend.disk() for guess in guesses.values())
 
         ids = ["m", "f", "g", line_id("bird")]
-        receipt = shard.forget("acme", ids=ids, op_id="forget", now=NOW)
+        receipt = shard.erasure.forget("acme", ids=ids, op_id="forget", now=NOW)
         found = [name for name, guess in guesses.items() if guess.encode() in backend.disk()]
         assert found == ["stays"]
         for name in ("put", "existing", "told", "told again"):
             with pytest.raises(Conflict, match="has been erased") as caught:
-                shard.put([(items[name], axis(0))], op_id=name, now=NOW)
+                shard.memories.put(MemoryBatch.of([(items[name], axis(0))]), op_id=name, now=NOW)
             assert caught.value.code == "erased"
-        assert [each["id"] for each in shard.list("acme")] == ["kept"], "nothing is written again"
-        assert shard.put([(items["stays"], axis(4))], op_id="stays", now=NOW)[0]["status"] == "new"
-        assert shard.forget("acme", ids=ids, op_id="forget", now=NOW) == receipt, "who erases may ask again"
+        assert [each["id"] for each in shard.memories.list("acme")] == ["kept"], "nothing is written again"
+        assert (
+            shard.memories.put(MemoryBatch.of([(items["stays"], axis(4))]), op_id="stays", now=NOW)[0][
+                "status"
+            ]
+            == "new"
+        )
+        assert shard.erasure.forget("acme", ids=ids, op_id="forget", now=NOW) == receipt, (
+            "who erases may ask again"
+        )
 
 
 @pytest.mark.parametrize("by", ["filter", "texts"])
 def test_what_chose_the_erased_leaves_no_digest_either(backend, by):
     with closing(Shard(backend.folder / "s", number=0, dim=8, config=backend.config())) as shard:
         where = {"field": "text", "op": "contains", "value": "canary"}
-        shard.put([(memory("m", text="the canary sings"), axis(3))], op_id="put", now=NOW)
-        shard.push("acme", "talk", [{"role": "user", "text": "the canary sings"}], op_id="push", now=NOW)
+        shard.memories.put(
+            MemoryBatch.of([(memory("m", text="the canary sings"), axis(3))]), op_id="put", now=NOW
+        )
+        shard.conversations.push(
+            "acme", "talk", [{"role": "user", "text": "the canary sings"}], op_id="push", now=NOW
+        )
         if by == "filter":
-            shard.forget("acme", where=where, op_id="forget", now=NOW)
+            shard.erasure.forget("acme", where=where, op_id="forget", now=NOW)
             guess = request_digest("forget", "acme", None, where, False)
         else:
-            shard.forget_turns("acme", texts=["the canary sings"], op_id="forget", now=NOW)
+            shard.erasure.forget_turns("acme", texts=["the canary sings"], op_id="forget", now=NOW)
             guess = request_digest("forget_turns", "acme", None, ["the canary sings"])
-        assert guess.encode() not in backend.disk() and shard.peek("acme", "talk") == []
+        assert guess.encode() not in backend.disk() and shard.conversations.peek("acme", "talk") == []
 
 
 def test_what_was_left_in_one_place_is_named(opened):
     """Each place with a leftover of its own, put there behind the shard's back."""
     shard = opened()
     fill(shard, "other")
-    space = shard._view.spaces["other"]
+    space = shard.core.view.spaces["other"]
     clean = {row["place"] for row in looked(shard) if not row["found"]}
     assert clean <= {"files", "compressed files", "snapshots", "kv blocks", "sealed files"}
-    shard.forget("other", ids=["m", shard.line("other", "bird")["id"]], **op())
+    shard.forget("other", ids=["m", shard.keyed.get("other", "bird")["id"]], **op())
     assert found(looked(shard)) == []
 
     space.index.add([10**6], axis(3).reshape(1, -1))
     assert {row["place"] for row in looked(shard) if row["found"]} == {"index"}
     space.index.remove([10**6])
-    space.lines._vectors[-1] = axis(3)
+    space.keyed._vectors[-1] = axis(3)
     assert {row["place"] for row in looked(shard) if row["found"]} == {"lines"}
-    space.lines._vectors[-1] = 0
-    space.turns._conversations["c"].popped[9] = {"role": "user", "text": "the canary sings"}
+    space.keyed._vectors[-1] = 0
+    space.conversations._conversations["c"].popped[9] = {"role": "user", "text": "the canary sings"}
     assert {row["place"] for row in looked(shard) if row["found"]} == {"turns"}
-    space.turns._conversations["c"].popped.clear()
+    space.conversations._conversations["c"].popped.clear()
     space.entries["kept"].rivals["the canary sings"] = 1.0
     assert {row["place"] for row in looked(shard) if row["found"]} == {"memories"}
     space.entries["kept"].rivals.clear()
-    (shard._log.path / "forgotten.tmp").write_text("the canary sings")
+    (shard.core.log.path / "forgotten.tmp").write_text("the canary sings")
     assert {row["place"] for row in looked(shard) if row["found"]} == {"files"}
-    (shard._log.path / "forgotten.tmp").unlink()
-    report = probe_shard(shard, SHARD_CANARIES, others={"cache": lambda canaries: ["entry 5"]})
+    (shard.core.log.path / "forgotten.tmp").unlink()
+    report = probe_shard(
+        shard.core.log,
+        shard.core.view,
+        shard.core.view_lock,
+        SHARD_CANARIES,
+        others={"cache": lambda canaries: ["entry 5"]},
+    )
     assert found(report, "cache")[0]["where"] == "entry 5" and len(found(report)) == 1

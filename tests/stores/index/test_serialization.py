@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from stores.index.serialization import freeze, structure_vectors, thaw, vectors_of
+from stores.index.serialization import deserialize, serialize, structure_vectors
 from stores.index.vector_index import IndexPlan, VectorIndex
-from stores.view.view import Space
 from tests.support.stores import DIM
 
 
@@ -22,13 +21,13 @@ def test_a_trained_index_comes_back_whole(kind: str) -> None:
     index.settle()
     index.remove([3, 5, 7])
     assert index.kind == kind
-    parts = freeze(index)
+    parts = serialize(index)
     rows = [row for row in range(1, 401) if row not in (3, 5, 7)]
     back = VectorIndex(DIM, plan, live=False)
-    thaw(back, {name: memoryview(data) for name, data in parts.items()}, rows)
+    deserialize(back, {name: memoryview(data) for name, data in parts.items()}, rows)
     for each in (index, back):
-        assert np.array_equal(vectors_of(each, rows), vectors(400)[[row - 1 for row in rows]])
-    assert np.array_equal(structure_vectors(DIM, parts, rows), vectors_of(index, rows))
+        assert np.array_equal(each.vectors_of(rows), vectors(400)[[row - 1 for row in rows]])
+    assert np.array_equal(structure_vectors(DIM, parts, rows), index.vectors_of(rows))
     for step in range(3):
         asked = vectors(20, seed=9 + step)
         for mine, its in zip(back.search(asked, 10), index.search(asked, 10), strict=True):
@@ -42,7 +41,7 @@ def test_a_trained_index_comes_back_whole(kind: str) -> None:
 def test_a_flat_index_is_built_from_vectors() -> None:
     index = VectorIndex(DIM, IndexPlan(kind="flat"))
     index.add([1, 2], vectors(2))
-    assert freeze(index) == {}
+    assert serialize(index) == {}
 
 
 def test_parts_that_do_not_fit_are_refused() -> None:
@@ -50,13 +49,4 @@ def test_parts_that_do_not_fit_are_refused() -> None:
     index.add([*range(100)], vectors(100))
     index.settle()
     with pytest.raises(ValueError, match="100 rows"):
-        thaw(VectorIndex(DIM), freeze(index), [*range(99)])
-
-
-def test_a_part_that_could_not_be_restored_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Forgetful:
-        def close(self, entry: object, content: object) -> None: ...
-
-    monkeypatch.setattr("stores.view.view.PARTS", {"facts": Forgetful})
-    with pytest.raises(NotImplementedError, match="facts"):
-        Space(VectorIndex(DIM), facts=Forgetful()).dump()
+        deserialize(VectorIndex(DIM), serialize(index), [*range(99)])

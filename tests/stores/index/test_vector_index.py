@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from stores.index import gpu_ivf
 from stores.index import vector_index as module
 from stores.index.faiss_structures import CHUNK, FEW, Graph, Tree, asking, best_few, recall_of
-from stores.index.serialization import freeze, thaw
+from stores.index.serialization import deserialize, serialize
 from stores.index.vector_index import IndexPlan, VectorIndex
 from tests.support.stores import DIM
 
@@ -151,7 +151,7 @@ def test_a_tombstone_keeps_nothing_of_what_stood_in_for_it_either():
     index.settle()
     index.remove([0])
     assert (index._active._stored() == vectors[1]).all(axis=1).sum() == 2
-    thaw(back, freeze(index), [*range(1, 200)])
+    deserialize(back, serialize(index), [*range(1, 200)])
     for each in (index, back):
         each.remove([1])
         held = each._active._stored()

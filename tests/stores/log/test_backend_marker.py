@@ -7,6 +7,7 @@ from common.errors import Conflict
 from common.files import write_json
 from stores.log.backend_marker import check_shards
 from stores.log.open import open_log
+from stores.writes.batch import MemoryBatch
 from tests.support.log_backends import BACKENDS, append
 from tests.support.stores import NOW, axis, memory, open_shard
 
@@ -45,7 +46,7 @@ def test_a_log_opens_with_the_backend_that_made_it_only(opened, first, second, t
 
 def test_a_shard_says_so_too(tmp_path):
     shard = open_shard(tmp_path / "shard")
-    shard.put([(memory("a"), axis(0))], op_id="1", now=NOW)
+    shard.memories.put(MemoryBatch.of([(memory("a"), axis(0))]), op_id="1", now=NOW)
     shard.close()
     with pytest.raises(Conflict, match=r"store\.backend = 'jsonl'"):
         open_shard(tmp_path / "shard", backend="jsonl")

@@ -17,6 +17,7 @@ from stores.log import seal as seals
 from stores.log.open import chain_of
 from stores.log.record import Chain, Op
 from stores.shard.shard import Shard
+from stores.writes.batch import MemoryBatch
 from tests.support.stores import NOW, memory, open_shard, unit
 
 DATA = Path(__file__).resolve().parents[2] / "data"
@@ -25,17 +26,17 @@ KEY = "a secret key of 32 bytes, or so.."
 
 def put(shard, *names, **fields):
     items = [(memory(name, **fields), unit(i)) for i, name in enumerate(names)]
-    return shard.put(items, op_id=f"put-{names}", now=NOW)
+    return shard.memories.put(MemoryBatch.of(items), op_id=f"put-{names}", now=NOW)
 
 
 def rewrite(shard, change):
     """Let `change(txn, log database)` edit the closed shard's log; returns the shard opened again."""
     shard.close()
-    with lmdb.open(str(shard._log.path), max_dbs=4, map_size=64 << 20, lib_version=0) as env:
+    with lmdb.open(str(shard.core.log.path), max_dbs=4, map_size=64 << 20, lib_version=0) as env:
         database = env.open_db(b"log")
         with env.begin(write=True) as txn:
             change(txn, database)
-    return Shard(shard._log.path, number=0, dim=shard.dim, config=shard.config)
+    return Shard(shard.core.log.path, number=0, dim=shard.dim, config=shard.config)
 
 
 @pytest.fixture(params=["plain", "wide", "keyed"])
@@ -56,15 +57,15 @@ def test_anchors_follow_the_options_and_verify_after_erasure(tmp_path, options):
     answers = put(shard, *(f"m{i}" for i in range(6)))
     key, size = (KEY.encode() if "chain_key" in options else b""), options.get("anchor_bits", 64) // 8
     anchor = bytes(size)
-    for record, answer in zip(shard._log.records(), answers, strict=True):
+    for record, answer in zip(shard.core.log.records(), answers, strict=True):
         anchor = blake2b(anchor + record.digest, digest_size=size, key=key).digest()
         assert record.anchor == anchor and answer["anchor"] == anchor.hex()
-    shard.forget("acme", ids=["m1", "m4"], op_id="f", now=NOW)
+    shard.erasure.forget("acme", ids=["m1", "m4"], op_id="f", now=NOW)
     for _ in range(2):
-        assert shard.verify() is None and len(shard.list("acme")) == 4
+        assert shard.chain.verify() is None and len(shard.memories.list("acme")) == 4
         shard.close()
         shard = open_shard(tmp_path / "shard", **options)
-    disk = b"".join(file.read_bytes() for file in shard._log.path.rglob("*") if file.is_file())
+    disk = b"".join(file.read_bytes() for file in shard.core.log.path.rglob("*") if file.is_file())
     assert KEY.encode() not in disk
     shard.close()
 
@@ -101,17 +102,17 @@ def test_without_the_key_nobody_makes_a_chain_that_verifies(tmp_path, monkeypatc
             )
             txn.put(key, records.encode(new), db=database)
             previous = new.anchor
-        meta = json.loads(records.unseal(txn.get(b"meta"), "meta"))
-        txn.put(b"meta", records.seal(json.dumps({**meta, "anchor": previous.hex()}).encode()))
+        meta = json.loads(records.check_crc(txn.get(b"meta"), "meta"))
+        txn.put(b"meta", records.add_crc(json.dumps({**meta, "anchor": previous.hex()}).encode()))
 
     found = {}
     for name, chain_key in (("plain", None), ("keyed", "env:CHAIN_KEY")):
         shard = open_shard(tmp_path / name, anchor_bits=256, chain_key=chain_key)
         put(shard, "m1", "m2", "m3")
-        sealed = shard.final()
+        sealed = shard.chain.head()
         shard = rewrite(shard, forge)
-        found[name] = shard.verify()
-        assert shard.verify(sealed)["reason"] == (
+        found[name] = shard.chain.verify()
+        assert shard.chain.verify(sealed)["reason"] == (
             "not the sealed anchor" if name == "plain" else found[name]["reason"]
         )
         shard.close()
@@ -137,16 +138,16 @@ def test_a_key_is_read_from_where_the_configuration_says(tmp_path, monkeypatch):
 def test_verify_names_the_operation_of_the_first_broken_record(tmp_path):
     shard = open_shard(tmp_path / "shard")
     put(shard, "m1", "m2")
-    shard.touch("acme", ["m1"], op_id="touch-1", now=NOW)
+    shard.memories.touch("acme", ["m1"], op_id="touch-1", now=NOW)
 
     def swap_time(txn, database):
         key = (3).to_bytes(8, "big")
         raw = bytearray(txn.get(key, db=database))
         raw[25] ^= 1  # within the time
-        txn.put(key, records.seal(bytes(raw[4:])), db=database)
+        txn.put(key, records.add_crc(bytes(raw[4:])), db=database)
 
     shard = rewrite(shard, swap_time)
-    assert shard.verify() == {
+    assert shard.chain.verify() == {
         "seq": 3,
         "op": "touch",
         "op_id": "touch-1",
@@ -160,7 +161,7 @@ def test_a_damaged_record_says_what_can_still_be_read_of_it(tmp_path):
     put(shard, "m1", text="needle " * 500)
     file = tmp_path / "shard" / "data.mdb"
     file.write_bytes(file.read_bytes().replace(b"needle", b"noodle"))
-    fault = shard.verify()
+    fault = shard.chain.verify()
     assert (fault["seq"], fault["op"], fault["op_id"]) == (1, "put", "put-('m1',)")
     assert "checksum" in fault["reason"]
     shard.close()
@@ -183,21 +184,21 @@ def test_the_checksum_is_fnv_1a(data):
 
 def test_a_seal_holds_until_the_log_is_another(tmp_path):
     shard = open_shard(tmp_path / "shard")
-    empty = seals.seal(tmp_path, [shard.final()], now=NOW)
-    assert shard.verify(empty["shards"][0]) is None and seals.read_seal(tmp_path / "nowhere") is None
+    empty = seals.seal(tmp_path, [shard.chain.head()], now=NOW)
+    assert shard.chain.verify(empty["shards"][0]) is None and seals.read_seal(tmp_path / "nowhere") is None
     put(shard, "m1", "m2", "m3")
-    sealed = seals.seal(tmp_path, [{**shard.final(), "more": 1}], now=NOW)
+    sealed = seals.seal(tmp_path, [{**shard.chain.head(), "more": 1}], now=NOW)
     assert seals.read_seal(tmp_path) == sealed == json.loads((tmp_path / "seal.json").read_text())
     assert sealed["shards"] == [{"shard": 0, "seq": 3, "anchor": shard.counts()["anchor"]}]
     put(shard, "m4")
-    shard.forget("acme", ids=["m2"], op_id="f", now=NOW)
-    assert shard.verify(sealed["shards"][0]) is None, "writes and erasures leave it valid"
-    fault = shard.verify({**sealed["shards"][0], "anchor": "00" * 8})
+    shard.erasure.forget("acme", ids=["m2"], op_id="f", now=NOW)
+    assert shard.chain.verify(sealed["shards"][0]) is None, "writes and erasures leave it valid"
+    fault = shard.chain.verify({**sealed["shards"][0], "anchor": "00" * 8})
     assert (fault["seq"], fault["op"], fault["op_id"]) == (3, "put", "put-('m1', 'm2', 'm3')")
     shard.close()
     other = open_shard(tmp_path / "other")
     put(other, "m1")
-    assert other.verify(sealed["shards"][0]) == {
+    assert other.chain.verify(sealed["shards"][0]) == {
         "seq": 2,
         "op": None,
         "op_id": None,
@@ -235,18 +236,18 @@ def old_store(tmp_path):
 def test_a_store_of_the_previous_format_opens(old_store):
     for epoch in (2, 3):
         shard = open_shard(old_store)
-        assert [m["id"] for m in shard.list("acme")][:4] == ["m0", "m1", "m2", "fact"]
-        m2 = shard.get("acme", "m2")
+        assert [m["id"] for m in shard.memories.list("acme")][:4] == ["m0", "m1", "m2", "fact"]
+        m2 = shard.memories.get("acme", "m2")
         assert to_items(m2["statistics"]) >= to_items({"usage": 1, "salience": 1.5, "generation": 3})
-        assert shard.get("acme", "fact")["object"] == "Lisbon"
-        assert shard.search("acme", unit(2), 1)[0]["memory"]["id"] == "m2"
+        assert shard.memories.get("acme", "fact")["object"] == "Lisbon"
+        assert shard.search.find("acme", unit(2), 1)[0]["memory"]["id"] == "m2"
         counts = shard.counts()
         assert (counts["epoch"], counts["gate_attempts"], counts["duplicates"]) == (epoch, 3 + epoch, 0)
         if epoch == 2:  # what was anchored, sealed and answered before still holds
             assert (counts["seq"], counts["anchor"]) == (8, "7ac9ac7a1eff8c8a")
-        assert shard.verify({"seq": 8, "anchor": "7ac9ac7a1eff8c8a"}) is None
+        assert shard.chain.verify({"seq": 8, "anchor": "7ac9ac7a1eff8c8a"}) is None
         first = [(memory(f"m{i}", time=i), unit(i)) for i in range(4)]
-        again = shard.put(first, op_id="put", now=NOW)
+        again = shard.memories.put(MemoryBatch.of(first), op_id="put", now=NOW)
         assert [answer["seq"] for answer in again] == [1, 2, 3, 4], "a retry gets its first result"
         put(shard, f"new-{epoch}", text=f"written in {epoch}")
         shard.close()
@@ -266,8 +267,8 @@ def test_an_unknown_format_is_refused(tmp_path):
     put(shard, "m1")
 
     def later(txn, database):
-        meta = json.loads(records.unseal(txn.get(b"meta"), "meta"))
-        txn.put(b"meta", records.seal(json.dumps({**meta, "format": 99}).encode()))
+        meta = json.loads(records.check_crc(txn.get(b"meta"), "meta"))
+        txn.put(b"meta", records.add_crc(json.dumps({**meta, "format": 99}).encode()))
 
     with pytest.raises(Conflict, match="format 99"):
         rewrite(shard, later)

@@ -266,7 +266,7 @@ def test_near_duplicates_merge_and_come_apart_again() -> None:
     assert places.relation_of("cafe", "park").relation == "west_of"
 
 
-# Whereabouts
+# Locations
 
 THINGS = ("ball", "cup")
 PEOPLE = ("ada", "bob")

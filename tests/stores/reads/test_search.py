@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from common.errors import InvalidInput
 from stores.ranking import ranking
 from stores.reads import search
+from stores.writes.batch import MemoryBatch
 from tests.support.stores import DIM, NOW, memory, open_shard, unit
 
 N = 400
@@ -25,7 +26,7 @@ def made(i: int):
 @pytest.fixture(scope="module")
 def shard(tmp_path_factory):
     opened = open_shard(tmp_path_factory.mktemp("search") / "shard")
-    opened.put([(made(i), unit(i)) for i in range(N)], op_id="all", now=NOW)
+    opened.memories.put(MemoryBatch.of([(made(i), unit(i)) for i in range(N)]), op_id="all", now=NOW)
     yield opened
     opened.close()
 
@@ -59,7 +60,7 @@ def test_filtered_flat_search_is_the_naive_one(shard, spec, k, seed):
 
     keep, query = compile_filter(spec), unit(10_000 + seed)
     scored = [(-float(unit(i) @ query), f"m{i:03}") for i in range(N) if keep(to_json(made(i)))]
-    found = shard.search("acme", query, k, retrieval="flat", where=spec)
+    found = shard.search.find("acme", query, k, retrieval="flat", where=spec)
     assert [hit["memory"]["id"] for hit in found] == [id for _, id in sorted(scored)[:k]]
 
 
@@ -71,8 +72,8 @@ def test_filtered_candidates_hold_the_best_of_both_channels(shard, spec, k):
 
     keep, query = compile_filter(spec), unit(77)
     admitted = {f"m{i:03}" for i in range(N) if keep(to_json(made(i)))}
-    everything = shard.candidates("acme", query, N, query="violin garden 7")["hits"]
-    hits = shard.candidates("acme", query, k, query="violin garden 7", where=spec)["hits"]
+    everything = shard.search.candidates("acme", query, N, query="violin garden 7")["hits"]
+    hits = shard.search.candidates("acme", query, k, query="violin garden 7", where=spec)["hits"]
     found = {hit["memory"]["id"]: hit["scores"] for hit in hits}
     assert set(found) <= admitted
     for channel in ("dense", "lexical"):
@@ -88,51 +89,55 @@ def test_filtered_candidates_hold_the_best_of_both_channels(shard, spec, k):
 
 def test_words_find_what_vectors_do_not(shard):
     far = -unit(123)
-    best = shard.search("acme", far, 3, query=f"the {made(123).text}", now=NOW)[0]
+    best = shard.search.find("acme", far, 3, query=f"the {made(123).text}", now=NOW)[0]
     assert best["memory"]["id"] == "m123" and best["scores"]["lexical"] > 0
     assert best["scores"]["dense"] == pytest.approx(-1.0, abs=1e-5)
-    assert "m123" not in [h["memory"]["id"] for h in shard.search("acme", far, 3, retrieval="flat")]
+    assert "m123" not in [h["memory"]["id"] for h in shard.search.find("acme", far, 3, retrieval="flat")]
 
 
 def test_pages_of_a_search(shard):
-    whole = [h["memory"]["id"] for h in shard.search("acme", unit(3), 12, query="violin", now=NOW, offset=0)]
+    whole = [
+        h["memory"]["id"] for h in shard.search.find("acme", unit(3), 12, query="violin", now=NOW, offset=0)
+    ]
     parts = [
         h["memory"]["id"]
         for offset in (0, 4, 8)
-        for h in shard.search("acme", unit(3), 4, query="violin", now=NOW, offset=offset)
+        for h in shard.search.find("acme", unit(3), 4, query="violin", now=NOW, offset=offset)
     ]
     assert parts == whole and len(set(parts)) == 12
 
 
 def test_pages_end(shard):
     with pytest.raises(InvalidInput):
-        shard.search("acme", unit(3), 4, query="violin", offset=ranking.PAGED)
+        shard.search.find("acme", unit(3), 4, query="violin", offset=ranking.PAGED)
 
 
 def test_the_answer_is_the_callers_own(shard):
-    shard.search("acme", unit(3), 1, query="violin")[0]["memory"]["context"].clear()
-    assert shard.search("acme", unit(3), 1, query="violin")[0]["memory"]["context"]
+    shard.search.find("acme", unit(3), 1, query="violin")[0]["memory"]["context"].clear()
+    assert shard.search.find("acme", unit(3), 1, query="violin")[0]["memory"]["context"]
 
 
 def test_other_namespaces_say_nothing(shard):
-    assert shard.candidates("other", unit(1), 3, query="violin")["hits"] == []
-    assert shard.search("other", unit(1), 3, query="violin") == []
+    assert shard.search.candidates("other", unit(1), 3, query="violin")["hits"] == []
+    assert shard.search.find("other", unit(1), 3, query="violin") == []
 
 
 def test_bad_retrieval_is_refused(shard):
     with pytest.raises(InvalidInput):
-        shard.search("acme", unit(1), 3, retrieval="best")
+        shard.search.find("acme", unit(1), 3, retrieval="best")
 
 
 def test_forgotten_memories_leave_both_channels(tmp_path):
     shard = open_shard(tmp_path / "shard")
-    shard.put([(made(i), unit(i)) for i in range(20)], op_id="a", now=NOW)
-    assert shard.search("acme", unit(5), 1, query=made(5).text)[0]["memory"]["id"] == "m005"
-    shard.forget("acme", ids=["m005"], op_id="b", now=NOW)
-    assert all(h["memory"]["id"] != "m005" for h in shard.search("acme", unit(5), 50, query=made(5).text))
+    shard.memories.put(MemoryBatch.of([(made(i), unit(i)) for i in range(20)]), op_id="a", now=NOW)
+    assert shard.search.find("acme", unit(5), 1, query=made(5).text)[0]["memory"]["id"] == "m005"
+    shard.erasure.forget("acme", ids=["m005"], op_id="b", now=NOW)
+    assert all(
+        h["memory"]["id"] != "m005" for h in shard.search.find("acme", unit(5), 50, query=made(5).text)
+    )
     shard.close()
     again = open_shard(tmp_path / "shard")
-    assert len(again.search("acme", unit(5), 50, query=made(6).text)) == 19
+    assert len(again.search.find("acme", unit(5), 50, query=made(6).text)) == 19
     again.close()
 
 
@@ -141,13 +146,13 @@ def test_a_write_is_seen_whole_or_not_at_all(tmp_path, spec, monkeypatch):
     """Pairs are written and forgotten together; no search, filtered in Python or not, sees one of them."""
     monkeypatch.setattr(search, "WIDE", 1)  # filters take the long way
     shard = open_shard(tmp_path / "shard")
-    shard.put([(made(i), unit(i)) for i in range(N)], op_id="base", now=NOW)
+    shard.memories.put(MemoryBatch.of([(made(i), unit(i)) for i in range(N)]), op_id="base", now=NOW)
     near = unit(5)
     stop, torn = threading.Event(), []
 
     def look():
         while not stop.is_set():
-            hits = shard.search("acme", near, 8, query="pair", where=spec, now=NOW)
+            hits = shard.search.find("acme", near, 8, query="pair", where=spec, now=NOW)
             seen = [h["memory"]["id"] for h in hits if h["memory"]["id"].startswith("pair")]
             if len(seen) % 2:
                 torn.append(seen)
@@ -161,8 +166,8 @@ def test_a_write_is_seen_whole_or_not_at_all(tmp_path, spec, monkeypatch):
                 (memory(f"pair{turn}-{side}", context={"rare": 3}), _close(near, turn + side))
                 for side in (0, 1)
             ]
-            shard.put(pair, op_id=f"put{turn}", now=NOW)
-            shard.forget("acme", ids=[m.id for m, _ in pair], op_id=f"forget{turn}", now=NOW)
+            shard.memories.put(MemoryBatch.of(pair), op_id=f"put{turn}", now=NOW)
+            shard.erasure.forget("acme", ids=[m.id for m, _ in pair], op_id=f"forget{turn}", now=NOW)
     finally:
         stop.set()
         for thread in threads:

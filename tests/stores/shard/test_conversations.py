@@ -12,7 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from common.errors import Conflict, InvalidInput
 from stores.log import record as records
 from stores.log.record import Op
-from stores.view.conversations import ROLES, Turns, format_transcript, parse_transcript
+from stores.view.conversations import ROLES, Conversations, format_transcript, parse_transcript
+from stores.writes.batch import MemoryBatch
 from tests.support.stores import axis, memory, open_shard
 
 NOW = 1_700_000_000.0
@@ -39,7 +40,7 @@ class TurnsAgainstLists(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.turns, self.model, self.log = Turns(), {"c1": [], "c2": []}, []
+        self.turns, self.model, self.log = Conversations(), {"c1": [], "c2": []}, []
 
     def do(self, operation):
         if operation is not None:
@@ -76,7 +77,7 @@ class TurnsAgainstLists(RuleBasedStateMachine):
 
     @invariant()
     def holds_what_the_list_holds(self):
-        replayed, loaded = Turns(), Turns()
+        replayed, loaded = Conversations(), Conversations()
         for seq, operation in enumerate(self.log, start=1):
             apply(replayed, operation, seq)
         loaded.load(memoryview(self.turns.dump()))
@@ -95,7 +96,7 @@ TestTurnsAgainstLists.settings = settings(max_examples=30, deadline=None)
 
 
 def test_fifty_thousand_turns_are_pushed_popped_and_rewound_without_recursion():
-    turns = Turns()
+    turns = Conversations()
     deep = sys.getrecursionlimit()
     sys.setrecursionlimit(200)
     try:
@@ -116,7 +117,7 @@ def test_fifty_thousand_turns_are_pushed_popped_and_rewound_without_recursion():
 
 def test_replay_is_right_where_earlier_pushes_were_erased():
     """Forgotten records are skipped on replay; what came after must not lean on them."""
-    turns, log = Turns(), []
+    turns, log = Conversations(), []
 
     def do(operation):
         log.append(operation)
@@ -129,7 +130,7 @@ def test_replay_is_right_where_earlier_pushes_were_erased():
     do(turns.plan_push("c", [{"role": "user", "text": f"new {i}"} for i in range(3)], now=NOW)[0])
     do(turns.plan_rewind("c", 1)[0])
 
-    replayed = Turns()
+    replayed = Conversations()
     for seq, operation in enumerate(log, start=1):
         if seq not in erased:
             apply(replayed, operation, seq)
@@ -138,7 +139,7 @@ def test_replay_is_right_where_earlier_pushes_were_erased():
 
 
 def test_answers_are_copies():
-    turns = Turns()
+    turns = Conversations()
     apply(turns, turns.plan_push("c", [{"role": "user", "text": "a"}], now=NOW)[0])
     turns.peek("c")[0]["text"] = "changed"
     assert turns.peek("c")[0]["text"] == "a"
@@ -156,12 +157,12 @@ def test_answers_are_copies():
 )
 def test_a_bad_turn_is_named(bad):
     with pytest.raises(InvalidInput, match=r"turns\[1\]"):
-        Turns().plan_push("c", [{"role": "user", "text": "a"}, bad], now=NOW)
+        Conversations().plan_push("c", [{"role": "user", "text": "a"}, bad], now=NOW)
 
 
 @pytest.mark.parametrize("n", [-1, True, 1.5, "2"])
 def test_a_bad_count_is_refused(n):
-    for call in (Turns().peek, Turns().plan_rewind):
+    for call in (Conversations().peek, Conversations().plan_rewind):
         with pytest.raises(InvalidInput):
             call("c", n)
 
@@ -219,19 +220,21 @@ def shard(tmp_path):
 
 def push(shard, conversation, *words, namespace="acme", **options):
     turns = [{"role": "user", "text": word} for word in words]
-    return shard.push(namespace, conversation, turns, op_id=os.urandom(8).hex(), now=NOW, **options)
+    return shard.conversations.push(
+        namespace, conversation, turns, op_id=os.urandom(8).hex(), now=NOW, **options
+    )
 
 
 def pop(shard, conversation="c", op_id=None):
-    return shard.pop("acme", conversation, op_id=op_id or os.urandom(8).hex(), now=NOW)
+    return shard.conversations.pop("acme", conversation, op_id=op_id or os.urandom(8).hex(), now=NOW)
 
 
 def words(shard, conversation="c", n=99_999, namespace="acme"):
-    return [turn["text"] for turn in shard.peek(namespace, conversation, n)]
+    return [turn["text"] for turn in shard.conversations.peek(namespace, conversation, n)]
 
 
 def disk(shard):
-    return b"".join(file.read_bytes() for file in shard._log.path.rglob("*") if file.is_file())
+    return b"".join(file.read_bytes() for file in shard.core.log.path.rglob("*") if file.is_file())
 
 
 def test_turns_are_durable_and_namespaces_apart(tmp_path):
@@ -239,12 +242,12 @@ def test_turns_are_durable_and_namespaces_apart(tmp_path):
     push(shard, "c", "a", "é 漢字", "http://x // y")
     push(shard, "c", "theirs", namespace="other")
     assert pop(shard)["turn"]["text"] == "http://x // y"
-    assert shard.rewind("acme", "c", 1, op_id="r", now=NOW) == {"removed": 1, "length": 1}
+    assert shard.conversations.rewind("acme", "c", 1, op_id="r", now=NOW) == {"removed": 1, "length": 1}
     push(shard, "c", "b")
     for _ in range(2):
         assert words(shard) == ["a", "b"] and words(shard, namespace="other") == ["theirs"]
         assert words(shard, namespace="nobody") == [] and pop(shard, "empty") == {"turn": None, "length": 0}
-        assert shard.verify() is None
+        assert shard.chain.verify() is None
         shard.close()
         shard = open_shard(tmp_path / "shard")
     shard.close()
@@ -253,21 +256,30 @@ def test_turns_are_durable_and_namespaces_apart(tmp_path):
 def test_every_operation_counts_once_however_often_it_is_sent(shard):
     for _ in range(3):
         assert (
-            shard.push("acme", "c", [{"role": "user", "text": "a"}] * 5, op_id="push", now=NOW)["length"] == 5
+            shard.conversations.push("acme", "c", [{"role": "user", "text": "a"}] * 5, op_id="push", now=NOW)[
+                "length"
+            ]
+            == 5
         )
     for _ in range(3):
         popped = pop(shard, op_id="pop")
         assert popped["length"] == 4 and popped["turn"]["text"] == "a" and popped["turn"]["number"] == 5
-        assert shard.rewind("acme", "c", 2, op_id="rewind", now=NOW) == {"removed": 2, "length": 2}
+        assert shard.conversations.rewind("acme", "c", 2, op_id="rewind", now=NOW) == {
+            "removed": 2,
+            "length": 2,
+        }
     with pytest.raises(Conflict):
-        shard.rewind("acme", "c", 3, op_id="rewind", now=NOW)
+        shard.conversations.rewind("acme", "c", 3, op_id="rewind", now=NOW)
     assert len(words(shard)) == 2
 
 
 def test_ten_thousand_blocks_rewind_through_the_log(shard):
     for start in range(0, 12_000, 1000):
         push(shard, "c", *map(str, range(start, start + 1000)))
-    assert shard.rewind("acme", "c", 11_000, op_id="r", now=NOW) == {"removed": 11_000, "length": 1000}
+    assert shard.conversations.rewind("acme", "c", 11_000, op_id="r", now=NOW) == {
+        "removed": 11_000,
+        "length": 1000,
+    }
     assert words(shard)[-1] == "999"
 
 
@@ -320,8 +332,8 @@ def test_a_forgotten_conversation_leaves_nothing(tmp_path):
     push(shard, "c", "canary one", "canary two", "canary three")
     push(shard, "d", "kept")
     pop(shard)
-    shard.rewind("acme", "c", 1, op_id="r", now=NOW)
-    receipt = shard.forget_turns("acme", conversations=["c", "unknown"], op_id="f", now=NOW)
+    shard.conversations.rewind("acme", "c", 1, op_id="r", now=NOW)
+    receipt = shard.erasure.forget_turns("acme", conversations=["c", "unknown"], op_id="f", now=NOW)
     assert receipt == {
         "namespace": "acme",
         "turns": 1,
@@ -329,11 +341,11 @@ def test_a_forgotten_conversation_leaves_nothing(tmp_path):
         "scrubbed": True,
         "keys_destroyed": None,
     }
-    assert shard.forget_turns("acme", conversations=["c", "unknown"], op_id="f", now=NOW) == receipt
+    assert shard.erasure.forget_turns("acme", conversations=["c", "unknown"], op_id="f", now=NOW) == receipt
     push(shard, "c", "new life")
     for _ in range(2):
         assert words(shard) == ["new life"] and words(shard, "d") == ["kept"]
-        assert b"canary" not in disk(shard) and b"kept" in disk(shard) and shard.verify() is None
+        assert b"canary" not in disk(shard) and b"kept" in disk(shard) and shard.chain.verify() is None
         shard.close()
         shard = open_shard(tmp_path / "shard")
     shard.close()
@@ -342,21 +354,21 @@ def test_a_forgotten_conversation_leaves_nothing(tmp_path):
 def test_a_forgotten_memory_is_not_in_any_conversation(tmp_path):
     """Also what was said, then popped, rewound or dropped, since the log would still hold it."""
     shard = open_shard(tmp_path / "shard", max_turns=4)
-    shard.put([(memory("m", text="user: canary"), axis(0))], op_id="put", now=NOW)
+    shard.memories.put(MemoryBatch.of([(memory("m", text="user: canary"), axis(0))]), op_id="put", now=NOW)
     push(shard, "c", "first", "canary", "last")
     push(shard, "popped", "stays", "canary")
     pop(shard, "popped")
     push(shard, "rewound", "canary", "x")
-    shard.rewind("acme", "rewound", 2, op_id="r", now=NOW)
+    shard.conversations.rewind("acme", "rewound", 2, op_id="r", now=NOW)
     push(shard, "dropped", "canary", "1", "2", "3", "4")
     push(shard, "untouched", "no bird")
-    receipt = shard.forget("acme", ids=["m"], op_id="f", now=NOW)
+    receipt = shard.erasure.forget("acme", ids=["m"], op_id="f", now=NOW)
     assert receipt["turns"] == 1 and receipt["scrubbed"]
     push(shard, "c", "more")
     for _ in range(2):
         assert words(shard) == ["first", "last", "more"] and words(shard, "popped") == ["stays"]
         assert words(shard, "dropped") == ["1", "2", "3", "4"] and words(shard, "untouched") == ["no bird"]
-        assert b"canary" not in disk(shard) and shard.verify() is None
+        assert b"canary" not in disk(shard) and shard.chain.verify() is None
         shard.close()
         shard = open_shard(tmp_path / "shard", max_turns=4)
     shard.close()
@@ -366,7 +378,7 @@ def test_a_forgotten_namespace_has_no_conversations(tmp_path):
     shard = open_shard(tmp_path / "shard")
     push(shard, "c", "canary")
     push(shard, "c", "theirs", namespace="other")
-    assert shard.forget("acme", everything=True, op_id="f", now=NOW)["turns"] == 1
+    assert shard.erasure.forget("acme", everything=True, op_id="f", now=NOW)["turns"] == 1
     for _ in range(2):
         assert words(shard) == [] and words(shard, namespace="other") == ["theirs"]
         assert b"canary" not in disk(shard)

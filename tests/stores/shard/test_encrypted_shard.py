@@ -8,6 +8,7 @@ from common.errors import NotFound
 from stores.crypto.master_key import new_master
 from stores.erasure.disk_probe import Canaries, probe_folder
 from stores.shard.shard import Shard
+from stores.writes.batch import MemoryBatch
 from tests.support.stores import DIM, NOW, axis, memory, open_shard, unit
 
 CANARY = "the canary sings in Lisbon"
@@ -39,20 +40,20 @@ def fill(shard, namespace):
     shard.put(items, **op())
     shard.touch(namespace, [f"{namespace}-1"], **op())
     shard.score(namespace, [(f"{namespace}-1", 2.0)], **op())
-    shard.put_line(namespace, "bird", CANARY, axis(0), **op())
-    shard.put_line(namespace, "bird", f"{CANARY} again", axis(1), **op())
+    shard.keyed.put(namespace, "bird", CANARY, axis(0), **op())
+    shard.keyed.put(namespace, "bird", f"{CANARY} again", axis(1), **op())
     shard.push(namespace, "talk", [{"role": "user", "text": CANARY}] * 3, **op())
     shard.pop(namespace, "talk", **op())
 
 
 def state(shard, namespace):
-    memories = shard.list(namespace)
+    memories = shard.memories.list(namespace)
     vector = unit(1)
     return (
         [(m["id"], m["text"], m["statistics"], len(m["versions"])) for m in memories],
-        [(f["memory"]["id"], f["score"]) for f in shard.search(namespace, vector, 3)],
-        shard.line(namespace, "bird"),
-        shard.peek(namespace, "talk", 9),
+        [(f["memory"]["id"], f["score"]) for f in shard.search.find(namespace, vector, 3)],
+        shard.keyed.get(namespace, "bird"),
+        shard.conversations.peek(namespace, "talk", 9),
     )
 
 
@@ -63,7 +64,7 @@ def test_an_encrypted_shard_is_a_shard_and_its_disk_says_nothing(opened, tmp_pat
     before = state(shard, "acme")
     assert len(before[0]) == 6 and len(before[3]) == 2
     shard = opened()
-    assert state(shard, "acme") == before and shard.verify() is None
+    assert state(shard, "acme") == before and shard.chain.verify() is None
     disk = b"".join(file.read_bytes() for file in (tmp_path / "shard").rglob("*") if file.is_file())
     for secret in ("canary", "Lisbon", "acme", "other", "bird", "talk"):
         assert secret.encode() not in disk
@@ -78,18 +79,18 @@ def test_a_forgotten_namespace_is_unreadable_in_every_copy(opened, tmp_path):
     shard.close()
     shutil.copytree(tmp_path / "shard", tmp_path / "backup", ignore=shutil.ignore_patterns("keys"))
     shard = opened()
-    sealed_before = shard._log.ring.seal_bytes("acme", b"a snapshot made before")
-    receipt = shard.forget("acme", everything=True, op_id="f", now=NOW)
+    sealed_before = shard.core.log.ring.seal_bytes("acme", b"a snapshot made before")
+    receipt = shard.erasure.forget("acme", everything=True, op_id="f", now=NOW)
     assert receipt["keys_destroyed"] and receipt["scrubbed"] and receipt["turns"] == 2
-    assert shard.forget("acme", everything=True, op_id="f", now=NOW) == receipt
+    assert shard.erasure.forget("acme", everything=True, op_id="f", now=NOW) == receipt
     with pytest.raises(NotFound) as caught:
-        shard._log.ring.open_bytes("acme", sealed_before)
+        shard.core.log.ring.open_bytes("acme", sealed_before)
     assert caught.value.code == "key_destroyed"
     shard.close()
     shutil.copytree(tmp_path / "backup", tmp_path / "shard", dirs_exist_ok=True)  # the data as it was
     shard = opened()
     assert state(shard, "acme") == ([], [], None, []) and state(shard, "other") == kept
-    assert shard.verify() is None
+    assert shard.chain.verify() is None
     fill(shard, "acme")
     assert len(opened().list("acme")) == 6
 
@@ -98,7 +99,7 @@ def test_what_a_namespace_says_after_it_was_forgotten_has_a_key_of_its_own(opene
     """Even where the new writes come before the old keys are gone."""
     shard = opened()
     fill(shard, "acme")
-    ring = shard._log.ring
+    ring = shard.core.log.ring
     before = ring.seal_bytes("acme", b"before")
     clean_up = shard._clean_up
 
@@ -107,26 +108,28 @@ def test_what_a_namespace_says_after_it_was_forgotten_has_a_key_of_its_own(opene
         return clean_up(*args)
 
     shard._clean_up = late
-    receipt = shard.forget("acme", everything=True, op_id="f", now=NOW)
+    receipt = shard.erasure.forget("acme", everything=True, op_id="f", now=NOW)
     assert receipt["keys_destroyed"] is False and ring.is_destroyed(before)
-    assert len(shard.list("acme")) == 6 and state(shard, "acme") == state(opened(), "acme")
+    assert len(shard.memories.list("acme")) == 6 and state(shard, "acme") == state(opened(), "acme")
 
 
 def test_a_crash_between_erasure_and_key_is_made_good(opened):
     shard = opened()
     fill(shard, "acme")
-    before = shard._log.ring.seal_bytes("acme", b"before")
+    before = shard.core.log.ring.seal_bytes("acme", b"before")
     shard._clean_up = lambda *args: {}
-    shard.forget("acme", everything=True, op_id="f", now=NOW)
-    assert not shard._log.ring.is_destroyed(before)
-    assert opened()._log.ring.is_destroyed(before)
+    shard.erasure.forget("acme", everything=True, op_id="f", now=NOW)
+    assert not shard.core.log.ring.is_destroyed(before)
+    assert opened().core.log.ring.is_destroyed(before)
 
 
 def test_forgetting_the_last_memory_destroys_the_key(opened):
     shard = opened()
-    shard.put([(memory("m", text=CANARY), axis(0)), (memory("n"), axis(1))], op_id="put", now=NOW)
-    assert shard.forget("acme", ids=["m"], op_id="1", now=NOW)["keys_destroyed"] is False
-    assert shard.forget("acme", ids=["n"], op_id="2", now=NOW)["keys_destroyed"] is True
+    shard.memories.put(
+        MemoryBatch.of([(memory("m", text=CANARY), axis(0)), (memory("n"), axis(1))]), op_id="put", now=NOW
+    )
+    assert shard.erasure.forget("acme", ids=["m"], op_id="1", now=NOW)["keys_destroyed"] is False
+    assert shard.erasure.forget("acme", ids=["n"], op_id="2", now=NOW)["keys_destroyed"] is True
     assert opened().list("acme") == []
 
 
@@ -134,11 +137,11 @@ def test_keys_rotate_under_a_shard(opened):
     shard = opened()
     fill(shard, "acme")
     fill(shard, "other")
-    before, old = state(shard, "acme"), shard._log.ring.seal_bytes("acme", b"old")
-    assert shard.rotate_key("acme") and shard._log.ring.is_destroyed(old)
+    before, old = state(shard, "acme"), shard.core.log.ring.seal_bytes("acme", b"old")
+    assert shard.erasure.rotate_key("acme") and shard.core.log.ring.is_destroyed(old)
     fill(shard, "third")
     for _ in range(2):
-        assert state(shard, "acme") == before and shard.verify() is None
+        assert state(shard, "acme") == before and shard.chain.verify() is None
         shard = opened()
 
 
@@ -150,7 +153,7 @@ def test_other_backends_are_encrypted_too(backend, tmp_path, monkeypatch):
         shard = Shard(tmp_path / "shard", number=0, dim=DIM, config=config)
         if not round:
             fill(shard, "acme")
-        assert len(shard.list("acme")) == 6
+        assert len(shard.memories.list("acme")) == 6
         shard.close()
     assert b"canary" not in (tmp_path / "shard" / "log.jsonl").read_bytes()
 
@@ -160,26 +163,28 @@ def test_snapshots_are_sealed_hold_the_turns_and_go_with_an_erasure(opened, tmp_
     fill(shard, "acme")
     fill(shard, "other")
     before, folder = state(shard, "acme"), shard.snapshot()
-    shard.push("acme", "talk", [{"role": "user", "text": "behind the snapshot"}], op_id="tail", now=NOW)
+    shard.conversations.push(
+        "acme", "talk", [{"role": "user", "text": "behind the snapshot"}], op_id="tail", now=NOW
+    )
     canaries = Canaries(texts=["the canary sings"], vectors=[axis(1)])
 
     def opens(piece):
-        return shard._log.ring.open_any(piece, b"file")
+        return shard.core.log.ring.open_any(piece, b"file")
 
     sealed = probe_folder(folder, canaries, open_sealed=opens)
     assert {row["place"] for row in sealed if row["found"]} == {"sealed files"}
     shutil.copytree(folder, tmp_path / "copy")
     shard = opened()
     assert shard.counts()["snapshot"]["seq"] > 0 and state(shard, "acme")[:3] == before[:3]
-    assert [turn["text"] for turn in shard.peek("acme", "talk", 9)][-1] == "behind the snapshot"
-    assert shard.pop("acme", "talk", op_id="tail 2", now=NOW)["length"] == 2
+    assert [turn["text"] for turn in shard.conversations.peek("acme", "talk", 9)][-1] == "behind the snapshot"
+    assert shard.conversations.pop("acme", "talk", op_id="tail 2", now=NOW)["length"] == 2
 
-    receipt = shard.forget("acme", everything=True, op_id="f", now=NOW)
+    receipt = shard.erasure.forget("acme", everything=True, op_id="f", now=NOW)
     assert receipt["snapshots"] == 1 and not folder.exists()
     copied = probe_folder(tmp_path / "copy", canaries, open_sealed=opens)
     [row] = [row for row in copied if row["place"] == "sealed files"]
     assert row["found"] and all("other" not in str(found) for found in row["found"])
-    shard.forget("other", everything=True, op_id="g", now=NOW)
+    shard.erasure.forget("other", everything=True, op_id="g", now=NOW)
     copied = probe_folder(tmp_path / "copy", canaries, open_sealed=opens)
     assert not any(row["found"] or row["unchecked"] for row in copied)
     shutil.copytree(tmp_path / "copy", folder)
@@ -190,8 +195,8 @@ def test_turns_that_were_forgotten_are_in_no_snapshot(opened):
     shard = opened()
     fill(shard, "acme")
     folder = shard.snapshot()
-    shard.forget_turns("acme", texts=[CANARY], op_id="f", now=NOW)
-    assert not folder.exists() and shard.peek("acme", "talk", 9) == []
+    shard.erasure.forget_turns("acme", texts=[CANARY], op_id="f", now=NOW)
+    assert not folder.exists() and shard.conversations.peek("acme", "talk", 9) == []
 
 
 def test_rotation_takes_snapshots_of_the_old_key_along(opened):
@@ -199,7 +204,7 @@ def test_rotation_takes_snapshots_of_the_old_key_along(opened):
     fill(shard, "acme")
     shard.snapshot()
     before = state(shard, "acme")
-    shard.rotate_key("acme")
+    shard.erasure.rotate_key("acme")
     shard.snapshot()
     assert state(opened(), "acme") == before
 
@@ -211,14 +216,14 @@ def test_a_rotation_cut_off_before_its_snapshots_go_loses_nothing(opened, monkey
     fill(shard, "other")
     folder = shard.snapshot()
     before = state(shard, "acme")[:3], state(shard, "other")[:3]
-    shard._log.rotate_key("acme")
+    shard.core.log.rotate_key("acme")
     shard = opened()
     assert (state(shard, "acme")[:3], state(shard, "other")[:3]) == before
     assert shard.counts()["snapshot"]["passed_over"] == {"key": 1}
 
     folder = shard.snapshot() or folder
-    monkeypatch.setattr(shard._snapshots, "purge", lambda: 1 / 0)
+    monkeypatch.setattr(shard.core.snapshots, "purge", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        shard.rotate_key("acme")
+        shard.erasure.rotate_key("acme")
     assert (state(opened(), "acme")[:3], state(opened(), "other")[:3]) == before
     assert not folder.exists()

@@ -9,6 +9,7 @@ from common.config import StoreConfig
 from common.errors import InvalidInput
 from stores.memory.memory import parse_memory
 from stores.shard.shard import Shard
+from stores.writes.batch import MemoryBatch
 
 DIM = 4
 VECTOR = np.array([1, 0, 0, 0], np.float32)
@@ -42,7 +43,7 @@ def memory(fields, kind="relational"):
 def put(shard, op_id, *fields, kind="relational"):
     memories = [memory(each, kind) for each in fields]
     items = [(each, vector(each.text)) for each in memories]
-    return shard.put(items, op_id=op_id, now=1000.0)
+    return shard.memories.put(MemoryBatch.of(items), op_id=op_id, now=1000.0)
 
 
 @pytest.fixture
@@ -63,8 +64,8 @@ def opened(tmp_path):
 
 def graph(shard):
     """What a reader sees of the facts, but for the numbers of records."""
-    held = shard.query_facts("a")
-    closed = {m["id"]: m.get("valid_to") for m in shard.list("a", kind="relational", limit=1000)}
+    held = shard.graph.query_facts("a")
+    closed = {m["id"]: m.get("valid_to") for m in shard.memories.list("a", kind="relational", limit=1000)}
     return sorted(held, key=lambda fact: fact["id"]), closed
 
 
@@ -86,7 +87,7 @@ def test_one_call_is_as_many_calls_and_as_a_reopened_log(tmp_path_factory, given
         if given_facts:
             gone = random.choice(given_facts)["id"]
             for shard in (together, single):
-                shard.forget("a", ids=[gone], op_id="forget", now=1001.0)
+                shard.erasure.forget("a", ids=[gone], op_id="forget", now=1001.0)
             assert graph(together) == graph(single)
         before = graph(single)
         if random.random() < 0.5:
@@ -94,7 +95,7 @@ def test_one_call_is_as_many_calls_and_as_a_reopened_log(tmp_path_factory, given
         single.close()
         single = Shard(folder / "single", number=0, dim=DIM, config=config)
         assert graph(single) == before
-        assert single.verify() is None
+        assert single.chain.verify() is None
     finally:
         together.close()
         single.close()
@@ -105,14 +106,14 @@ def test_what_is_forgotten_closes_nothing_any_more(opened):
     lisbon = {"id": "f1", "subject": "Ada", "relation": "lives_in", "object": "Lisbon", "valid_from": 1}
     porto = {"id": "f2", "subject": "Ada", "relation": "lives_in", "object": "Porto", "valid_from": 5}
     assert put(shard, "1", lisbon, porto)[1]["closes"] == ["f1"]
-    assert shard.get("a", "f1")["valid_to"] == 5.0
-    shard.forget("a", ids=["f2"], op_id="2", now=1001.0)
-    assert "valid_to" not in shard.get("a", "f1")
-    assert shard.query_facts("a", subject="Ada")[0]["valid_to"] is None
+    assert shard.memories.get("a", "f1")["valid_to"] == 5.0
+    shard.erasure.forget("a", ids=["f2"], op_id="2", now=1001.0)
+    assert "valid_to" not in shard.memories.get("a", "f1")
+    assert shard.graph.query_facts("a", subject="Ada")[0]["valid_to"] is None
     shard = opened()
-    assert "valid_to" not in shard.get("a", "f1")
-    shard.forget("a", ids=["f1"], op_id="3", now=1001.0)
-    assert shard.verify() is None and shard.query_facts("a") == []
+    assert "valid_to" not in shard.memories.get("a", "f1")
+    shard.erasure.forget("a", ids=["f1"], op_id="3", now=1001.0)
+    assert shard.chain.verify() is None and shard.graph.query_facts("a") == []
 
 
 def test_a_new_version_of_a_fact_takes_the_place_of_the_old_one(opened):
@@ -125,21 +126,23 @@ def test_a_new_version_of_a_fact_takes_the_place_of_the_old_one(opened):
     put(
         shard, "2", {"id": "f2", "subject": "Ada", "relation": "lives_in", "object": "Porto", "valid_from": 5}
     )
-    latest = shard.get("a", "f2")["statistics"]["generation"]
+    latest = shard.memories.get("a", "f2")["statistics"]["generation"]
     moved = memory({"id": "f2", "subject": "Ada", "relation": "lives_in", "object": "Faro", "valid_from": 7})
     for _ in range(2):  # sent again it says the same
-        assert shard.supersede(moved, VECTOR, generation=latest, op_id="3", now=1001.0)["closes"] == ["f1"]
-    assert shard.get("a", "f1")["valid_to"] == 7.0
-    assert [fact["object"] for fact in shard.query_facts("a", subject="Ada")] == ["Lisbon", "Faro"]
+        assert shard.memories.supersede(moved, VECTOR, generation=latest, op_id="3", now=1001.0)[
+            "closes"
+        ] == ["f1"]
+    assert shard.memories.get("a", "f1")["valid_to"] == 7.0
+    assert [fact["object"] for fact in shard.graph.query_facts("a", subject="Ada")] == ["Lisbon", "Faro"]
     sentence = memory({"id": "f2", "subject": "She", "relation": "lives_in", "object": "Faro"})
-    latest = shard.get("a", "f2")["seq"]
-    answer = shard.supersede(sentence, VECTOR, generation=latest, op_id="4", now=1001.0)
+    latest = shard.memories.get("a", "f2")["seq"]
+    answer = shard.memories.supersede(sentence, VECTOR, generation=latest, op_id="4", now=1001.0)
     assert (answer["status"], answer["kind"]) == ("superseded", "episodic")
-    assert [fact["id"] for fact in shard.query_facts("a")] == ["f1"]
-    assert "valid_to" not in shard.get("a", "f1")
+    assert [fact["id"] for fact in shard.graph.query_facts("a")] == ["f1"]
+    assert "valid_to" not in shard.memories.get("a", "f1")
     again = memory({"id": "f2", "subject": "Ada", "relation": "likes", "object": "tea"})
-    shard.supersede(again, VECTOR, generation=answer["generation"], op_id="5", now=1001.0)
-    assert shard.get("a", "f2")["context"]["relational"]["object"] == "tea"
+    shard.memories.supersede(again, VECTOR, generation=answer["generation"], op_id="5", now=1001.0)
+    assert shard.memories.get("a", "f2")["context"]["relational"]["object"] == "tea"
 
 
 def test_a_routed_fact_is_an_episode_and_written_once(opened):
@@ -147,7 +150,7 @@ def test_a_routed_fact_is_an_episode_and_written_once(opened):
     fact = {"id": "r", "subject": "She", "relation": "likes", "object": "tea"}
     assert [answer["status"] for answer in put(shard, "1", fact)] == ["routed"]
     assert [answer["status"] for answer in put(shard, "2", fact)] == ["existing"]
-    found = shard.get("a", "r")
+    found = shard.memories.get("a", "r")
     assert found["kind"] == "episodic" and found["context"]["relational"]["subject"] == "She"
 
 
@@ -161,22 +164,22 @@ def test_places_come_and_go_with_their_memories(opened):
         kind="spatial",
     )
     asked = {"place": "library", "other": "park"}
-    assert shard.query_places("a", "relation", **asked)["relation"] == "south_west_of"
+    assert shard.graph.query_places("a", "relation", **asked)["relation"] == "south_west_of"
     shard = opened()
-    assert shard.query_places("a", "relation", **asked)["memories"] == ("s1", "s2")
-    shard.forget("a", ids=["s2"], op_id="2", now=1001.0)
-    assert shard.query_places("a", "relation", **asked) is None
+    assert shard.graph.query_places("a", "relation", **asked)["memories"] == ("s1", "s2")
+    shard.erasure.forget("a", ids=["s2"], op_id="2", now=1001.0)
+    assert shard.graph.query_places("a", "relation", **asked) is None
     with pytest.raises(InvalidInput, match="teleport"):
-        shard.query_places("a", "teleport")
+        shard.graph.query_places("a", "teleport")
 
 
 def test_use_strengthens_what_decay_has_weakened(opened):
     shard = opened()
     put(shard, "1", {"id": "a", "text": "Ada moved."}, {"id": "b", "text": "Bo bakes."}, kind="episodic")
     later = 1000.0 + shard.config.strength_half_life_s
-    shard.touch("a", ["a"], op_id="2", now=later)
-    weak = shard.weakest("a", 2, now=later)
+    shard.memories.touch("a", ["a"], op_id="2", now=later)
+    weak = shard.memories.weakest("a", 2, now=later)
     assert [(each["memory"]["id"], round(each["strength"], 6)) for each in weak] == [("b", 0.5), ("a", 0.75)]
     shard.snapshot()
     shard = opened()
-    assert shard.weakest("a", 2, now=later)[1]["strength"] == pytest.approx(0.75)
+    assert shard.memories.weakest("a", 2, now=later)[1]["strength"] == pytest.approx(0.75)

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from common.errors import Conflict, InvalidInput
 from stores.memory.memory import to_json
 from stores.ranking.concert import Concert
-from stores.shard.keyed import candidate, weigher
 from stores.view import keyed as lines_module
-from stores.view.keyed import Lines, check_anchor, key_of, line_memory
-from stores.view.memory_state import Entry
+from stores.view.keyed import KeyedMemories, check_anchor, key_of, line_memory
+from stores.view.memory_state import MemoryState
 from stores.writes import versions
+from stores.writes.keyed import candidate, concert_weigher
 from stores.writes.versions import Runner
 from tests.support.stores import DIM, NOW, axis, memory, open_shard, unit
 
@@ -27,7 +27,7 @@ def line(key, seq, *, age=0.0, novelty=1.0, value=None, **context):
     made = line_memory(
         "acme", key, value or f"value {seq}", context, now=NOW, time=NOW - age, max_text_bytes=1000
     )
-    return Entry(memory=to_json(made), seq=seq, anchor=f"{seq:016x}", written=NOW, novelty=novelty)
+    return MemoryState(memory=to_json(made), seq=seq, anchor=f"{seq:016x}", written=NOW, novelty=novelty)
 
 
 def proposed(value, vector, *, key="k", age=0.0, **context):
@@ -48,7 +48,7 @@ entries = st.lists(
 @given(entries, st.integers(0, 40), st.integers(0, 8), st.floats(-0.5, 0.5))
 @settings(deadline=None)
 def test_query_and_bias_are_the_formula_over_the_newest_memory_of_each_key(given, seed, k, floor):
-    lines, constants, held = Lines(), Concert(floor=floor), []
+    lines, constants, held = KeyedMemories(), Concert(floor=floor), []
     for seq, (key, vector, age, novelty, gone) in enumerate(given, start=1):
         entry = line(key, seq, age=age, novelty=novelty)
         lines.add(entry, unit(vector))
@@ -78,7 +78,7 @@ def test_query_and_bias_are_the_formula_over_the_newest_memory_of_each_key(given
 
 
 def test_a_line_tells_all_its_parts():
-    lines = Lines()
+    lines = KeyedMemories()
     lines.add(line("home", 7, age=TAU, novelty=0.25, value="Lisbon", source="chat"), axis(0))
     [found] = lines.query(axis(0), 3, now=NOW)
     assert found == {
@@ -99,7 +99,7 @@ def test_a_line_tells_all_its_parts():
 
 
 def test_nothing_to_say_is_a_zero_bias():
-    lines = Lines()
+    lines = KeyedMemories()
     assert lines.query(axis(0), 3, now=NOW) == []
     assert np.array_equal(lines.bias_vector(axis(0), 3, now=NOW), np.zeros(DIM, np.float32))
     lines.add(line("k", 1), axis(1))
@@ -108,7 +108,7 @@ def test_nothing_to_say_is_a_zero_bias():
 
 
 def test_memories_without_a_key_are_no_lines():
-    lines = Lines()
+    lines = KeyedMemories()
     for number, context in enumerate(({}, {"key": 3}, {"key": ""})):
         plain = SimpleNamespace(memory=to_json(memory(f"m{number}", context=context)), seq=number)
         lines.add(plain, axis(0))
@@ -117,7 +117,7 @@ def test_memories_without_a_key_are_no_lines():
 
 
 def test_rows_of_removed_lines_are_used_again():
-    lines = Lines()
+    lines = KeyedMemories()
     for seq in range(1, 2000):
         entry = line("k", seq)
         lines.add(entry, unit(seq))
@@ -172,9 +172,9 @@ def test_candidates_weigh_their_concert_weight_times_their_strength(given, seed)
         similarity = float(unit(n) @ unit(seed))
         weight = 0.35 * math.exp(-age / TAU) + 0.5 * similarity + 0.08 * novelty
         wanted.append(weight * strength if similarity >= 0.15 else 0)
-    assert weigher(unit(seed))(runners, NOW) == pytest.approx(wanted, abs=1e-6)
+    assert concert_weigher(unit(seed))(runners, NOW) == pytest.approx(wanted, abs=1e-6)
     alike = [0.35 * math.exp(-age / TAU) + 0.5 + 0.08 * n for _, age, n, _ in given]
-    assert weigher(None)(runners, NOW) == pytest.approx(
+    assert concert_weigher(None)(runners, NOW) == pytest.approx(
         [w * strength for w, (*_, strength) in zip(alike, given, strict=True)], abs=1e-6
     )
 
@@ -187,30 +187,30 @@ def shard(tmp_path):
 
 
 def put(shard, key, value, vector, **given):
-    return shard.put_line("acme", key, value, vector, op_id=os.urandom(8).hex(), now=NOW, **given)
+    return shard.keyed.put("acme", key, value, vector, op_id=os.urandom(8).hex(), now=NOW, **given)
 
 
 def run(shard, candidates, generation, **given):
-    return shard.race_line(
+    return shard.keyed.race(
         "acme", "k", candidates, generation=generation, op_id=os.urandom(8).hex(), now=NOW, **given
     )
 
 
 def test_a_put_line_is_a_memory_and_its_next_value_a_version(shard):
     first = put(shard, "home", "Lisbon", axis(0), context={"source": "chat"})
-    assert shard.line("acme", "home")["value"] == "Lisbon" and shard.line("acme", "work") is None
+    assert shard.keyed.get("acme", "home")["value"] == "Lisbon" and shard.keyed.get("acme", "work") is None
     second = put(shard, "home", "Porto", axis(1), prev_anchor=first["anchor"])
     assert second["supersedes"] == first["generation"] and second["id"] == first["id"]
-    [found] = shard.query_lines("acme", axis(1), 5, now=NOW)
+    [found] = shard.keyed.query("acme", axis(1), 5, now=NOW)
     assert (found["value"], found["anchor"], found["generation"]) == (
         "Porto",
         second["anchor"],
         second["generation"],
     )
-    assert [v["content"]["text"] for v in shard.history("acme", first["id"])] == ["Porto", "Lisbon"]
-    assert np.allclose(shard.bias_vector("acme", axis(1), 5, now=NOW), axis(1))
-    receipt = shard.forget("acme", ids=[first["id"]], op_id="f", now=NOW)
-    assert receipt["versions"] == 2 and shard.query_lines("acme", axis(1), 5, now=NOW) == []
+    assert [v["content"]["text"] for v in shard.memories.history("acme", first["id"])] == ["Porto", "Lisbon"]
+    assert np.allclose(shard.keyed.bias_vector("acme", axis(1), 5, now=NOW), axis(1))
+    receipt = shard.erasure.forget("acme", ids=[first["id"]], op_id="f", now=NOW)
+    assert receipt["versions"] == 2 and shard.keyed.query("acme", axis(1), 5, now=NOW) == []
 
 
 def test_a_stale_anchor_changes_nothing(shard):
@@ -221,14 +221,14 @@ def test_a_stale_anchor_changes_nothing(shard):
         with pytest.raises(Conflict) as caught:
             put(shard, "k", "three", axis(2), prev_anchor=stale)
         assert caught.value.code == "stale_anchor"
-    assert shard.line("acme", "k")["value"] == "two"
+    assert shard.keyed.get("acme", "k")["value"] == "two"
 
 
 def test_a_retried_put_line_answers_as_the_first_did(shard):
     given = {"op_id": "once", "now": NOW, "prev_anchor": "0" * 16}
-    first = shard.put_line("acme", "k", "one", axis(0), **given)
-    assert shard.put_line("acme", "k", "one", axis(0), **{**given, "now": NOW + 9}) == first
-    assert len(shard.history("acme", first["id"])) == 1
+    first = shard.keyed.put("acme", "k", "one", axis(0), **given)
+    assert shard.keyed.put("acme", "k", "one", axis(0), **{**given, "now": NOW + 9}) == first
+    assert len(shard.memories.history("acme", first["id"])) == 1
 
 
 def test_who_wins_gets_the_key_and_who_loses_fades(shard):
@@ -236,11 +236,11 @@ def test_who_wins_gets_the_key_and_who_loses_fades(shard):
     answer, strengths = {"generation": 0}, []
     for _ in range(12):
         answer = run(shard, [weak, strong], answer["generation"], cue=axis(0))
-        assert shard.line("acme", "k")["value"] == "strong" and answer["winner"] == strong.memory.id
+        assert shard.keyed.get("acme", "k")["value"] == "strong" and answer["winner"] == strong.memory.id
         strengths.append(answer["rivals"][weak.memory.id])
     assert strengths == [max(versions.WEAKEST, 0.5**i) for i in range(1, 13)]
     answer = run(shard, [weak], answer["generation"], cue=unit(3))
-    assert answer["rivals"] == {} and shard.line("acme", "k")["value"] == "weak"
+    assert answer["rivals"] == {} and shard.keyed.get("acme", "k")["value"] == "weak"
 
 
 def test_a_key_keeps_a_bounded_number_of_rivals(shard):
@@ -260,7 +260,7 @@ def test_many_threads_race_and_one_wins_each_generation(tmp_path):
 
     def work(number):
         for _ in range(rounds):
-            present = shard.line("acme", "k")
+            present = shard.keyed.get("acme", "k")
             generation = present["generation"] if present else 0
             candidates = [proposed(f"by {number}", unit(number)), proposed("always weak", unit(99))]
             try:
@@ -282,10 +282,12 @@ def test_many_threads_race_and_one_wins_each_generation(tmp_path):
     for race, (_, answer, number) in enumerate(won, start=1):
         assert answer["rivals"][weak] == max(versions.WEAKEST, 0.5**race)
         assert answer["winner"] == proposed(f"by {number}", unit(number)).memory.id
-    before = shard.line("acme", "k")
-    assert before["value"] == f"by {won[-1][2]}" and len(shard.history("acme", before["id"])) == len(won)
-    assert shard.verify() is None
+    before = shard.keyed.get("acme", "k")
+    assert before["value"] == f"by {won[-1][2]}" and len(shard.memories.history("acme", before["id"])) == len(
+        won
+    )
+    assert shard.chain.verify() is None
     shard.close()
     shard = open_shard(tmp_path / "shard")
-    assert shard.line("acme", "k") == before
+    assert shard.keyed.get("acme", "k") == before
     shard.close()

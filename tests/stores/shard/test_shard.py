@@ -24,6 +24,7 @@ from stores.memory.memory import content_digest, to_json
 from stores.shard.shard import Shard
 from stores.view.view import cursor_of
 from stores.writes import lookups
+from stores.writes.batch import MemoryBatch
 from tests.support.stores import DIM, NOW, axis, memory, open_shard, unit
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -38,7 +39,9 @@ def shard(tmp_path):
 
 def put(shard, *memories, op_id=None, vectors=None):
     vectors = vectors or [unit(crc32(m.id.encode())) for m in memories]
-    return shard.put(list(zip(memories, vectors, strict=True)), op_id=op_id or os.urandom(8).hex(), now=NOW)
+    return shard.memories.put(
+        MemoryBatch.of(list(zip(memories, vectors, strict=True))), op_id=op_id or os.urandom(8).hex(), now=NOW
+    )
 
 
 def ids(found):
@@ -103,9 +106,11 @@ class ShardAgainstDict(RuleBasedStateMachine):
         )
         if clash:
             with pytest.raises(Conflict):
-                self.shard.put(items, op_id="clash", now=NOW)
+                self.shard.memories.put(MemoryBatch.of(items), op_id="clash", now=NOW)
             return
-        answers = self.twice(lambda op_id: self.shard.put(items, op_id=op_id, now=NOW))
+        answers = self.twice(
+            lambda op_id: self.shard.memories.put(MemoryBatch.of(items), op_id=op_id, now=NOW)
+        )
         for (m, vector), answer in zip(items, answers, strict=True):
             key = m.namespace, m.id
             assert answer["stored"] and answer["id"] == m.id and answer["anchor"] and answer["seq"]
@@ -128,7 +133,9 @@ class ShardAgainstDict(RuleBasedStateMachine):
         (namespace, _), entry = data.draw(st.sampled_from(sorted(self.model.items(), key=str)))
         loud = memory(f"twin-{self.ops}", namespace=namespace, text=f" {entry.memory.text.upper()}! ", time=9)
         items = [(loud, entry.vector)]
-        (answer,) = self.twice(lambda op_id: self.shard.put(items, op_id=op_id, now=NOW))
+        (answer,) = self.twice(
+            lambda op_id: self.shard.memories.put(MemoryBatch.of(items), op_id=op_id, now=NOW)
+        )
         twins = [
             other
             for (space, _), other in self.model.items()
@@ -136,7 +143,7 @@ class ShardAgainstDict(RuleBasedStateMachine):
         ]
         assert answer["status"] == "duplicate"
         twin = self.model[namespace, answer["id"]]
-        assert twin in twins and self.shard.get(namespace, loud.id) is None
+        assert twin in twins and self.shard.memories.get(namespace, loud.id) is None
         twin.count += 1
 
     @precondition(lambda self: self.model)
@@ -146,8 +153,8 @@ class ShardAgainstDict(RuleBasedStateMachine):
         namespace, name = key
         entry = self.model[key]
         new = memory(name, namespace=namespace, text=f"{name} v{version}", time=t)
-        generation = self.shard.get(namespace, name)["statistics"]["generation"] + stale
-        revise = lambda op_id: self.shard.supersede(  # noqa: E731
+        generation = self.shard.memories.get(namespace, name)["statistics"]["generation"] + stale
+        revise = lambda op_id: self.shard.memories.supersede(  # noqa: E731
             new, unit(version), generation=generation, op_id=op_id, now=NOW
         )
         if stale:
@@ -160,7 +167,7 @@ class ShardAgainstDict(RuleBasedStateMachine):
 
     @rule(namespace=namespaces, chosen=st.lists(names, unique=True, max_size=3))
     def touch(self, namespace, chosen):
-        result = self.twice(lambda op_id: self.shard.touch(namespace, chosen, op_id=op_id, now=NOW))
+        result = self.twice(lambda op_id: self.shard.memories.touch(namespace, chosen, op_id=op_id, now=NOW))
         assert sorted(result["touched"] + result["unknown"]) == sorted(chosen)
         for name in result["touched"]:
             self.model[namespace, name].usage += 1
@@ -168,7 +175,7 @@ class ShardAgainstDict(RuleBasedStateMachine):
     @rule(namespace=namespaces, chosen=st.dictionaries(names, st.floats(-5, 5), max_size=3))
     def score(self, namespace, chosen):
         rows = list(chosen.items())
-        result = self.twice(lambda op_id: self.shard.score(namespace, rows, op_id=op_id, now=NOW))
+        result = self.twice(lambda op_id: self.shard.memories.score(namespace, rows, op_id=op_id, now=NOW))
         for name in result["scored"]:
             entry, measured = self.model[namespace, name], max(0.0, chosen[name])
             entry.salience = 0.7 * entry.salience + 0.3 * measured if entry.scored else measured
@@ -191,7 +198,7 @@ class ShardAgainstDict(RuleBasedStateMachine):
     def check_forgotten(self, namespace, how, chosen):
         gone = {key for key, entry in self.model.items() if key[0] == namespace and chosen(entry.memory)}
         erased = sum(len(self.model[key].versions) + self.model[key].count - 1 for key in gone)
-        receipt = self.twice(lambda op_id: self.shard.forget(namespace, **how, op_id=op_id, now=NOW))
+        receipt = self.twice(lambda op_id: self.shard.erasure.forget(namespace, **how, op_id=op_id, now=NOW))
         assert set(receipt["forgotten"]) == {name for _, name in gone}
         assert (receipt["log_records"], receipt["index_rows"]) == (erased, len(gone)) and receipt["scrubbed"]
         for key in gone:
@@ -209,27 +216,27 @@ class ShardAgainstDict(RuleBasedStateMachine):
         for namespace in ("acme", "other"):
             mine = {name: entry for (space, name), entry in self.model.items() if space == namespace}
             ordered = sorted(mine, key=lambda name: (mine[name].memory.time, name))
-            listed = self.shard.list(namespace)
+            listed = self.shard.memories.list(namespace)
             assert ids(listed) == ordered
             for found in listed:
                 entry = mine[found["id"]]
                 assert to_json(entry.memory).items() <= found.items()
                 assert found["statistics"]["usage"] == entry.usage
                 assert found["statistics"]["count"] == entry.count
-                history = self.shard.history(namespace, found["id"])
+                history = self.shard.memories.history(namespace, found["id"])
                 assert [version["content"] for version in reversed(history)] == entry.versions
                 assert found["statistics"]["salience"] == pytest.approx(entry.salience)
-                assert self.shard.get(namespace, found["id"]) == found
-            hits = self.shard.search(namespace, unit(0), 100, retrieval="flat")
+                assert self.shard.memories.get(namespace, found["id"]) == found
+            hits = self.shard.search.find(namespace, unit(0), 100, retrieval="flat")
             assert sorted(ids(hits)) == sorted(mine)
             for hit in hits:
                 assert hit["score"] == pytest.approx(unit(0) @ mine[hit["memory"]["id"]].vector, abs=1e-5)
-            assert sorted(self.shard.statistics(namespace)["id"].to_pylist()) == sorted(mine)
+            assert sorted(self.shard.memories.statistics(namespace)["id"].to_pylist()) == sorted(mine)
         assert self.shard.counts()["memories"] == len(self.model)
 
     @rule()
     def verify(self):
-        assert self.shard.verify() is None
+        assert self.shard.chain.verify() is None
 
 
 TestShardAgainstDict = ShardAgainstDict.TestCase
@@ -248,7 +255,7 @@ def test_one_clash_refuses_the_whole_call_and_writes_nothing(shard):
         put(shard, memory("m2"), memory("m1", text="something else"))
     with pytest.raises(Conflict, match="'m3'"):
         put(shard, memory("m3"), memory("m3", text="something else"))
-    assert shard.counts() == before and shard.get("acme", "m2") is None
+    assert shard.counts() == before and shard.memories.get("acme", "m2") is None
     assert shard.check([memory("m1"), memory("m2"), memory("m1", text="x")])[:2] == [None, None]
     assert "m1" in shard.check([memory("m1", text="x")])[0]
 
@@ -261,28 +268,28 @@ def test_an_op_id_stands_for_one_request(shard):
         with pytest.raises(Conflict, match="op_id 'o'"):
             put(shard, taken, op_id="o")
     with pytest.raises(Conflict):
-        shard.touch("other", ["m1"], op_id="o", now=NOW)
+        shard.memories.touch("other", ["m1"], op_id="o", now=NOW)
 
 
 def test_the_same_id_in_two_namespaces_is_two_memories(shard):
     put(shard, memory("m1"), memory("m1", namespace="other", text="theirs"))
-    assert shard.get("other", "m1")["text"] == "theirs" != shard.get("acme", "m1")["text"]
-    shard.forget("acme", everything=True, op_id="f", now=NOW)
-    assert ids(shard.list("other")) == ["m1"] and shard.list("acme") == []
+    assert shard.memories.get("other", "m1")["text"] == "theirs" != shard.memories.get("acme", "m1")["text"]
+    shard.erasure.forget("acme", everything=True, op_id="f", now=NOW)
+    assert ids(shard.memories.list("other")) == ["m1"] and shard.memories.list("acme") == []
 
 
 def test_an_empty_call_is_fine(shard):
     assert put(shard) == []
-    assert shard.touch("acme", [], op_id="t", now=NOW) == {"touched": [], "unknown": []}
-    assert shard.score("acme", [], op_id="s", now=NOW) == {"scored": {}, "unknown": []}
-    assert shard.forget("acme", ids=[], op_id="f", now=NOW)["forgotten"] == []
-    assert shard.search("acme", unit(0), 3) == [] and shard.statistics("acme").num_rows == 0
+    assert shard.memories.touch("acme", [], op_id="t", now=NOW) == {"touched": [], "unknown": []}
+    assert shard.memories.score("acme", [], op_id="s", now=NOW) == {"scored": {}, "unknown": []}
+    assert shard.erasure.forget("acme", ids=[], op_id="f", now=NOW)["forgotten"] == []
+    assert shard.search.find("acme", unit(0), 3) == [] and shard.memories.statistics("acme").num_rows == 0
 
 
 def test_a_memory_of_a_megabyte_comes_back(shard):
     large = memory("m1", text="x" * 9_999, context={"notes": ["é" * 100] * 40})
     put(shard, large)
-    assert to_json(large).items() <= shard.get("acme", "m1").items()
+    assert to_json(large).items() <= shard.memories.get("acme", "m1").items()
 
 
 @pytest.mark.parametrize(
@@ -300,7 +307,7 @@ def test_vectors_that_would_spoil_the_index_are_refused(shard, vector):
         put(shard, memory("m1"), memory("m2"), vectors=[unit(1), vector])
     assert shard.counts()["memories"] == 0
     with pytest.raises(InvalidInput):
-        shard.search("acme", vector, 1)
+        shard.search.find("acme", vector, 1)
 
 
 def test_the_gate_stores_what_is_novel_rewarded_or_pinned_and_says_why(tmp_path):
@@ -330,16 +337,18 @@ def test_the_gate_stores_what_is_novel_rewarded_or_pinned_and_says_why(tmp_path)
         assert (counts["gate_attempts"], counts["gate_accepts"], counts["memories"]) == (5, 4, 4)
         shard.close()
         shard = open_shard(tmp_path / "shard", gate_tau=0.5)
-    answer = shard.put([(memory("far"), axis(6))], op_id="o", now=NOW, elsewhere=[0.8])
+    answer = shard.memories.put(
+        MemoryBatch.of([(memory("far"), axis(6))]), op_id="o", now=NOW, elsewhere=[0.8]
+    )
     assert answer[0]["status"] == "refused", "what other shards hold counts as well"
     shard.close()
 
 
 def test_novelty_is_one_minus_the_highest_cosine_of_the_namespace(shard):
     put(shard, memory("a"), memory("b"), memory("c", namespace="other"), vectors=[axis(0), axis(0), axis(0)])
-    novelty = {row["id"]: row["novelty"] for row in shard.statistics("acme").to_pylist()}
+    novelty = {row["id"]: row["novelty"] for row in shard.memories.statistics("acme").to_pylist()}
     assert novelty == {"a": 1.0, "b": 0.0}
-    assert shard.statistics("other")["novelty"].to_pylist() == [1.0]
+    assert shard.memories.statistics("other")["novelty"].to_pylist() == [1.0]
     assert shard.nearest(["acme", "other", "empty"], np.stack([axis(0), axis(1), axis(0)])) == [1.0, 0.0, 0.0]
 
 
@@ -347,9 +356,9 @@ def test_scores_average_into_salience_and_bad_ones_change_nothing(shard):
     put(shard, memory("m1"))
     for bad in [[("m1", float("nan"))], [("m1", 1.0), ("m1", 2.0)]]:
         with pytest.raises(InvalidInput):
-            shard.score("acme", bad, op_id="bad", now=NOW)
+            shard.memories.score("acme", bad, op_id="bad", now=NOW)
     found = [
-        shard.score("acme", [("m1", d), ("x", 1.0)], op_id=f"{d}", now=NOW)["scored"]["m1"]
+        shard.memories.score("acme", [("m1", d), ("x", 1.0)], op_id=f"{d}", now=NOW)["scored"]["m1"]
         for d in (10, -4, 2)
     ]
     assert found == pytest.approx([10.0, 7.0, 5.5])
@@ -357,28 +366,28 @@ def test_scores_average_into_salience_and_bad_ones_change_nothing(shard):
 
 def test_a_memory_written_again_after_forgetting_is_a_new_generation(shard):
     put(shard, memory("m1"))
-    shard.touch("acme", ["m1"], op_id="t", now=NOW)
-    first = shard.get("acme", "m1")["statistics"]
-    shard.forget("acme", ids=["m1"], op_id="f", now=NOW)
+    shard.memories.touch("acme", ["m1"], op_id="t", now=NOW)
+    first = shard.memories.get("acme", "m1")["statistics"]
+    shard.erasure.forget("acme", ids=["m1"], op_id="f", now=NOW)
     put(shard, memory("m1", text="other content"))
-    second = shard.get("acme", "m1")["statistics"]
+    second = shard.memories.get("acme", "m1")["statistics"]
     assert second["generation"] > first["generation"] and second["usage"] == 0
 
 
 def test_forget_wants_one_way_of_choosing(shard):
     for how in ({}, {"ids": [], "everything": True}, {"ids": ["a"], "where": {}}):
         with pytest.raises(InvalidInput):
-            shard.forget("acme", **how, op_id="f", now=NOW)
+            shard.erasure.forget("acme", **how, op_id="f", now=NOW)
 
 
 def test_forgotten_content_is_nowhere_on_disk(shard):
     put(shard, memory("m1", text="the secret of Ada"), memory("m2"))
     secret = unit(77)
     put(shard, memory("m3"), vectors=[secret])
-    shard.forget("acme", ids=["m1", "m3", "absent"], op_id="f", now=NOW)
-    disk = b"".join(file.read_bytes() for file in shard._log.path.rglob("*") if file.is_file())
+    shard.erasure.forget("acme", ids=["m1", "m3", "absent"], op_id="f", now=NOW)
+    disk = b"".join(file.read_bytes() for file in shard.core.log.path.rglob("*") if file.is_file())
     assert b"secret" not in disk and secret.tobytes() not in disk and b"this is m2" in disk
-    assert shard.verify() is None
+    assert shard.chain.verify() is None
 
 
 # Reading
@@ -393,13 +402,13 @@ def test_search_is_restricted_before_the_best_k_are_taken(shard):
     put(shard, memory("place", kind="spatial", place="p", x=0, y=0), vectors=[-query])
     put(shard, memory("theirs", namespace="other"), vectors=[query])
     where = {"field": "context.n", "op": "lt", "value": 0}
-    assert ids(shard.search("acme", query, 1, where=where)) == ["wanted"]
-    assert ids(shard.search("acme", query, 1, kinds=["spatial"])) == ["place"]
-    assert shard.search("acme", query, 1, kinds=["spatial"], where=where) == []
-    assert shard.search("acme", query, 1, kinds=[]) == [] and shard.search("acme", query, 0) == []
-    assert len(shard.search("acme", query, 10_000)) == 202
-    assert ids(shard.search("other", query, 5)) == ["theirs"]
-    assert shard.search("nobody", query, 5) == []
+    assert ids(shard.search.find("acme", query, 1, where=where)) == ["wanted"]
+    assert ids(shard.search.find("acme", query, 1, kinds=["spatial"])) == ["place"]
+    assert shard.search.find("acme", query, 1, kinds=["spatial"], where=where) == []
+    assert shard.search.find("acme", query, 1, kinds=[]) == [] and shard.search.find("acme", query, 0) == []
+    assert len(shard.search.find("acme", query, 10_000)) == 202
+    assert ids(shard.search.find("other", query, 5)) == ["theirs"]
+    assert shard.search.find("nobody", query, 5) == []
 
 
 def test_search_equals_the_naive_search(shard):
@@ -408,7 +417,7 @@ def test_search_equals_the_naive_search(shard):
     for seed in range(1000, 1010):
         query = unit(seed)
         best = sorted(vectors, key=lambda name: -float(query @ vectors[name]))[:7]
-        found = shard.search("acme", query, 7, retrieval="flat")
+        found = shard.search.find("acme", query, 7, retrieval="flat")
         assert ids(found) == best
         assert found[0]["scores"] == {"dense": found[0]["score"], "lexical": None, "concert": None}
 
@@ -420,25 +429,25 @@ def test_pages_cover_every_memory_once_in_order(shard, at_once, monkeypatch):
         put(shard, memory(f"m{i:02}", time=i // 3, conversation=f"c{i % 2}"))
     for size in (1, 4, 23, 50):
         pages, cursor = [], None
-        while page := shard.list("acme", after=cursor, limit=size):
+        while page := shard.memories.list("acme", after=cursor, limit=size):
             assert len(page) <= size
             pages += ids(page)
             cursor = cursor_of(page[-1])
         assert pages == [f"m{i:02}" for i in range(23)]
-    odd = shard.list("acme", conversation="c1", where={"field": "time", "op": "lt", "value": 2})
+    odd = shard.memories.list("acme", conversation="c1", where={"field": "time", "op": "lt", "value": 2})
     assert ids(odd) == ["m01", "m03", "m05"]
-    assert ids(shard.list("acme", conversation="c1", limit=2)) == ["m01", "m03"]
-    assert shard.list("acme", kind="spatial") == []
+    assert ids(shard.memories.list("acme", conversation="c1", limit=2)) == ["m01", "m03"]
+    assert shard.memories.list("acme", kind="spatial") == []
     for bad in ("x", "!!", "W10=", "é"):
         with pytest.raises(InvalidInput):
-            shard.list("acme", after=bad)
+            shard.memories.list("acme", after=bad)
 
 
 def test_answers_are_copies(shard):
     put(shard, memory("m1", context={"tags": ["a"]}))
-    shard.get("acme", "m1")["context"]["tags"].append("b")
-    shard.search("acme", unit(0), 1)[0]["memory"]["context"].clear()
-    assert shard.get("acme", "m1")["context"] == {"tags": ["a"]}
+    shard.memories.get("acme", "m1")["context"]["tags"].append("b")
+    shard.search.find("acme", unit(0), 1)[0]["memory"]["context"].clear()
+    assert shard.memories.get("acme", "m1")["context"] == {"tags": ["a"]}
 
 
 # Many threads
@@ -451,9 +460,9 @@ def test_readers_see_a_write_whole_or_not_at_all(shard):
     def read():
         while not stop.is_set():
             for count in (
-                len(shard.list("acme", limit=1000)),
-                len(shard.search("acme", unit(1), 1000)),
-                shard.statistics("acme").num_rows,
+                len(shard.memories.list("acme", limit=1000)),
+                len(shard.search.find("acme", unit(1), 1000)),
+                shard.memories.statistics("acme").num_rows,
                 shard.counts()["memories"],
             ):
                 if count % 10:
@@ -465,7 +474,7 @@ def test_readers_see_a_write_whole_or_not_at_all(shard):
     for batch in range(20):
         put(shard, *(memory(f"b{batch}-{i}") for i in range(10)))
         if batch % 4 == 3:
-            shard.forget("acme", ids=[f"b{batch}-{i}" for i in range(10)], op_id=f"f{batch}", now=NOW)
+            shard.erasure.forget("acme", ids=[f"b{batch}-{i}" for i in range(10)], op_id=f"f{batch}", now=NOW)
     stop.set()
     for reader in readers:
         reader.join(30)
@@ -476,7 +485,7 @@ def test_writers_of_many_threads_lose_nothing(shard):
     def write(thread):
         for i in range(15):
             put(shard, memory(f"t{thread}-{i}"))
-            shard.touch("acme", ["t0-0"], op_id=f"touch-{thread}-{i}", now=NOW)
+            shard.memories.touch("acme", ["t0-0"], op_id=f"touch-{thread}-{i}", now=NOW)
 
     put(shard, memory("t0-0"))
     writers = [threading.Thread(target=write, args=(thread,)) for thread in range(4)]
@@ -484,8 +493,8 @@ def test_writers_of_many_threads_lose_nothing(shard):
         writer.start()
     for writer in writers:
         writer.join(60)
-    assert shard.counts()["memories"] == 60 and shard.verify() is None
-    assert shard.get("acme", "t0-0")["statistics"]["usage"] == 60
+    assert shard.counts()["memories"] == 60 and shard.chain.verify() is None
+    assert shard.memories.get("acme", "t0-0")["statistics"]["usage"] == 60
 
 
 def test_a_waiting_writer_goes_before_new_readers():
@@ -599,7 +608,7 @@ def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path):
         touched = sum(line == ["touched"] for line in lines)
 
         shard = open_shard(path)
-        found = set(ids(shard.list("acme", limit=100_000))) - {"first"}
+        found = set(ids(shard.memories.list("acme", limit=100_000))) - {"first"}
         assert written - forgetting <= found, "acknowledged, so there"
         assert not forgot & found, "acknowledged, so gone"
         batches: dict[str, int] = {}
@@ -607,10 +616,10 @@ def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path):
             batches[id.rpartition("-")[0]] = batches.get(id.rpartition("-")[0], 0) + 1
         assert set(batches.values()) <= {3}, "a write is whole or absent"
         assert len(found - written) <= 3 * (life + 1), "at most the write in flight is there unacknowledged"
-        usage = shard.get("acme", "first")["statistics"]["usage"]
+        usage = shard.memories.get("acme", "first")["statistics"]["usage"]
         assert touched <= usage <= touched + life + 1
-        assert len(shard.search("acme", unit(0), 100_000)) == len(found) + 1
-        assert shard.verify() is None
+        assert len(shard.search.find("acme", unit(0), 100_000)) == len(found) + 1
+        assert shard.chain.verify() is None
         epochs.append(shard.counts()["epoch"])
         shard.close()
     assert epochs == sorted(set(epochs)) and len(written) >= 24

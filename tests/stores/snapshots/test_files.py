@@ -28,6 +28,7 @@ from stores.snapshots import files, manager
 from stores.snapshots.files import MEMORIES, PARTS, VECTORS
 from stores.snapshots.manager import Snapshots
 from stores.snapshots.manifest import MANIFEST, read_manifest, write_manifest
+from stores.writes.batch import MemoryBatch
 from tests.support.snapshots import IDS, NAMESPACES, bytes_in, experiences, made, replayed, said
 from tests.support.stores import DIM, NOW, memory, open_shard, unit
 
@@ -59,23 +60,25 @@ class Store:
         getattr(self, f"_{step[0]}")(*step[1:], op_id=f"op-{self.done}", now=NOW + self.done)
 
     def _put(self, namespace: str, id: str, fields: dict[str, Any], **how: Any) -> None:
-        if self.shard.get(namespace, id) is None:
+        if self.shard.memories.get(namespace, id) is None:
             self.shard.put([(made(id, namespace, fields), unit(self.done))], **how)
 
     def _take(self, namespace: str, id: str, fields: dict[str, Any], **how: Any) -> None:
         """A memory comes from a second shard, where it was used."""
-        if self.shard.get(namespace, id) is not None:
+        if self.shard.memories.get(namespace, id) is not None:
             return
         with tempfile.TemporaryDirectory() as folder:
             other = open_shard(Path(folder))
-            other.put([(made(id, namespace, fields), unit(self.done))], op_id="put", now=NOW)
-            other.touch(namespace, [id], op_id="touch", now=NOW + 1)
-            rows = [*other.export_rows(namespace)]
+            other.memories.put(
+                MemoryBatch.of([(made(id, namespace, fields), unit(self.done))]), op_id="put", now=NOW
+            )
+            other.memories.touch(namespace, [id], op_id="touch", now=NOW + 1)
+            rows = [*other.memories.export_rows(namespace)]
             other.close()
         self.shard.take(rows, **how)
 
     def _supersede(self, namespace: str, id: str, fields: dict[str, Any], **how: Any) -> None:
-        found = self.shard.get(namespace, id)
+        found = self.shard.memories.get(namespace, id)
         if found is not None and found["kind"] == fields["kind"]:
             generation = found["statistics"]["generation"]
             new = made(id, namespace, fields)
@@ -105,9 +108,9 @@ def test_snapshot_and_tail_equal_the_whole_log(todo: list[tuple[Any, ...]]) -> N
         store = Store(Path(folder))
         for step in todo:
             store.do(step)
-        before = said(store.shard._view)
+        before = said(store.shard.core.view)
         store.do(("reopen",))
-        assert said(store.shard._view) == before == said(replayed(store.shard))
+        assert said(store.shard.core.view) == before == said(replayed(store.shard))
         assert not store.shard.counts()["snapshot"]["passed_over"]
         store.shard.close()
 
@@ -115,7 +118,9 @@ def test_snapshot_and_tail_equal_the_whole_log(todo: list[tuple[Any, ...]]) -> N
 def fill(path: Path, count: int = 6, **config: Any) -> Shard:
     shard = open_shard(path, **{"snapshot_every": 0, **config})
     for number in range(count):
-        shard.put([(memory(f"m{number}"), unit(number))], op_id=f"put-{number}", now=NOW)
+        shard.memories.put(
+            MemoryBatch.of([(memory(f"m{number}"), unit(number))]), op_id=f"put-{number}", now=NOW
+        )
     return shard
 
 
@@ -134,18 +139,20 @@ def test_the_newest_two_stay(tmp_path: Path) -> None:
     shard = fill(tmp_path, 2)
     for number in range(2, 6):
         shard.snapshot()
-        shard.put([(memory(f"m{number}"), unit(number))], op_id=f"put-{number}", now=NOW)
-    assert [int(path.name) for path in shard._snapshots.folders()] == [5, 4]
+        shard.memories.put(
+            MemoryBatch.of([(memory(f"m{number}"), unit(number))]), op_id=f"put-{number}", now=NOW
+        )
+    assert [int(path.name) for path in shard.core.snapshots.folders()] == [5, 4]
     shard.close()
 
 
 def test_one_is_made_every_so_many_records_and_on_close(tmp_path: Path) -> None:
     shard = fill(tmp_path, 25, snapshot_every=10)
     shard.close()
-    assert int(shard._snapshots.folders()[0].name) == 25
+    assert int(shard.core.snapshots.folders()[0].name) == 25
     reopened = open_shard(tmp_path, snapshot_every=10)
     assert reopened.counts()["snapshot"]["seq"] == 25
-    assert said(reopened._view) == said(replayed(reopened))
+    assert said(reopened.core.view) == said(replayed(reopened))
     reopened.close()
 
 
@@ -186,7 +193,7 @@ def test_a_damaged_one_is_passed_over_with_its_reason(
     shard = fill(tmp_path, 3)
     if older:
         shard.snapshot()
-    shard.put([(memory("m9"), unit(9))], op_id="put-9", now=NOW)
+    shard.memories.put(MemoryBatch.of([(memory("m9"), unit(9))]), op_id="put-9", now=NOW)
     folder = shard.snapshot()
     assert folder is not None
     shard.close()
@@ -205,13 +212,13 @@ def test_a_damaged_one_is_passed_over_with_its_reason(
         reopened = open_shard(tmp_path, snapshot_every=0)
     assert reopened.counts()["snapshot"]["passed_over"] == {reason: 1}
     assert len(caplog.records) == 1 and "passed over" in caplog.text
-    assert said(reopened._view) == said(replayed(reopened))
+    assert said(reopened.core.view) == said(replayed(reopened))
     used = reopened.counts()["snapshot"]["seq"]
     assert used == (3 if older and what != "ahead of the log" else 0)
-    reopened.put([(memory("m10"), unit(10))], op_id="put-10", now=NOW)
+    reopened.memories.put(MemoryBatch.of([(memory("m10"), unit(10))]), op_id="put-10", now=NOW)
     new = reopened.snapshot()
     assert new is not None
-    left = [path for path in reopened._snapshots.folders() if path != new]
+    left = [path for path in reopened.core.snapshots.folders() if path != new]
     assert left == ([folder.with_name(f"{3:020d}")] if used else [])
     reopened.close()
 
@@ -219,7 +226,7 @@ def test_a_damaged_one_is_passed_over_with_its_reason(
 def test_a_damaged_log_is_not_hidden_by_a_snapshot(tmp_path: Path) -> None:
     shard = fill(tmp_path)
     shard.snapshot()
-    with shard._log._env.begin(write=True, db=shard._log._log) as txn:  # type: ignore[attr-defined]
+    with shard.core.log._env.begin(write=True, db=shard.core.log._log) as txn:  # type: ignore[attr-defined]
         txn.put((6).to_bytes(8, "big"), b"damaged")
     shard.close()
     with pytest.raises(StoreCorrupt):
@@ -233,10 +240,10 @@ def test_erasure_takes_the_snapshots_along(tmp_path: Path, monkeypatch: pytest.M
     assert folder is not None
     kept = tmp_path.parent / f"{tmp_path.name}-kept"
     shutil.copytree(folder, kept)
-    shard.forget("acme", ids=["m3"], op_id="forget", now=NOW)
+    shard.erasure.forget("acme", ids=["m3"], op_id="forget", now=NOW)
     assert not folder.exists()
-    shard._snapshots.join()
-    [new] = shard._snapshots.folders()  # made anew, without it
+    shard.core.snapshots.join()
+    [new] = shard.core.snapshots.folders()  # made anew, without it
     assert [row["id"] for row in files.load(new)[1][0].table.to_pylist()] == ["m0", "m1", "m2", "m4", "m5"]
     shard.close()
 
@@ -244,7 +251,7 @@ def test_erasure_takes_the_snapshots_along(tmp_path: Path, monkeypatch: pytest.M
     shutil.copytree(kept, folder)  # as if a crash had come before it was removed
     reopened = open_shard(tmp_path, snapshot_every=0)
     assert not folder.exists()
-    assert reopened.get("acme", "m3") is None
+    assert reopened.memories.get("acme", "m3") is None
     reopened.close()
     shutil.rmtree(kept)
 
@@ -260,30 +267,30 @@ def test_a_purge_that_was_cut_off_goes_on_at_the_next_open(
     assert folder is not None
     monkeypatch.setattr(Snapshots, "purge", cut_off)
     with pytest.raises(OSError, match="cut off"):
-        shard.forget("acme", ids=["m3"], op_id="forget", now=NOW)
+        shard.erasure.forget("acme", ids=["m3"], op_id="forget", now=NOW)
     shard.close()
     monkeypatch.undo()
     assert folder.exists()
     reopened = open_shard(tmp_path, snapshot_every=0)
     assert not [*(tmp_path / "snapshots").iterdir()]
-    assert reopened.get("acme", "m3") is None
+    assert reopened.memories.get("acme", "m3") is None
     reopened.close()
 
 
 def test_an_erasure_stops_a_snapshot_that_is_being_written(tmp_path: Path) -> None:
     shard = fill(tmp_path)
     erased = threading.Thread(
-        target=lambda: shard.forget("acme", ids=["m3"], op_id="forget", now=NOW), daemon=True
+        target=lambda: shard.erasure.forget("acme", ids=["m3"], op_id="forget", now=NOW), daemon=True
     )
 
     def take() -> files.Capture:
-        captured = shard._capture()
+        captured = shard.core.capture()
         erased.start()
-        while not shard._snapshots._erasures:
+        while not shard.core.snapshots._erasures:
             time.sleep(0.001)
         return captured
 
-    assert shard._snapshots.make(take) is None
+    assert shard.core.snapshots.make(take) is None
     erased.join()
     assert not [*(tmp_path / "snapshots").iterdir()]
     folder = shard.snapshot()
@@ -298,11 +305,11 @@ def test_a_snapshot_that_fails_harms_nothing(tmp_path: Path, monkeypatch: pytest
 
     shard = fill(tmp_path, 3, snapshot_every=5)
     monkeypatch.setattr(os, "fsync", full)
-    shard._snapshots._try(shard._capture)
+    shard.core.snapshots._try(shard.core.capture)
     monkeypatch.undo()
     assert shard.counts()["snapshot"] == {"seq": 0, "passed_over": {"failed": 1}}
     assert not [*(tmp_path / "snapshots").iterdir()]
-    shard.put([(memory("m7"), unit(7))], op_id="put-7", now=NOW)
+    shard.memories.put(MemoryBatch.of([(memory("m7"), unit(7))]), op_id="put-7", now=NOW)
     assert shard.snapshot() is not None
     shard.close()
 
@@ -329,25 +336,27 @@ class Ring:
 
 def test_sealed_snapshots_hold_nothing_in_clear(tmp_path: Path) -> None:
     shard = fill(tmp_path, 3)
-    shard.put([(memory("g1", namespace="globex"), unit(50))], op_id="globex", now=NOW)
-    plain = shard._snapshots.make(shard._capture)
+    shard.memories.put(
+        MemoryBatch.of([(memory("g1", namespace="globex"), unit(50))]), op_id="globex", now=NOW
+    )
+    plain = shard.core.snapshots.make(shard.core.capture)
     assert plain is not None
     vector = unit(1).tobytes()
     assert bytes_in(plain, vector)
     shutil.rmtree(plain)
     ring = Ring()
     sealed = Snapshots(tmp_path / "snapshots", every=0, keep=2, sealer=ring)
-    sealed.make(shard._capture)
+    sealed.make(shard.core.capture)
     for secret in (b"this is m1", b"acme", b"globex", vector):
         assert not bytes_in(tmp_path / "snapshots", secret)
-    view, seq = sealed.open(shard._log, DIM)
-    assert (said(view), seq) == (said(shard._view), 4)
+    view, seq = sealed.open(shard.core.log, DIM)
+    assert (said(view), seq) == (said(shard.core.view), 4)
 
-    _, without = Snapshots(tmp_path / "snapshots", every=0, keep=2).open(shard._log, DIM)
+    _, without = Snapshots(tmp_path / "snapshots", every=0, keep=2).open(shard.core.log, DIM)
     assert without == 0
     del ring.keys["globex"]  # the key of a namespace is destroyed
     assert [space.namespace for space in files.load(sealed.folders()[0], sealer=ring)[1]] == ["acme"]
-    _, seq = sealed.open(shard._log, DIM)
+    _, seq = sealed.open(shard.core.log, DIM)
     assert seq == 0 and sealed.passed_over == {"key": 1}  # only the log says what is erased
     shard.close()
 
@@ -357,14 +366,16 @@ def test_writers_go_on_while_a_snapshot_is_written(tmp_path: Path) -> None:
     written = []
 
     def take() -> files.Capture:
-        captured = shard._capture()
-        shard.put([(memory("late"), unit(99))], op_id="late", now=NOW)  # before a byte is on disk
+        captured = shard.core.capture()
+        shard.memories.put(
+            MemoryBatch.of([(memory("late"), unit(99))]), op_id="late", now=NOW
+        )  # before a byte is on disk
         written.append("late")
         return captured
 
-    folder = shard._snapshots.make(take)
+    folder = shard.core.snapshots.make(take)
     assert written and folder is not None and int(folder.name) == 3
-    assert shard.get("acme", "late") is not None
+    assert shard.memories.get("acme", "late") is not None
     shard.close()
 
 
@@ -412,7 +423,7 @@ def test_killed_at_any_point_leaves_whole_snapshots_only(tmp_path: Path, kills: 
                 assert np.allclose(np.linalg.norm(space.vectors(), axis=1), 1.0, atol=1e-3)
         shard = open_shard(tmp_path, snapshot_every=0)
         assert shard.counts()["snapshot"]["passed_over"] == {}
-        assert said(shard._view) == said(replayed(shard))
+        assert said(shard.core.view) == said(replayed(shard))
         assert not [*(tmp_path / "snapshots").glob(".tmp-*")]
         start = 1_000 * (1 + start // 1_000)
         shard.close()
@@ -431,8 +442,8 @@ def test_an_erasure_whose_snapshots_could_not_be_removed_is_finished_when_sent_a
     with monkeypatch.context() as broken:
         broken.setattr("stores.snapshots.manager.shutil.rmtree", refuses)
         with pytest.raises(OSError, match="says no"):
-            shard.forget("acme", ids=["m1"], op_id="forget", now=NOW)
+            shard.erasure.forget("acme", ids=["m1"], op_id="forget", now=NOW)
     assert folder.exists()
-    assert shard.forget("acme", ids=["m1"], op_id="forget", now=NOW)["forgotten"] == ["m1"]
+    assert shard.erasure.forget("acme", ids=["m1"], op_id="forget", now=NOW)["forgotten"] == ["m1"]
     assert not folder.exists() and shard.counts()["failure"] is None
     shard.close()

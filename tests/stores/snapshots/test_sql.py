@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from common.errors import InvalidInput, NotFound, StoreCorrupt
 from stores.snapshots import sql
 from stores.snapshots.sql import query
+from stores.writes.batch import MemoryBatch
 from tests.support.snapshots import IDS, NAMESPACES, experiences, made, times
 from tests.support.stores import NOW, memory, open_shard, unit
 
@@ -39,14 +40,18 @@ def test_sql_equals_plain_filters(
     with tempfile.TemporaryDirectory() as name:
         shard = open_shard(Path(name), snapshot_every=0)
         for number, ((namespace, id), fields) in enumerate(given_contents.items()):
-            shard.put([(made(id, namespace, fields), unit(number))], op_id=f"put-{number}", now=NOW + number)
+            shard.memories.put(
+                MemoryBatch.of([(made(id, namespace, fields), unit(number))]),
+                op_id=f"put-{number}",
+                now=NOW + number,
+            )
         folder = shard.snapshot()
         folders = [] if folder is None else [folder]
         chosen = [
             each
             for namespace in NAMESPACES
             if asked is None or namespace in asked
-            for each in shard.list(namespace, limit=1000)
+            for each in shard.memories.list(namespace, limit=1000)
         ]
         shard.close()
 
@@ -97,14 +102,18 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Folders]:
         memory("s1", kind="spatial", place="library", x=3.0, y=4.0),
     ]
     for number, item in enumerate(items):
-        shards[number % 2].put([(item, unit(number))], op_id=f"put-{number}", now=NOW)
-    shards[0].put([(memory("g1", namespace="globex"), unit(9))], op_id="globex", now=NOW)
-    shards[0].touch("acme", ["e1"], op_id="touch", now=NOW + 5)
-    found = shards[0].get("acme", "e1")
+        shards[number % 2].memories.put(
+            MemoryBatch.of([(item, unit(number))]), op_id=f"put-{number}", now=NOW
+        )
+    shards[0].memories.put(
+        MemoryBatch.of([(memory("g1", namespace="globex"), unit(9))]), op_id="globex", now=NOW
+    )
+    shards[0].memories.touch("acme", ["e1"], op_id="touch", now=NOW + 5)
+    found = shards[0].memories.get("acme", "e1")
     assert found is not None
     new = memory("e1", kind="episodic", text="Ada saw the museum", time=NOW)
     generation = found["statistics"]["generation"]
-    shards[0].supersede(new, unit(20), generation=generation, op_id="new", now=NOW + 100)
+    shards[0].memories.supersede(new, unit(20), generation=generation, op_id="new", now=NOW + 100)
     made_here = [shard.snapshot() for shard in shards]
     for shard in shards:
         shard.close()
@@ -227,7 +236,9 @@ def test_newest_snapshot_of_each_shard(tmp_path: Path) -> None:
         sql.newest([tmp_path / "0000"])
     shard = open_shard(tmp_path / "0000", snapshot_every=0)
     for number in range(2):
-        shard.put([(memory(f"m{number}"), unit(number))], op_id=f"put-{number}", now=NOW)
+        shard.memories.put(
+            MemoryBatch.of([(memory(f"m{number}"), unit(number))]), op_id=f"put-{number}", now=NOW
+        )
         shard.snapshot()
     shard.close()
     [folder] = sql.newest([tmp_path / "0000", tmp_path / "0001"])

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common.errors import Conflict, NotReady, SharpwaveError
+from stores.writes.batch import MemoryBatch
 from stores.writes.group_commit import Pending, Sought, Ticket, id_key, space_key
 from stores.writes.versions import Candidate
 from tests.support.stores import NOW, axis, failing_fsync, memory, open_shard, unit
@@ -33,14 +34,14 @@ def shard(tmp_path):
 
 def put(shard, *names, op_id=None, vector=None, **fields):
     items = [(memory(name, **fields), unit(len(name)) if vector is None else vector) for name in names]
-    return lambda: shard.put(items, op_id=op_id or f"put-{names}", now=NOW)
+    return lambda: shard.memories.put(MemoryBatch.of(items), op_id=op_id or f"put-{names}", now=NOW)
 
 
 def together(shard, *calls):
     """Outcomes of calls that wait in this order while the log is held, so that they meet in a batch, and
     the batches they were committed in."""
     outcomes, batches = [None] * len(calls), []
-    commit = shard._log.commit
+    commit = shard.core.log.commit
 
     def counted(operations):
         batches.append([operation.op_id for operation in operations])
@@ -53,15 +54,15 @@ def together(shard, *calls):
             outcomes[place] = error
 
     threads = [threading.Thread(target=run, args=(place,)) for place in range(len(calls))]
-    shard._log.commit = counted
-    with shard._writes.lock:
+    shard.core.log.commit = counted
+    with shard.core.commits.lock:
         for count, thread in enumerate(threads, start=1):
             thread.start()
-            while len(shard._writes._queue) < count:
+            while len(shard.core.commits._queue) < count:
                 time.sleep(0.001)
     for thread in threads:
         thread.join(30)
-    del shard._log.commit
+    del shard.core.log.commit
     return outcomes, batches
 
 
@@ -69,7 +70,7 @@ def test_writers_that_wait_share_one_fsync(shard):
     outcomes, batches = together(shard, *(put(shard, f"m{i}") for i in range(20)))
     assert [len(batch) for batch in batches] == [20]
     assert [page[0]["seq"] for page in outcomes] == list(range(1, 21)), "in the order they came"
-    assert shard.verify() is None and shard.counts()["memories"] == 20
+    assert shard.chain.verify() is None and shard.counts()["memories"] == 20
 
 
 def test_writers_that_wait_share_one_look_up(shard):
@@ -78,15 +79,15 @@ def test_writers_that_wait_share_one_look_up(shard):
     alike = [put(shard, f"m{i}", text=f"Ada moved to Oslo{'.' * (i % 2)}", vector=axis(0)) for i in (1, 2)]
     other = [put(shard, f"n{i}", text=f"Bo works in {i}", vector=axis(1)) for i in (1, 2)]
     elsewhere = put(shard, "m0", op_id="o", namespace="other", text="Ada moved to Oslo.", vector=axis(0))
-    sizes, search = [], shard._view.closest
-    shard._view.closest = lambda *asked: sizes.append(len(asked[1])) or search(*asked)
+    sizes, search = [], shard.core.view.closest
+    shard.core.view.closest = lambda *asked: sizes.append(len(asked[1])) or search(*asked)
     outcomes, batches = together(shard, *alike, *other, elsewhere)
     assert sorted(sizes) == [1, 4] and len(batches) == 1
     first, second, new, again, apart = (outcome[0] for outcome in outcomes)
     assert first["status"] == second["status"] == "duplicate" and first["id"] == second["id"] == "m0"
     assert new["status"] == again["status"] == apart["status"] == "new"
-    assert [shard.get("acme", f"n{i}")["statistics"]["novelty"] for i in (1, 2)] == [1.0, 0.0]
-    assert shard.get("other", "m0")["statistics"]["novelty"] == 1.0
+    assert [shard.memories.get("acme", f"n{i}")["statistics"]["novelty"] for i in (1, 2)] == [1.0, 0.0]
+    assert shard.memories.get("other", "m0")["statistics"]["novelty"] == 1.0
 
 
 def test_the_look_up_ends_before_whoever_may_have_to_wait():
@@ -126,14 +127,14 @@ def test_a_batch_leaves_what_single_writes_leave(tmp_path):
             put(shard, "b", vector=close),
             put(shard, "twin", text="This is a", vector=axis(0)),
             put(shard, "a", text="other", vector=axis(3), op_id="clash"),
-            lambda: shard.touch("acme", ["a", "b", "none"], op_id="t1", now=NOW),
-            lambda: shard.touch("acme", ["a"], op_id="t2", now=NOW),
-            lambda: shard.score("acme", [("a", 2.0)], op_id="s1", now=NOW),
-            lambda: shard.score("acme", [("a", 4.0)], op_id="s2", now=NOW),
+            lambda: shard.memories.touch("acme", ["a", "b", "none"], op_id="t1", now=NOW),
+            lambda: shard.memories.touch("acme", ["a"], op_id="t2", now=NOW),
+            lambda: shard.memories.score("acme", [("a", 2.0)], op_id="s1", now=NOW),
+            lambda: shard.memories.score("acme", [("a", 4.0)], op_id="s2", now=NOW),
             put(shard, "far", namespace="other", vector=axis(0)),
-            lambda: shard.forget("acme", ids=["b"], op_id="f", now=NOW),
+            lambda: shard.erasure.forget("acme", ids=["b"], op_id="f", now=NOW),
             put(shard, "c", vector=close),
-            lambda: shard.touch("acme", ["b", "c"], op_id="t3", now=NOW),
+            lambda: shard.memories.touch("acme", ["b", "c"], op_id="t3", now=NOW),
         ]
 
     alone, batched = open_shard(tmp_path / "alone"), open_shard(tmp_path / "batched")
@@ -227,7 +228,7 @@ def state(shard):
     memories = [
         {**m, "anchor": None, "versions": [version["seq"] for version in m["versions"]]}
         for namespace in ("acme", "other")
-        for m in shard.list(namespace)
+        for m in shard.memories.list(namespace)
     ]
     return memories, {**shard.counts(), "anchor": None}
 
@@ -245,9 +246,9 @@ def test_a_retry_beside_its_original_counts_once(shard):
     outcomes, _ = together(shard, again, again, again)
     assert outcomes[0] == outcomes[1] == outcomes[2] and shard.counts()["seq"] == 1
     put(shard, "m2")()
-    touch = lambda: shard.touch("acme", ["m1"], op_id="touch", now=NOW)  # noqa: E731
+    touch = lambda: shard.memories.touch("acme", ["m1"], op_id="touch", now=NOW)  # noqa: E731
     together(shard, touch, touch)
-    assert shard.get("acme", "m1")["statistics"]["usage"] == 1
+    assert shard.memories.get("acme", "m1")["statistics"]["usage"] == 1
 
 
 def test_an_op_id_of_two_requests_fails_one_of_them(shard):
@@ -263,8 +264,10 @@ def test_a_failed_commit_fails_every_ticket_of_its_batch(tmp_path):
     before = shard.counts()
     large = {"conversation": None, "context": {"notes": ["x" * 8_000]}}
     calls = [
-        lambda i=i: shard.put(
-            [(memory(f"{i}-{j}", **large), unit(j)) for j in range(200)], op_id=f"large-{i}", now=NOW
+        lambda i=i: shard.memories.put(
+            MemoryBatch.of([(memory(f"{i}-{j}", **large), unit(j)) for j in range(200)]),
+            op_id=f"large-{i}",
+            now=NOW,
         )
         for i in range(8)
     ]
@@ -272,7 +275,7 @@ def test_a_failed_commit_fails_every_ticket_of_its_batch(tmp_path):
     assert [len(batch) for batch in batches] == [8]
     assert {outcome.code for outcome in outcomes} == {"store_full"}
     assert len({id(outcome) for outcome in outcomes}) == 8
-    assert shard.counts() == before and shard.verify() is None
+    assert shard.counts() == before and shard.chain.verify() is None
     assert put(shard, "after")()[0]["status"] == "new"
     shard.close()
 
@@ -285,7 +288,7 @@ def test_a_write_that_cannot_be_shown_stops_the_shard(tmp_path):
     def fault(records):
         raise MemoryError
 
-    shard._view.replay = fault
+    shard.core.view.replay = fault
     with pytest.raises(NotReady, match="may be on disk"):
         put(shard, "m2")()
     with pytest.raises(NotReady, match="restart the shard"):
@@ -293,33 +296,37 @@ def test_a_write_that_cannot_be_shown_stops_the_shard(tmp_path):
     assert "m2" in shard.counts()["failure"]
     shard.close()
     shard = open_shard(tmp_path / "shard")
-    assert [m["id"] for m in shard.list("acme")] == ["m1", "m2"] and shard.counts()["failure"] is None
+    assert [m["id"] for m in shard.memories.list("acme")] == ["m1", "m2"] and shard.counts()[
+        "failure"
+    ] is None
     shard.close()
 
 
 def test_a_waiting_caller_that_leaves_does_not_stop_the_others(shard):
     """A Ctrl-C while it waits: its ticket leaves the queue, and somebody else leads."""
-    with shard._writes.lock:
+    with shard.core.commits.lock:
         leader = threading.Thread(target=put(shard, "m1"))
         leader.start()
-        while not shard._writes._queue:
+        while not shard.core.commits._queue:
             time.sleep(0.001)
         leaving = SimpleNamespace(
             op_id="gone", request="r", keys=set(), shared=set(), seeks=None, done=False, leads=False
         )
         leaving.wait = lambda: (_ for _ in ()).throw(KeyboardInterrupt)
         with contextlib.suppress(KeyboardInterrupt):
-            shard._writes.do(leaving)
+            shard.core.commits.do(leaving)
     leader.join(10)
-    assert put(shard, "m2")()[0]["seq"] == 2 and not shard._writes._queue
+    assert put(shard, "m2")()[0]["seq"] == 2 and not shard.core.commits._queue
 
 
 def test_many_threads_lose_nothing_and_batches_form(shard):
     def write(thread):
         for i in range(20):
             op_id = f"{thread}-{i}"
-            shard.put([(memory(op_id), unit(thread * 100 + i))], op_id=op_id, now=NOW)
-            shard.touch("acme", ["0-0", op_id], op_id=f"touch-{op_id}", now=NOW)
+            shard.memories.put(
+                MemoryBatch.of([(memory(op_id), unit(thread * 100 + i))]), op_id=op_id, now=NOW
+            )
+            shard.memories.touch("acme", ["0-0", op_id], op_id=f"touch-{op_id}", now=NOW)
 
     threads = [threading.Thread(target=write, args=(thread,)) for thread in range(16)]
     write(0)
@@ -327,9 +334,9 @@ def test_many_threads_lose_nothing_and_batches_form(shard):
         thread.start()
     for thread in threads[1:]:
         thread.join(60)
-    assert shard.counts()["memories"] == 320 and shard.verify() is None
-    assert shard.get("acme", "0-0")["statistics"]["usage"] == 321
-    seqs = [record.seq for record in shard._log.records()]
+    assert shard.counts()["memories"] == 320 and shard.chain.verify() is None
+    assert shard.memories.get("acme", "0-0")["statistics"]["usage"] == 321
+    seqs = [record.seq for record in shard.core.log.records()]
     assert seqs == list(range(1, 641))
 
 
@@ -401,7 +408,7 @@ def test_a_disk_that_fails_under_many_writers_loses_nothing_acknowledged(tmp_pat
     assert sorted(report["readable"]) == sorted(report["acknowledged"]), "reads go on, of what is durable"
 
     shard = open_shard(tmp_path / "shard")
-    found = {m["id"] for m in shard.list("acme", limit=1000)}
-    assert set(report["acknowledged"]) <= found <= set(report["begun"]) and shard.verify() is None
+    found = {m["id"] for m in shard.memories.list("acme", limit=1000)}
+    assert set(report["acknowledged"]) <= found <= set(report["begun"]) and shard.chain.verify() is None
     assert put(shard, "after")()[0]["status"] == "new" and shard.counts()["failure"] is None
     shard.close()

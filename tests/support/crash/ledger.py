@@ -7,6 +7,7 @@ from pathlib import Path
 
 from common.errors import Conflict
 from stores.shard.shard import Shard
+from stores.writes.batch import MemoryBatch
 from tests.support.crash.writer import NOW, memory_of, secret_of, text_of
 
 
@@ -91,7 +92,7 @@ class Ledger:
         erased = [id for t in done if t.op == "forget" and t.scrubbed for id in t.ids]
         findings.undead += sum(secret_of(id).encode() in disk for id in erased[-20:])
         findings.broken += self.broken
-        if (broken := shard.verify()) is not None:
+        if (broken := shard.chain.verify()) is not None:
             findings.broken.append(f"the chain breaks at record {broken}")
         if self.epochs != sorted({*self.epochs}) or shard.counts()["epoch"] <= max(self.epochs, default=0):
             findings.broken.append(f"epochs {self.epochs}, now {shard.counts()['epoch']}")
@@ -106,7 +107,7 @@ class Ledger:
         used: Counter,
         maybe: Counter,
     ) -> None:
-        found = [shard.get(tried.space, id) for id in tried.ids]
+        found = [shard.memories.get(tried.space, id) for id in tried.ids]
         there = [memory is not None for memory in found]
         findings.partial += any(there) != all(there)
         findings.partial += sum(m is not None and m["text"] != text_of(m["id"]) for m in found)
@@ -131,7 +132,9 @@ class Ledger:
         acknowledged = [(o, t) for o, t in self.tried.items() if t.op == "put" and t.seqs is not None]
         for op_id, tried in acknowledged[-5:]:
             try:
-                answers = shard.put([memory_of(id, tried.space) for id in tried.ids], op_id=op_id, now=NOW)
+                answers = shard.memories.put(
+                    MemoryBatch.of([memory_of(id, tried.space) for id in tried.ids]), op_id=op_id, now=NOW
+                )
             except Conflict as error:
                 findings.misplaced += error.code != "erased" or tuple(tried.ids) not in forgotten
             else:

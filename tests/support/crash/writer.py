@@ -22,6 +22,7 @@ from common.errors import NotReady
 from stores.index.vectors import Vectors
 from stores.memory.memory import Memory, parse_memory
 from stores.shard.shard import Shard
+from stores.writes.batch import MemoryBatch
 
 DIM = 8
 NOW = 1_700_000_000.0
@@ -84,17 +85,19 @@ class Writer:
 
     def _put(self, op_id: str, space: str, ids: list[str]) -> None:
         self._note({"try": op_id, "op": "put", "space": space, "ids": ids})
-        answers = self._shard.put([memory_of(id, space) for id in ids], op_id=op_id, now=NOW)
+        answers = self._shard.memories.put(
+            MemoryBatch.of([memory_of(id, space) for id in ids]), op_id=op_id, now=NOW
+        )
         self._note({"ack": op_id, "seqs": [answer["seq"] for answer in answers]})
 
     def _touch(self, op_id: str, space: str, ids: list[str]) -> None:
         self._note({"try": op_id, "op": "touch", "space": space, "ids": ids})
-        self._shard.touch(space, ids, op_id=op_id, now=NOW)
+        self._shard.memories.touch(space, ids, op_id=op_id, now=NOW)
         self._note({"ack": op_id, "seqs": []})
 
     def _forget(self, op_id: str, space: str, ids: list[str]) -> None:
         self._note({"try": op_id, "op": "forget", "space": space, "ids": ids})
-        receipt = self._shard.forget(space, ids=ids, op_id=op_id, now=NOW)
+        receipt = self._shard.erasure.forget(space, ids=ids, op_id=op_id, now=NOW)
         self._note({"ack": op_id, "seqs": [], "scrubbed": receipt["scrubbed"]})
 
     def _note(self, line: dict[str, Any]) -> None:

@@ -1,0 +1,81 @@
+"""Where a store's layout record is, by its configuration, and how clients learn the layout."""
+
+import json
+from dataclasses import replace
+from hashlib import blake2b
+from pathlib import Path
+
+from ray.experimental import internal_kv
+
+from actors.layout.file_record import LayoutFile
+from actors.layout.layout import BY_ID_ALONE, RAY_NAMESPACE, LayoutRecord, ShardLayout, from_json
+from actors.layout.redis_record import LayoutKey
+from common.config import Config
+from common.errors import Conflict, NotReady
+from stores.log.open import ring_folder
+
+
+def shards_folder(config: Config) -> Path:
+    return config.store_dir / "shards"
+
+
+def keys_record(config: Config) -> LayoutFile | None:
+    """The data keys of the shards where they lie apart from them, as folders that are dropped as theirs are."""
+    if config.store.master_key is None or config.store.keys_dir is None:
+        return None
+    return LayoutFile(ring_folder(shards_folder(config), config.store))
+
+
+def beside_record(config: Config) -> LayoutFile | None:
+    """What shards whose logs are in Redis have on the disks of their nodes: snapshots, and keys without
+    `store.keys_dir`. Folders that are dropped as the shards' data are."""
+    return LayoutFile(shards_folder(config)) if config.store.backend == "redis" else None
+
+
+def layout_record(config: Config) -> LayoutRecord:
+    if config.store.backend == "redis":
+        return LayoutKey(config.store)
+    return LayoutFile(shards_folder(config))
+
+
+def wanted_layout(config: Config) -> ShardLayout:
+    """Of a new store."""
+    return ShardLayout(shards=config.store.shards, spread=min(config.store.spread, config.store.shards))
+
+
+def check_wanted(config: Config, layout: ShardLayout) -> None:
+    """A store keeps the numbers it was made with until it is resharded; from then on its layout counts."""
+    if layout.generation > 1:
+        return
+    wanted = wanted_layout(config)
+    names = ("shards",) if layout.version == BY_ID_ALONE else ("shards", "spread")
+    for name in names:
+        if getattr(wanted, name) != getattr(layout, name):
+            raise Conflict(
+                f"store.{name} = {getattr(wanted, name)}: {shards_folder(config)} was made with "
+                f"{getattr(layout, name)}; keep that number, or change it with `sharpwave reshard`",
+                param=name,
+            )
+
+
+def publish(config: Config, layout: ShardLayout) -> None:
+    """Tell every client of the cluster."""
+    value = json.dumps(replace(layout, moving=None).to_json()).encode()
+    key = f"{_prefix(config)}{layout.generation:012d}"
+    internal_kv._internal_kv_put(key, value, namespace=RAY_NAMESPACE)
+
+
+def published(config: Config) -> ShardLayout:
+    """The newest layout that was published. Raises `NotReady` where none was."""
+    keys = internal_kv._internal_kv_list(_prefix(config), namespace=RAY_NAMESPACE)
+    value = internal_kv._internal_kv_get(max(keys), namespace=RAY_NAMESPACE) if keys else None
+    if value is None:
+        raise NotReady(f"the shards of {shards_folder(config)} are not running; start the store first")
+    return from_json(json.loads(value))
+
+
+def _prefix(config: Config) -> str:
+    where = str(shards_folder(config))
+    if config.store.backend == "redis":
+        where = f"{config.store.redis_url} {config.store.redis_prefix}"
+    return f"layout/{blake2b(where.encode(), digest_size=8).hexdigest()}/"

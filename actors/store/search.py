@@ -1,0 +1,69 @@
+"""Searches over the shards of a namespace: shards give candidates, which are ranked once, here."""
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from actors.store.router import Router
+from stores.index.vectors import Vectors
+from stores.ranking import ranking
+
+Json = dict[str, Any]
+Page = list[Json]
+
+
+class StoreSearch:
+    def __init__(self, router: Router) -> None:
+        self._router = router
+
+    async def find(self, namespace: str, vector: Vectors, k: int, **options: Any) -> Page:
+        """The best `k` over all shards; options as `Search.find`: query, retrieval, kinds, where, now, offset."""
+        results, _ = await self.find_traced(namespace, vector, k, **options)
+        return results
+
+    async def find_traced(
+        self,
+        namespace: str,
+        vector: Vectors,
+        k: int,
+        *,
+        query: str | None = None,
+        retrieval: str = "full",
+        kinds: Iterable[str] | None = None,
+        where: Mapping[str, Any] | None = None,
+        now: float | None = None,
+        offset: int | None = None,
+        rerank: ranking.Rerank | None = None,
+    ) -> tuple[Page, list[Json]]:
+        """`find` with the trace's stages."""
+        found = await self._router.on_each(
+            namespace,
+            "search.candidates",
+            vector,
+            ranking.reach(k, offset),
+            query=query,
+            retrieval=retrieval,
+            kinds=None if kinds is None else [*kinds],
+            where=where,
+        )
+        hits = [hit for reply in found for hit in reply["hits"]]
+        results, stages = await asyncio.to_thread(
+            ranking.ranked, retrieval, query, hits, k, now=now, offset=offset, rerank=rerank
+        )
+        return results, [*ranking.channel_stages(hits, [reply["ms"] for reply in found]), *stages]
+
+    async def complete(
+        self,
+        namespace: str,
+        vector: Vectors,
+        k: int,
+        *,
+        kinds: Sequence[str] | None = None,
+        where: Mapping[str, Any] | None = None,
+    ) -> Page:
+        """See `Search.complete`: the best of the shards' completions, then the others by cosine."""
+        found = await self._router.on_each(namespace, "search.complete", vector, k, kinds=kinds, where=where)
+        hits = [hit for page in found for hit in page]
+        first = max(hits, key=lambda hit: hit["scores"]["completed"], default=None)
+        hits.sort(key=lambda hit: (hit is not first, -hit["score"], hit["memory"]["id"]))
+        return hits[:k]

@@ -1,0 +1,100 @@
+"""A shard's part in a reshard: handing over what changed, and adopting what another shard hands over."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stores.log.base import Operation
+from stores.shard.core import ShardCore
+from stores.transfer.reshard import Changes, read_touched, turns_of
+from stores.writes import lookups
+from stores.writes.group_commit import Planned
+from stores.writes.kept_results import REQUEST, Result, part_id, part_of
+from stores.writes.rewrite import Key, key_of, replace_memories, rows_of
+
+Json = dict[str, Any]
+
+
+class Reshard:
+    def __init__(self, core: ShardCore) -> None:
+        self._core = core
+
+    def changes(self, after: int, limit: int) -> Changes:
+        """The present state of the memories that up to `limit` records behind number `after` name."""
+        core = self._core
+        with core.commits.lock:  # a scrub puts another file in the log's place
+            last = core.log.seq
+            found = read_touched(core.log.records(after), after, limit)
+            results = core.kept_results.results_at(
+                (op_id, *key, None if is_conversation else self._kind(key))
+                for op_id, (key, is_conversation) in found.whole.items()
+            )
+        with core.view_lock.read():
+            rows, gone = rows_of(core.view, found.keys, core.number)
+            turns = turns_of(core.view, found.conversations)
+        return Changes(
+            upto=found.upto,
+            more=found.upto < last,
+            rows=rows,
+            gone=gone,
+            turns=turns,
+            uses=found.uses,
+            results=results,
+        )
+
+    def rows(self, keys: Sequence[Key]) -> Sequence[Json]:
+        """Those of the memories that are here, as `changes` gives them."""
+        core = self._core
+        with core.view_lock.read():
+            return rows_of(core.view, keys, core.number)[0]
+
+    def adopt(
+        self, rows: Sequence[Json], gone: Sequence[Key], turns: Sequence[Json], *, op_id: str, now: float
+    ) -> Json:
+        """Make rows and turns of another shard this shard's own, past the write gate, in place of what came of them
+        before; erase what is `gone`. Returns `{rows, gone}`, their numbers."""
+        core = self._core
+        spaces = {namespace for namespace, _ in (*map(key_of, rows), *gone)}
+        spaces |= {kept["namespace"] for kept in turns}
+        adopted: Json = core.write(
+            op_id,
+            lookups.request_digest("adopt", op_id),
+            lambda pending: replace_memories(core.view, rows, gone, turns),
+            now=now,
+            owns=spaces,
+        )
+        if (gone or turns) and core.log.scrub_due:
+            with core.commits.lock:
+                core.log.scrub()
+        return adopted
+
+    def remember(
+        self,
+        part: int,
+        uses: Sequence[tuple[str, Json]],
+        results: Sequence[Result],
+        counts: Mapping[str, int],
+        *,
+        now: float,
+    ) -> None:
+        """Keep a part, numbered from 0, of the last uses and results of another layout, as long as those of our own
+        operations are kept; add the former shards' counters. See `stores.writes.kept_results`."""
+        core = self._core
+        operations = [
+            Operation(op_id=r.op_id, request=r.request, records=(), result=r.result) for r in results
+        ]
+        with core.commits.lock:
+            core.log.commit(operations)
+        planned = Planned(drafts=[], result=part_of(uses, results), counts=counts)
+        core.write(part_id(part), REQUEST, lambda pending: planned, now=now)
+        core.kept_results.forget_cached()
+
+    def remembered(self) -> tuple[list[tuple[str, Json]], list[Result]]:
+        """The uses and results that `remember` was given."""
+        core = self._core
+        with core.commits.lock:
+            results = core.kept_results.results()
+        return [*core.kept_results.uses.by_op.items()], results
+
+    def _kind(self, key: Key) -> str:
+        entry = self._core.view.find(*key)
+        return str(entry.memory["kind"]) if entry else "episodic"

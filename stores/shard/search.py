@@ -1,0 +1,88 @@
+"""Searches of a shard: by meaning and words, and completion of a partial cue."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from stores.index.vectors import Vectors, check_vectors
+from stores.ranking import ranking
+from stores.reads import cue_recall, search
+from stores.shard.core import ShardCore
+from stores.view.memory_state import unshared
+
+Json = dict[str, Any]
+Page = list[Json]
+
+
+class Search:
+    def __init__(self, core: ShardCore) -> None:
+        self._core = core
+
+    def find(
+        self,
+        namespace: str,
+        vector: Vectors,
+        k: int,
+        *,
+        query: str | None = None,
+        retrieval: str = "full",
+        kinds: Iterable[str] | None = None,
+        where: Mapping[str, Any] | None = None,
+        now: float | None = None,
+        offset: int | None = None,
+    ) -> Page:
+        """The `k` best memories that kinds and filter admit, best first: `{memory, score, scores: {dense, lexical,
+        concert}}`. `vector`: float32 `[dim]`, unit norm. `retrieval`: `flat` (cosine) or `full` (see
+        `stores.ranking.ranking`). Recency counts from `now`. With `offset`, the page behind that many results."""
+        found = self.candidates(
+            namespace,
+            vector,
+            ranking.reach(k, offset),
+            query=query,
+            retrieval=retrieval,
+            kinds=kinds,
+            where=where,
+        )
+        results, _ = ranking.ranked(retrieval, query, found["hits"], k, now=now, offset=offset)
+        return [{**hit, "memory": unshared(hit["memory"])} for hit in results]
+
+    def candidates(
+        self,
+        namespace: str,
+        vector: Vectors,
+        k: int,
+        *,
+        query: str | None = None,
+        retrieval: str = "full",
+        kinds: Iterable[str] | None = None,
+        where: Mapping[str, Any] | None = None,
+    ) -> Json:
+        """This shard's candidates for a search for `k` over all shards; see `stores.reads.search.find`."""
+        core = self._core
+        flat = ranking.check_retrieval(retrieval) == "flat"
+        wanted = search.ask(
+            namespace,
+            check_vectors([vector], core.dim),
+            k if flat else ranking.depth_of(k),
+            query=None if flat else query,
+            kinds=kinds,
+            where=where,
+        )
+        return search.find(core.view_lock, core.view, wanted, core.number)
+
+    def complete(
+        self,
+        namespace: str,
+        vector: Vectors,
+        k: int,
+        *,
+        kinds: Iterable[str] | None = None,
+        where: Mapping[str, Any] | None = None,
+    ) -> Page:
+        """The memory that the cue (float32 `[dim]`, unit norm) is completed to, then those nearest to the cue as
+        given, `k` in all: `{memory, score, scores: {dense, completed, overlap}}`."""
+        core = self._core
+        cue = check_vectors([vector], core.dim)
+        if k <= 0:
+            return []
+        wanted = search.ask(namespace, cue, max(k, cue_recall.WIDE), query=None, kinds=kinds, where=where)
+        return cue_recall.complete(core.view_lock, core.view, wanted, k, core.number, core.config)

@@ -1,0 +1,40 @@
+"""Memories with their embeddings, as one thing on the way from the API to a shard's log."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from stores.index.vectors import Vectors, check_vectors
+from stores.memory.memory import Memory
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryBatch:
+    """`vectors[i]` is the embedding of `memories[i]`: float32 `[n, dim]`, unit norm."""
+
+    memories: Sequence[Memory]
+    vectors: Vectors
+
+    @classmethod
+    def of(cls, items: Iterable[tuple[Memory, Vectors]]) -> "MemoryBatch":
+        """From pairs of a memory and its vector `[dim]`. Vectors of unequal shapes are refused where the batch
+        reaches a shard."""
+        pairs = [*items]
+        vectors = [vector for _, vector in pairs]
+        even = len({np.shape(vector) for vector in vectors}) == 1
+        return cls([memory for memory, _ in pairs], np.stack(vectors) if even else vectors)  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return len(self.memories)
+
+    def select(self, indices: Sequence[int]) -> "MemoryBatch":
+        return MemoryBatch([self.memories[i] for i in indices], self.vectors[[*indices]])
+
+    def checked(self, dim: int) -> "MemoryBatch":
+        """The same with vectors of `dim` dimensions and unit norm; raises `InvalidInput` otherwise."""
+        return MemoryBatch(self.memories, check_vectors(self.vectors, dim))
+
+    @property
+    def namespaces(self) -> list[str]:
+        return [memory.namespace for memory in self.memories]
