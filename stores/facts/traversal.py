@@ -1,23 +1,18 @@
 """Reading a graph of facts over several hops: PageRank, shortest paths, joined patterns."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from common.errors import InvalidInput
+from stores.facts.fact import Fact
 from stores.facts.names import normalise
 from stores.locks import Took
 
-if TYPE_CHECKING:
-    from stores.facts.fact import Fact
-    from stores.facts.graph import FactGraph
-
 # The facts about an entity, with the entity at the other end and the confidence, always in one order.
-Edges = Callable[[str], Iterable[tuple["Fact", str, float]]]
+Edges = Callable[[str], Iterable[tuple[Fact, str, float]]]
 Pattern = tuple[str, str, str]  # names, or variables that begin with "?"
 
 RESTART = 0.5
@@ -30,6 +25,22 @@ class Solution:
 
     values: dict[str, str]
     facts: tuple[dict[str, Any], ...]
+
+
+class Facts(Protocol):
+    """What joining patterns asks of a fact graph; see `FactGraph`."""
+
+    def query(
+        self,
+        subject: str | None = None,
+        relation: str | None = None,
+        object: str | None = None,
+        *,
+        at: float | None = None,
+        took: Took = ...,
+    ) -> list[dict[str, Any]]: ...
+
+    def canonical(self, name: str) -> str: ...
 
 
 def pagerank(
@@ -104,7 +115,7 @@ def shortest(start: str, goal: str, edges: Edges, max_hops: int) -> list[Fact] |
 
 
 def solve(
-    graph: FactGraph, patterns: Sequence[Pattern], at: float | None, at_most: int | None, took: Took
+    graph: Facts, patterns: Sequence[Pattern], at: float | None, at_most: int | None, took: Took
 ) -> list[Solution]:
     """Join the patterns from the first to the last; see `FactGraph.solve`."""
     partial = [Solution({}, ())]
@@ -121,7 +132,7 @@ def solve(
 
 
 def _extend(
-    graph: FactGraph, solution: Solution, pattern: Pattern, at: float | None, took: Took
+    graph: Facts, solution: Solution, pattern: Pattern, at: float | None, took: Took
 ) -> Iterable[Solution]:
     known = [solution.values.get(part, None if part.startswith("?") else part) for part in pattern]
     for fact in graph.query(*known, at=at, took=took):
@@ -134,5 +145,5 @@ def _extend(
             yield Solution(values, (*solution.facts, fact))
 
 
-def _same(graph: FactGraph, one: str, other: str) -> bool:
+def _same(graph: Facts, one: str, other: str) -> bool:
     return one == other or graph.canonical(normalise(one)) == graph.canonical(normalise(other))

@@ -61,7 +61,7 @@ class Erasure:
             return replace(erasure, result=answer, drop=self._operations_on(namespace, erasure, ids or ()))
 
         receipt = core.write(op_id, request, plan, now=now, owns=[namespace])
-        return {**receipt, **self._clean_up(namespace, old_keys)}
+        return {**receipt, **self.clean_up(namespace, old_keys)}
 
     def forget_turns(
         self,
@@ -91,7 +91,7 @@ class Erasure:
         # A digest of the texts would outlive the texts.
         request = lookups.request_digest("forget_turns", namespace, conversations, texts is not None)
         receipt = core.write(op_id, request, plan, now=now, owns=[namespace])
-        return {**receipt, **self._clean_up(namespace)}
+        return {**receipt, **self.clean_up(namespace)}
 
     def texts_of(
         self, namespace: str, *, ids: Sequence[str] | None = None, where: Mapping[str, Any] | None = None
@@ -132,7 +132,7 @@ class Erasure:
         own = [op_id for op_id, result in core.log.results() if gone & erase.unwritten(result)]
         return [*own, *core.kept_results.operations_on(namespace, gone)]
 
-    def _clean_up(self, namespace: str, old_keys: Sequence[bytes] = ()) -> Json:
+    def clean_up(self, namespace: str, old_keys: Sequence[bytes] = ()) -> Json:
         """Remove erased content from files and destroy keys; also what an earlier call of this `op_id` failed to."""
         core = self._core
         with core.commits.lock:

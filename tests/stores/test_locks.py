@@ -13,7 +13,7 @@ from stores.index import bm25
 from stores.locks import ReadWriteLock
 from stores.log.base import records as records_of_logs
 from stores.places.map import PlaceMap
-from stores.shard import shard as shard_module
+from stores.shard import memories as memories_module
 from stores.shard.shard import Shard
 from stores.writes.batch import MemoryBatch
 from tests.support.stores import NOW, axis, memory, open_shard, unit
@@ -81,7 +81,10 @@ def write(shard: Shard, name: str = "new") -> None:
     fact = {"kind": "relational", "subject": "node0", "relation": "knows", "object": name}
     item = memory(name, text=f"node0 knows {name}", **fact), unit(7)
     writer = threading.Thread(
-        target=shard.put, args=([item],), kwargs={"op_id": name, "now": NOW}, daemon=True
+        target=shard.memories.put,
+        args=(MemoryBatch.of([item]),),
+        kwargs={"op_id": name, "now": NOW},
+        daemon=True,
     )
     writer.start()
     writer.join(WAIT_S)
@@ -230,7 +233,7 @@ def test_many_writes_flush_in_the_background(monkeypatch: Any) -> None:
 
 def test_verify_lets_writers_in_and_looks_as_far_as_the_log_reached(shard: Shard, monkeypatch: Any) -> None:
     chained(shard)
-    stopped = Stopped(shard.verify)
+    stopped = Stopped(shard.chain.verify)
     before(monkeypatch, records_of_logs, "intact", stopped.halt)
     with stopped:
         write(shard)
@@ -249,7 +252,7 @@ def test_looking_at_everything_lets_writers_in(shard: Shard, monkeypatch: Any, r
         before(monkeypatch, ReportRow, "look", stopped.halt)
     else:
         stopped = Stopped(lambda: shard.memories.statistics("acme").num_rows)
-        before(monkeypatch, shard_module, "statistics", stopped.halt)
+        before(monkeypatch, memories_module, "statistics", stopped.halt)
     with stopped:
         write(shard)
     assert stopped.answer if read == "probe" else stopped.answer == 12

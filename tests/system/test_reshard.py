@@ -19,7 +19,8 @@ import ray
 from actors.layout.layout import BY_ID_ALONE, ShardLayout
 from actors.layout.records import layout_record
 from actors.reshard import reshard
-from actors.store.sharded_store import ShardedStore, start_shards, stop_shards
+from actors.start import start_shards, stop_shards
+from actors.store.sharded_store import ShardedStore
 from common.errors import Conflict, InvalidInput
 from common.files import write_json
 from stores.shard.shard import Shard

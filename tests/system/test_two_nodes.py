@@ -13,7 +13,8 @@ from actors.layout.layout import RAY_NAMESPACE
 from actors.layout.records import layout_record
 from actors.reshard import reshard
 from actors.shards.calls import Call
-from actors.store.sharded_store import ShardedStore, start_shards, stop_shards
+from actors.start import start_shards, stop_shards
+from actors.store.sharded_store import ShardedStore
 from stores.writes.batch import MemoryBatch
 from tests.support.ray_stores import store_config
 from tests.support.redis_server import RedisServer

@@ -12,8 +12,10 @@ import pyarrow as pa
 import pytest
 import ray
 
+from actors.layout.layout import RAY_NAMESPACE
 from actors.layout.placement import Placement
-from actors.store.sharded_store import RAY_NAMESPACE, ShardedStore, start_shards
+from actors.start import start_shards
+from actors.store.sharded_store import ShardedStore
 from common.config import load
 from common.errors import Conflict, InvalidInput, NotReady, StoreCorrupt
 from stores.memory.memory import to_json

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from actors.layout.layout import RAY_NAMESPACE
 from actors.layout.records import layout_record
+from actors.start import start_shards, stop_shards
 from actors.store.erasure import merged
-from actors.store.sharded_store import ShardedStore, start_shards, stop_shards
+from actors.store.sharded_store import ShardedStore
 from common.errors import Conflict, InvalidInput, NotFound, NotReady, Overloaded
 from stores.view.view import cursor_of
 from stores.writes.batch import MemoryBatch
@@ -181,15 +182,17 @@ async def _act(store, space, tenant, other, action, id, run, options):
     text = f"{tenant} {id}"
     foreign = {"field": "namespace", "op": "eq", "value": f"{other}-{run}"}
     if action == "put":
-        return await store.put([(memory(id, namespace=space, text=text), unit(len(id)))], **options)
+        return await store.memories.put(
+            MemoryBatch.of([(memory(id, namespace=space, text=text), unit(len(id)))]), **options
+        )
     if action == "touch":
-        return await store.touch(space, IDS, **options)
+        return await store.memories.touch(space, IDS, **options)
     if action == "score":
-        return await store.score(space, [(id, 1.0)], **options)
+        return await store.memories.score(space, [(id, 1.0)], **options)
     if action == "forget":
-        return await store.forget(space, ids=[id], **options)
+        return await store.erasure.forget(space, ids=[id], **options)
     if action == "forget_where":
-        receipt = await store.forget(space, where=foreign, **options)
+        receipt = await store.erasure.forget(space, where=foreign, **options)
         assert receipt["forgotten"] == []
         return receipt["forgotten"]
     if action == "get":
@@ -204,9 +207,9 @@ async def _act(store, space, tenant, other, action, id, run, options):
     if action == "history":
         return await store.memories.history(space, id)
     if action == "push":
-        return await store.push(space, "talk", [{"role": "user", "text": text}], **options)
+        return await store.conversations.push(space, "talk", [{"role": "user", "text": text}], **options)
     if action == "pop":
-        return await store.pop(space, "talk", **options)
+        return await store.conversations.pop(space, "talk", **options)
     if action == "peek":
         return await store.conversations.peek(space, "talk", 100)
     if action == "line":
@@ -215,7 +218,7 @@ async def _act(store, space, tenant, other, action, id, run, options):
     found = await store.memories.get(space, id)
     generation = found["statistics"]["generation"] if found else 1
     new = memory(id, namespace=space, text=f"{text} revised")
-    return await store.supersede(new, unit(7), generation=generation, **options)
+    return await store.memories.supersede(new, unit(7), generation=generation, **options)
 
 
 def test_a_slow_shard_keeps_nobody_else_waiting(config, placement):
@@ -298,23 +301,25 @@ def test_what_a_memory_says_leaves_conversations_on_other_shards_too(config, pla
         talks = [f"talk-{i}" for i in range(8)]
         assert len({placement.pick(space, talk) for talk in talks}) == 2
         item = memory("m", namespace=space, text="the secret", context={"topic": "x"})
-        [put] = await store.put([(item, unit(1))], **op())
+        [put] = await store.memories.put(MemoryBatch.of([(item, unit(1))]), **op())
         for talk in talks:
             for text in ("the secret", "the weather"):
-                await store.push(space, talk, [{"role": "user", "text": text}], **op())
-        await store.push(f"{space}-other", "talk", [{"role": "user", "text": "the secret"}], **op())
+                await store.conversations.push(space, talk, [{"role": "user", "text": text}], **op())
+        await store.conversations.push(
+            f"{space}-other", "talk", [{"role": "user", "text": "the secret"}], **op()
+        )
         chosen = {
             "ids": ["m"],
             "where": {"field": "context.topic", "op": "eq", "value": "x"},
             "everything": True,
         }[by]
-        receipt = await store.forget(space, **{by: chosen}, **op())
+        receipt = await store.erasure.forget(space, **{by: chosen}, **op())
         assert receipt["forgotten"] == ["m"] and receipt["turns"] == (16 if by == "everything" else 8)
         assert receipt["generation"] == store.generation and len(receipt["heads"]) == 2
         assert dict(receipt["heads"])[put["shard"]] >= put["seq"]
-        [again] = await store.put([(item, unit(1))], **op())
+        [again] = await store.memories.put(MemoryBatch.of([(item, unit(1))]), **op())
         assert again["shard"] == put["shard"] and dict(receipt["heads"])[put["shard"]] < again["seq"]
-        await store.forget(space, ids=["m"], **op())
+        await store.erasure.forget(space, ids=["m"], **op())
         left = [turn["text"] for talk in talks for turn in await store.conversations.peek(space, talk, 9)]
         assert left == ([] if by == "everything" else ["the weather"] * 8)
         assert len(await store.conversations.peek(f"{space}-other", "talk", 9)) == 1

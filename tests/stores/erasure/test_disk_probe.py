@@ -247,15 +247,19 @@ def looked(shard, canaries=SHARD_CANARIES):
 
 
 def fill(shard, namespace="acme"):
-    shard.put([(memory("kept", namespace="other", text="stays"), axis(0))], **op())
-    shard.push("other", "c", [{"role": "user", "text": "stays"}], **op())
-    shard.put([(memory("m", namespace=namespace, text="the canary sings"), axis(3))], **op())
+    shard.memories.put(MemoryBatch.of([(memory("kept", namespace="other", text="stays"), axis(0))]), **op())
+    shard.conversations.push("other", "c", [{"role": "user", "text": "stays"}], **op())
+    shard.memories.put(
+        MemoryBatch.of([(memory("m", namespace=namespace, text="the canary sings"), axis(3))]), **op()
+    )
     shard.keyed.put(namespace, "bird", "a canary sings too", axis(3), **op())
     shard.keyed.put(namespace, "bird", "silence", axis(4), **op())
     for conversation in ("popped", "rewound", "there"):
-        shard.push(namespace, conversation, [{"role": "user", "text": "the canary sings"}], **op())
-    shard.pop(namespace, "popped", **op())
-    shard.rewind(namespace, "rewound", 1, **op())
+        shard.conversations.push(
+            namespace, conversation, [{"role": "user", "text": "the canary sings"}], **op()
+        )
+    shard.conversations.pop(namespace, "popped", **op())
+    shard.conversations.rewind(namespace, "rewound", 1, **op())
 
 
 def test_a_shard_is_full_of_it_before_and_clean_after(opened):
@@ -265,7 +269,7 @@ def test_a_shard_is_full_of_it_before_and_clean_after(opened):
     for place in ("log", "memories", "turns", "lines", "index"):
         assert found(before, place), f"the probe of {place} can fail"
     assert bool(found(before, "files")) == (shard.core.log.ring is None)
-    shard.forget("acme", everything=True, **op())
+    shard.erasure.forget("acme", everything=True, **op())
     for _ in range(2):
         report = looked(shard)
         assert found(report) == [] and [row["unchecked"] for row in report if row["unchecked"]] == []
@@ -278,7 +282,7 @@ def test_forgetting_ids_leaves_nothing_of_them_either(opened):
     shard = opened()
     fill(shard)
     line = shard.keyed.get("acme", "bird")
-    shard.forget("acme", ids=["m", line["id"]], **op())
+    shard.erasure.forget("acme", ids=["m", line["id"]], **op())
     for _ in range(2):
         assert found(looked(shard)) == []
         shard = opened()
@@ -353,7 +357,7 @@ def test_what_was_left_in_one_place_is_named(opened):
     space = shard.core.view.spaces["other"]
     clean = {row["place"] for row in looked(shard) if not row["found"]}
     assert clean <= {"files", "compressed files", "snapshots", "kv blocks", "sealed files"}
-    shard.forget("other", ids=["m", shard.keyed.get("other", "bird")["id"]], **op())
+    shard.erasure.forget("other", ids=["m", shard.keyed.get("other", "bird")["id"]], **op())
     assert found(looked(shard)) == []
 
     space.index.add([10**6], axis(3).reshape(1, -1))

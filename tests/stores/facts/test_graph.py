@@ -183,7 +183,7 @@ def test_whatever_the_api_accepts_is_taken_in_and_can_be_asked_for(told: list[tu
         graph.recall(f"{s} {o}"), graph.path(s, o)
     for memory in memories:
         graph.remove(memory["id"])
-    assert not len(graph) and not graph._index and not graph._mentions._counts and not graph._tellings
+    assert not len(graph) and not graph._index and not graph._mentions._counts and not graph._assertions
 
 
 def test_a_newer_fact_closes_the_older_and_forgetting_it_opens_it_again() -> None:

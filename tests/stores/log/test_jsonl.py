@@ -57,7 +57,7 @@ def test_a_torn_tail_is_cut_wherever_it_tears(backend, seed):
         assert numbers(again) == ([1, 2, 3, 4, 5, 6, 6, 6] if torn == whole else [1, 2, 3, 4, 5])
         assert again.seen("op-6", "r") == again.seen("op-7", "r") - 1 if torn == whole else True
         append(again, 8)
-        assert again.chain.verify() is None
+        assert again.verify() is None
         again.close()
 
 

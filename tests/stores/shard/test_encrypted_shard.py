@@ -37,13 +37,13 @@ def fill(shard, namespace):
     items = [
         (memory(f"{namespace}-{i}", namespace=namespace, text=f"{CANARY} {i}"), unit(i)) for i in range(5)
     ]
-    shard.put(items, **op())
-    shard.touch(namespace, [f"{namespace}-1"], **op())
-    shard.score(namespace, [(f"{namespace}-1", 2.0)], **op())
+    shard.memories.put(MemoryBatch.of(items), **op())
+    shard.memories.touch(namespace, [f"{namespace}-1"], **op())
+    shard.memories.score(namespace, [(f"{namespace}-1", 2.0)], **op())
     shard.keyed.put(namespace, "bird", CANARY, axis(0), **op())
     shard.keyed.put(namespace, "bird", f"{CANARY} again", axis(1), **op())
-    shard.push(namespace, "talk", [{"role": "user", "text": CANARY}] * 3, **op())
-    shard.pop(namespace, "talk", **op())
+    shard.conversations.push(namespace, "talk", [{"role": "user", "text": CANARY}] * 3, **op())
+    shard.conversations.pop(namespace, "talk", **op())
 
 
 def state(shard, namespace):
@@ -92,7 +92,7 @@ def test_a_forgotten_namespace_is_unreadable_in_every_copy(opened, tmp_path):
     assert state(shard, "acme") == ([], [], None, []) and state(shard, "other") == kept
     assert shard.chain.verify() is None
     fill(shard, "acme")
-    assert len(opened().list("acme")) == 6
+    assert len(opened().memories.list("acme")) == 6
 
 
 def test_what_a_namespace_says_after_it_was_forgotten_has_a_key_of_its_own(opened):
@@ -101,13 +101,13 @@ def test_what_a_namespace_says_after_it_was_forgotten_has_a_key_of_its_own(opene
     fill(shard, "acme")
     ring = shard.core.log.ring
     before = ring.seal_bytes("acme", b"before")
-    clean_up = shard._clean_up
+    clean_up = shard.erasure.clean_up
 
     def late(*args):
         fill(shard, "acme")
         return clean_up(*args)
 
-    shard._clean_up = late
+    shard.erasure.clean_up = late
     receipt = shard.erasure.forget("acme", everything=True, op_id="f", now=NOW)
     assert receipt["keys_destroyed"] is False and ring.is_destroyed(before)
     assert len(shard.memories.list("acme")) == 6 and state(shard, "acme") == state(opened(), "acme")
@@ -117,7 +117,7 @@ def test_a_crash_between_erasure_and_key_is_made_good(opened):
     shard = opened()
     fill(shard, "acme")
     before = shard.core.log.ring.seal_bytes("acme", b"before")
-    shard._clean_up = lambda *args: {}
+    shard.erasure.clean_up = lambda *args: {}
     shard.erasure.forget("acme", everything=True, op_id="f", now=NOW)
     assert not shard.core.log.ring.is_destroyed(before)
     assert opened().core.log.ring.is_destroyed(before)
@@ -130,7 +130,7 @@ def test_forgetting_the_last_memory_destroys_the_key(opened):
     )
     assert shard.erasure.forget("acme", ids=["m"], op_id="1", now=NOW)["keys_destroyed"] is False
     assert shard.erasure.forget("acme", ids=["n"], op_id="2", now=NOW)["keys_destroyed"] is True
-    assert opened().list("acme") == []
+    assert opened().memories.list("acme") == []
 
 
 def test_keys_rotate_under_a_shard(opened):
@@ -188,7 +188,7 @@ def test_snapshots_are_sealed_hold_the_turns_and_go_with_an_erasure(opened, tmp_
     copied = probe_folder(tmp_path / "copy", canaries, open_sealed=opens)
     assert not any(row["found"] or row["unchecked"] for row in copied)
     shutil.copytree(tmp_path / "copy", folder)
-    assert opened().list("other") == [] and opened().list("acme") == []
+    assert opened().memories.list("other") == [] and opened().memories.list("acme") == []
 
 
 def test_turns_that_were_forgotten_are_in_no_snapshot(opened):

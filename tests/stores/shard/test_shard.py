@@ -37,6 +37,10 @@ def shard(tmp_path):
     shard.close()
 
 
+def conflicts(shard, *memories):
+    return shard.memories.prepare(memories, MemoryBatch([], [])).conflicts
+
+
 def put(shard, *memories, op_id=None, vectors=None):
     vectors = vectors or [unit(crc32(m.id.encode())) for m in memories]
     return shard.memories.put(
@@ -256,8 +260,8 @@ def test_one_clash_refuses_the_whole_call_and_writes_nothing(shard):
     with pytest.raises(Conflict, match="'m3'"):
         put(shard, memory("m3"), memory("m3", text="something else"))
     assert shard.counts() == before and shard.memories.get("acme", "m2") is None
-    assert shard.check([memory("m1"), memory("m2"), memory("m1", text="x")])[:2] == [None, None]
-    assert "m1" in shard.check([memory("m1", text="x")])[0]
+    assert conflicts(shard, memory("m1"), memory("m2"), memory("m1", text="x"))[:2] == [None, None]
+    assert "m1" in conflicts(shard, memory("m1", text="x"))[0]
 
 
 def test_an_op_id_stands_for_one_request(shard):
@@ -349,7 +353,13 @@ def test_novelty_is_one_minus_the_highest_cosine_of_the_namespace(shard):
     novelty = {row["id"]: row["novelty"] for row in shard.memories.statistics("acme").to_pylist()}
     assert novelty == {"a": 1.0, "b": 0.0}
     assert shard.memories.statistics("other")["novelty"].to_pylist() == [1.0]
-    assert shard.nearest(["acme", "other", "empty"], np.stack([axis(0), axis(1), axis(0)])) == [1.0, 0.0, 0.0]
+    assert [
+        cosine
+        for space, vector in (("acme", axis(0)), ("other", axis(1)), ("empty", axis(0)))
+        for cosine in shard.memories.prepare(
+            [], MemoryBatch.of([(memory("z", namespace=space), vector)])
+        ).cosines
+    ] == [1.0, 0.0, 0.0]
 
 
 def test_scores_average_into_salience_and_bad_ones_change_nothing(shard):
@@ -424,7 +434,7 @@ def test_search_equals_the_naive_search(shard):
 
 @pytest.mark.parametrize("at_once", [2, 1024])
 def test_pages_cover_every_memory_once_in_order(shard, at_once, monkeypatch):
-    monkeypatch.setattr("stores.shard.shard.LISTED_AT_ONCE", at_once)
+    monkeypatch.setattr("stores.shard.memories.LISTED_AT_ONCE", at_once)
     for i in range(23):
         put(shard, memory(f"m{i:02}", time=i // 3, conversation=f"c{i % 2}"))
     for size in (1, 4, 23, 50):
@@ -558,6 +568,7 @@ WRITER = """
 import sys
 from pathlib import Path
 sys.path.insert(0, ".")
+from stores.writes.batch import MemoryBatch
 from tests.support.stores import NOW, memory, open_shard, unit
 
 path, life = Path(sys.argv[1]), sys.argv[2]
@@ -566,13 +577,13 @@ n = 0
 while True:
     n += 1
     batch = [f"{life}-{n}-{i}" for i in range(3)]
-    shard.put([(memory(id), unit(n)) for id in batch], op_id=f"put-{life}-{n}", now=NOW)
+    shard.memories.put(MemoryBatch.of([(memory(id), unit(n)) for id in batch]), op_id=f"put-{life}-{n}", now=NOW)
     print("put", *batch, flush=True)
-    shard.touch("acme", ["first"], op_id=f"touch-{life}-{n}", now=NOW)
+    shard.memories.touch("acme", ["first"], op_id=f"touch-{life}-{n}", now=NOW)
     print("touched", flush=True)
     if n % 5 == 0:
         print("forgetting", batch[0], flush=True)
-        shard.forget("acme", ids=[batch[0]], op_id=f"forget-{life}-{n}", now=NOW)
+        shard.erasure.forget("acme", ids=[batch[0]], op_id=f"forget-{life}-{n}", now=NOW)
         print("forgot", batch[0], flush=True)
 """
 

@@ -61,7 +61,7 @@ class Store:
 
     def _put(self, namespace: str, id: str, fields: dict[str, Any], **how: Any) -> None:
         if self.shard.memories.get(namespace, id) is None:
-            self.shard.put([(made(id, namespace, fields), unit(self.done))], **how)
+            self.shard.memories.put(MemoryBatch.of([(made(id, namespace, fields), unit(self.done))]), **how)
 
     def _take(self, namespace: str, id: str, fields: dict[str, Any], **how: Any) -> None:
         """A memory comes from a second shard, where it was used."""
@@ -75,23 +75,23 @@ class Store:
             other.memories.touch(namespace, [id], op_id="touch", now=NOW + 1)
             rows = [*other.memories.export_rows(namespace)]
             other.close()
-        self.shard.take(rows, **how)
+        self.shard.memories.import_rows(rows, **how)
 
     def _supersede(self, namespace: str, id: str, fields: dict[str, Any], **how: Any) -> None:
         found = self.shard.memories.get(namespace, id)
         if found is not None and found["kind"] == fields["kind"]:
             generation = found["statistics"]["generation"]
             new = made(id, namespace, fields)
-            self.shard.supersede(new, unit(self.done), generation=generation, **how)
+            self.shard.memories.supersede(new, unit(self.done), generation=generation, **how)
 
     def _touch(self, namespace: str, ids: list[str], **how: Any) -> None:
-        self.shard.touch(namespace, ids, **how)
+        self.shard.memories.touch(namespace, ids, **how)
 
     def _score(self, namespace: str, id: str, divergence: float, **how: Any) -> None:
-        self.shard.score(namespace, [(id, divergence)], **how)
+        self.shard.memories.score(namespace, [(id, divergence)], **how)
 
     def _forget(self, namespace: str, id: str, **how: Any) -> None:
-        self.shard.forget(namespace, ids=[id], **how)
+        self.shard.erasure.forget(namespace, ids=[id], **how)
 
     def _snapshot(self, **_: Any) -> None:
         self.shard.snapshot()
@@ -383,12 +383,13 @@ WRITER = """
 import sys
 from pathlib import Path
 import numpy as np
-from tests.store_helpers import NOW, memory, open_shard, unit
+from stores.writes.batch import MemoryBatch
+from tests.support.stores import NOW, memory, open_shard, unit
 path, start = Path(sys.argv[1]), int(sys.argv[2])
 shard = open_shard(path, snapshot_every=0)
 print("open", flush=True)
 for number in range(start, start + 100_000):
-    shard.put([(memory(f"m{number}-{i}"), unit(number * 40 + i)) for i in range(40)],
+    shard.memories.put(MemoryBatch.of([(memory(f"m{number}-{i}"), unit(number * 40 + i)) for i in range(40)]),
               op_id=f"put-{number}", now=NOW)
     shard.snapshot()
     print(number, flush=True)

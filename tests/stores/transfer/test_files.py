@@ -74,7 +74,7 @@ def vector_of(shard: Shard, namespace: str, seq: int) -> Vectors:
 def take_all(shard: Shard, path: Path, op_id: str = "import", **options: Any) -> int:
     embed = options.pop("embed", None)
     _, found = files.load(path, max_text_bytes=MAX_TEXT, **options)
-    return files.import_rows(found, shard.take, op_id=op_id, now=NOW + 999, embed=embed)
+    return files.import_rows(found, shard.memories.import_rows, op_id=op_id, now=NOW + 999, embed=embed)
 
 
 @pytest.mark.parametrize("form", FORMS)

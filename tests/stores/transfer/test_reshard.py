@@ -88,7 +88,7 @@ def test_results_that_came_along_go_with_what_they_tell_of(pair: Any) -> None:
     def sent(shard: Shard, name: str) -> Any:
         options = {"op_id": name, "now": NOW}
         if name == "push":
-            return shard.push("acme", "talk", turns, **options)
+            return shard.conversations.push("acme", "talk", turns, **options)
         return shard.keyed.put(*(line if name == "line" else other), **options)
 
     first = {name: sent(old, name) for name in ("push", "line", "other")}

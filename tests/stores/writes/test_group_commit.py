@@ -176,20 +176,20 @@ def call(shard, write, place):
             (memory(name, namespace=space, text=f"{'xy'[name in 'ab']} {version}"), axis(version))
             for name, version in what
         ]
-        return lambda: shard.put(items, **options)
+        return lambda: shard.memories.put(MemoryBatch.of(items), **options)
     if op == "touch":
-        return lambda: shard.touch(space, what, **options)
+        return lambda: shard.memories.touch(space, what, **options)
     if op == "score":
-        return lambda: shard.score(space, [(what, float(place))], **options)
+        return lambda: shard.memories.score(space, [(what, float(place))], **options)
     if op == "supersede":
         new = memory(what, namespace=space, text=f"new {place}")
-        return lambda: shard.supersede(new, axis(2), generation=more[0], **options)
+        return lambda: shard.memories.supersede(new, axis(2), generation=more[0], **options)
     if op == "race":
         candidates = [
             Candidate(memory=memory(f"c{i}", namespace=space, text=f"raced {i}"), vector=axis(i))
             for i in range(2)
         ]
-        return lambda: shard.race(
+        return lambda: shard.memories.race(
             space,
             what,
             candidates,
@@ -198,7 +198,7 @@ def call(shard, write, place):
             **options,
         )
     how = {"everything": True} if what is None else {"ids": [what]}
-    return lambda: shard.forget(space, **how, **options)
+    return lambda: shard.erasure.forget(space, **how, **options)
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
@@ -217,7 +217,7 @@ def test_any_writes_in_batches_leave_what_they_leave_one_by_one(first, then):
         assert [without_anchors(outcome) for outcome in outcomes] == [without_anchors(e) for e in expected]
         assert sum(map(len, batches)) <= len(chosen)
         for _ in range(2):
-            assert state(batched) == state(alone) and batched.verify() is None
+            assert state(batched) == state(alone) and batched.chain.verify() is None
             alone.close(), batched.close()
             alone, batched = open_shard(Path(folder) / "alone"), open_shard(Path(folder) / "batched")
         alone.close(), batched.close()
@@ -345,6 +345,7 @@ import json, resource, signal, sys, threading, time
 from pathlib import Path
 sys.path.insert(0, ".")
 from common.errors import NotReady
+from stores.writes.batch import MemoryBatch
 from tests.support.stores import NOW, memory, open_shard, unit
 
 path, fault, flag = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
@@ -357,7 +358,8 @@ def write(thread):
         id = f"{thread}-{i}"
         begun.append(id)
         try:
-            shard.put([(memory(id, text="x" * 3000 + id), unit(thread * 100 + i))], op_id=id, now=NOW)
+            item = memory(id, text="x" * 3000 + id), unit(thread * 100 + i)
+            shard.memories.put(MemoryBatch.of([item]), op_id=id, now=NOW)
             acknowledged.append(id)
         except NotReady as error:
             told.append([error.code, error.message])
@@ -378,12 +380,12 @@ for thread in threads:
 flag.unlink(missing_ok=True)  # the disk is well again; the shard must not trust it
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 try:
-    shard.touch("acme", ["0-0"], op_id="late", now=NOW)
+    shard.memories.touch("acme", ["0-0"], op_id="late", now=NOW)
 except NotReady as error:
     told.append([error.code, error.message])
 print(json.dumps({
     "acknowledged": acknowledged, "told": told, "begun": begun, "failure": shard.counts()["failure"],
-    "readable": [m["id"] for m in shard.list("acme", limit=1000)],
+    "readable": [m["id"] for m in shard.memories.list("acme", limit=1000)],
 }))
 """
 

@@ -264,7 +264,9 @@ def test_near_identical_memories_are_counted_and_the_existing_id_returned(shard)
     assert put(shard, memory("a", text="Ada moved."))[0]["status"] == "existing"
     shard = reopened(shard)
     assert shard.memories.get("acme", "a")["statistics"]["count"] == 2 and shard.counts()["duplicates"] == 1
-    assert shard.twins([memory("d", text="ADA moved")], [axis(0)]) == ["a"]
+    assert shard.memories.prepare(
+        [], MemoryBatch.of([(memory("d", text="ADA moved"), axis(0))])
+    ).duplicates == ["a"]
     shard.close()
 
 
