@@ -9,17 +9,19 @@ of the project can be measured. The exit status is 1 when imports form a circle 
 
 import argparse
 import ast
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
 
 NOT_ROOMS = {"tests", "tools", "benchmarks"}
 MOST_MODULES = 12
 SHORT_LINES = 20
+OWN = ("self", "cls")
 TUPLE_METHODS = {"_replace", "_asdict", "_fields", "_make"}  # the public interface of named tuples
-Function = ast.FunctionDef | ast.AsyncFunctionDef
+Node = TypeVar("Node", bound=ast.AST)
 Graph = dict[str, set[str]]
 
 
@@ -40,9 +42,11 @@ class Module:
     def package(self) -> str:
         return self.name if self.is_package else self.name.rpartition(".")[0]
 
-    @property
-    def room(self) -> str:
-        return ".".join(self.name.split(".")[:2])
+    def nodes(self, kind: type[Node]) -> list[Node]:
+        return [node for node in ast.walk(self.tree) if isinstance(node, kind)]
+
+    def at(self, node: ast.expr) -> str:
+        return f"{self.path}:{node.lineno} {ast.unparse(node)}"
 
 
 @dataclass
@@ -66,7 +70,7 @@ def read_modules(root: Path, folder: Path) -> list[Module]:
         parts = path.relative_to(root).with_suffix("").parts
         name = ".".join(parts[:-1] if path.name == "__init__.py" else parts)
         text = path.read_text(encoding="utf-8")
-        modules.append(Module(name, path.relative_to(root), len(text.splitlines()), ast.parse(text, str(path))))
+        modules.append(Module(name, path.relative_to(root), text.count("\n"), ast.parse(text, str(path))))
     return modules
 
 
@@ -112,39 +116,26 @@ def grouped(graph: Graph, depth: int) -> Graph:
 
 
 def circles(graph: Graph) -> list[list[str]]:
-    """Strongly connected components of more than one node (Kosaraju's two passes)."""
-    order: list[str] = []
-    seen: set[str] = set()
-    for start in sorted(graph):
-        walk(graph, start, seen, order)
-    backwards: Graph = {name: set() for name in graph}
-    for name, targets in graph.items():
-        for target in targets:
-            backwards[target].add(name)
-    found, seen = [], set()
-    for start in reversed(order):
-        component: list[str] = []
-        walk(backwards, start, seen, component)
-        if len(component) > 1:
-            found.append(sorted(component))
-    return sorted(found)
+    """Strongly connected components of more than one node: those that reach each other."""
+    reached = {name: reachable(graph, name) for name in graph}
+    components = {frozenset(other for other in reached[name] if name in reached[other]) for name in graph}
+    return sorted(sorted(component) for component in components if len(component) > 1)
 
 
-def walk(graph: Graph, node: str, seen: set[str], order: list[str]) -> None:
-    """Depth-first search from `node`; appends each new node to `order` after everything that it reaches."""
-    if node in seen:
-        return
-    seen.add(node)
-    for target in sorted(graph[node]):
-        walk(graph, target, seen, order)
-    order.append(node)
+def reachable(graph: Graph, start: str) -> set[str]:
+    found: set[str] = set()
+    waiting = [start]
+    while waiting:
+        new = graph[waiting.pop()] - found
+        found |= new
+        waiting += new
+    return found
 
 
 def functions(module: Module) -> Iterator[tuple[int, str]]:
     """(lines, place) of each function and method, nested ones too."""
-    for node in ast.walk(module.tree):
-        if isinstance(node, Function):
-            yield (node.end_lineno or node.lineno) - node.lineno + 1, f"{module.path}:{node.lineno} {node.name}"
+    for node in module.nodes(ast.FunctionDef) + module.nodes(ast.AsyncFunctionDef):
+        yield (node.end_lineno or 0) - node.lineno + 1, f"{module.path}:{node.lineno} {node.name}"
 
 
 def is_private(name: str) -> bool:
@@ -152,32 +143,25 @@ def is_private(name: str) -> bool:
 
 
 def defined_privates(module: Module) -> set[str]:
-    """Private names that the file defines: functions, classes, assigned names and attributes."""
-    names = set()
-    for node in ast.walk(module.tree):
-        if isinstance(node, Function | ast.ClassDef):
-            names.add(node.name)
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            names.add(node.id)
-        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and is_own(node.value):
-            names.add(node.attr)
+    """Private names that the file defines: functions, classes, assigned names, attributes of self or cls."""
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    names = {node.name for node in ast.walk(module.tree) if isinstance(node, kinds)}
+    names |= {node.id for node in module.nodes(ast.Name) if isinstance(node.ctx, ast.Store)}
+    stored = [node for node in module.nodes(ast.Attribute) if isinstance(node.ctx, ast.Store)]
+    names |= {node.attr for node in stored if ast.unparse(node.value) in OWN}
     return {name for name in names if is_private(name)}
-
-
-def is_own(node: ast.expr) -> bool:
-    return isinstance(node, ast.Name) and node.id in ("self", "cls")
 
 
 def foreign_privates(module: Module, own: set[str]) -> Iterator[tuple[str, str]]:
     """(name, place) of accesses `x._name`, x not self or cls, where `_name` is not among `own`."""
-    for node in ast.walk(module.tree):
-        if isinstance(node, ast.Attribute) and is_private(node.attr) and node.attr not in own and not is_own(node.value):
-            yield node.attr, f"{module.path}:{node.lineno} {ast.unparse(node)}"
+    for node in module.nodes(ast.Attribute):
+        if is_private(node.attr) and node.attr not in own and ast.unparse(node.value) not in OWN:
+            yield node.attr, module.at(node)
 
 
 def mixins(modules: list[Module]) -> list[str]:
     """Classes with more than one base class that is defined in this tree."""
-    classes = [(m, node) for m in modules for node in ast.walk(m.tree) if isinstance(node, ast.ClassDef)]
+    classes = [(module, node) for module in modules for node in module.nodes(ast.ClassDef)]
     names = {node.name for _, node in classes}
     return [
         f"{module.path}:{node.lineno} {node.name}({', '.join(map(ast.unparse, node.bases))})"
@@ -186,39 +170,24 @@ def mixins(modules: list[Module]) -> list[str]:
     ]
 
 
-def hasattr_calls(modules: list[Module]) -> list[str]:
-    return [
-        f"{module.path}:{node.lineno} {ast.unparse(node)}"
-        for module in modules
-        for node in ast.walk(module.tree)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "hasattr"
-    ]
-
-
 def untested(root: Path, modules: list[Module]) -> list[str]:
     """Modules `a/b/c.py` without `tests/a/b/test_c.py` (or `tests/test_c.py`, where tests are one flat folder)."""
-    missing = []
-    for module in modules:
-        name = f"test_{module.path.stem}.py"
-        if not ((root / "tests" / module.path.parent / name).exists() or (root / "tests" / name).exists()):
-            missing.append(str(module.path))
-    return missing
+    paths = [module.path for module in modules]
+    tests = {path.relative_to(root / "tests") for path in (root / "tests").rglob("test_*.py")}
+    return [str(p) for p in paths if not tests & {Path(f"test_{p.name}"), p.parent / f"test_{p.name}"}]
 
 
-def report_files(report: Report, files: list[Module]) -> None:
-    folders: dict[str, int] = defaultdict(int)
-    for module in files:
-        folders[str(module.path.parent)] += 1
-    largest = max(folders, key=folders.__getitem__)
+def report_sizes(report: Report, files: list[Module]) -> None:
+    folders = Counter(str(module.path.parent) for module in files).most_common()
     report.number("modules", len(files))
-    report.number("folders", len(folders), [f"{count:3} {name}" for name, count in sorted(folders.items())])
-    report.number("most modules in a folder", f"{folders[largest]} ({largest})")
-    over = [f"{count} {name}" for name, count in sorted(folders.items()) if count > MOST_MODULES]
-    report.number(f"folders of more than {MOST_MODULES} modules", len(over), over)
+    report.number("folders", len(folders), [f"{count:3} {name}" for name, count in folders])
+    report.number("most modules in a folder", f"{folders[0][1]} ({folders[0][0]})")
+    over = sum(count > MOST_MODULES for _, count in folders)
+    report.number(f"folders of more than {MOST_MODULES} modules", over)
     longest = max(files, key=lambda module: module.lines)
     report.number("lines a module, median", median(module.lines for module in files))
     report.number("lines of the longest module", f"{longest.lines} ({longest.path})")
-    found = sorted(each for module in files for each in functions(module))
+    found = sorted(each for module in files for each in functions(module)) or [(0, "none")]
     report.number("functions", len(found))
     report.number("lines a function, median", median(lines for lines, _ in found))
     short = sum(lines <= SHORT_LINES for lines, _ in found) / len(found)
@@ -237,38 +206,38 @@ def report_circles(report: Report, modules: list[Module]) -> None:
 
 def report_habits(report: Report, root: Path, modules: list[Module]) -> None:
     defined = {module.name: defined_privates(module) for module in modules}
+    everywhere = set().union(*defined.values())
     packages: dict[str, set[str]] = defaultdict(set)
     for module in modules:
         packages[module.package] |= defined[module.name]
-    everywhere = set().union(*defined.values())
     by_package = [use for m in modules for use in foreign_privates(m, packages[m.package])]
     by_module = [use for m in modules for use in foreign_privates(m, defined[m.name])]
     ours = [place for name, place in by_package if name in everywhere]
     report.number("uses of privates across packages", len(ours), ours)
     report.number("uses of privates across modules", sum(name in everywhere for name, _ in by_module))
-    foreign = [place for name, place in by_package if name not in everywhere]
-    report.number("uses of privates of libraries", len(foreign), foreign)
     tests = read_modules(root, root / "tests")
-    uses = [place for m in tests for name, place in foreign_privates(m, defined_privates(m)) if name in everywhere]
-    report.number("uses of privates in tests", len(uses), uses)
+    uses = [use for m in tests for use in foreign_privates(m, defined_privates(m)) if use[0] in everywhere]
+    report.number("uses of privates in tests", len(uses), [place for _, place in uses])
     report.number("classes with several bases of ours (mixins)", len(mixins(modules)), mixins(modules))
-    report.number("calls of hasattr", len(hasattr_calls(modules)), hasattr_calls(modules))
+    calls = [m.at(node) for m in modules for node in m.nodes(ast.Call) if ast.unparse(node.func) == "hasattr"]
+    report.number("calls of hasattr", len(calls), calls)
 
 
 def measure(root: Path, summary: bool = False) -> Report:
     modules = read_tree(root)
     files = [module for module in modules if not module.is_package]
     report = Report(summary=summary)
-    report_files(report, files)
+    report_sizes(report, files)
     report_circles(report, modules)
     missing = untested(root, files)
-    report.number("modules with a test of their name", f"{len(files) - len(missing)} of {len(files)}", missing)
+    tested = f"{len(files) - len(missing)} of {len(files)}"
+    report.number("modules with a test of their name", tested, missing)
     report_habits(report, root, modules)
     return report
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Print the structure of a source tree; fail on import circles.")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("tree", nargs="?", type=Path, default=Path("."), help="root of the tree")
     parser.add_argument("--summary", action="store_true", help="numbers only, without the lists of places")
     options = parser.parse_args()
