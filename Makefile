@@ -7,7 +7,7 @@ ROOMS := actors common jobs models serve stores train
 STAMP := $(VENV)/.ready
 ARGS ?=
 
-.PHONY: help setup check format test demo up bench
+.PHONY: help setup check house format test demo up bench
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -29,12 +29,16 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m models.weights.load smollm2-135m
 	@touch $@
 
-check: $(STAMP)  ## format, lint, types, imports, generated docs
+check: $(STAMP)  ## format, lint, types, imports, structure, generated docs
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/mypy $(ROOMS)
+	$(VENV)/bin/mypy $(ROOMS) tools
 	$(VENV)/bin/lint-imports
+	$(PYTHON) -m tools.house --summary
 	$(PYTHON) -m jobs.commands.reference --check
+
+house: $(STAMP)  ## structure in numbers with the places behind them; ARGS=DIR for another tree
+	$(PYTHON) -m tools.house $(ARGS)
 
 format:  ## rewrite files the way `check` wants them
 	$(VENV)/bin/ruff format .

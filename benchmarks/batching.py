@@ -1,13 +1,14 @@
-"""Requests that decode together, against what transformers does with the same ones.
+"""Continuous batching against transformers on the same requests.
 
     python benchmarks/batching.py [--model MODEL] [--dtype float32] [--requests 32] [--concurrent 8] [--repeats 3]
 
-The same prompts (ragged), the same limits of new tokens (ragged), greedy, the same weights in one process; the ways
-take turns. `engine` keeps `--concurrent` requests in flight, a new one for each that ends. `static` gives `generate` as
-many at once, padded on the left, until the longest of them ends; `single` gives it one. `--ways engine,paged` compares
-with transformers' own continuous batching, by itself since its threads slow the others on a CPU. Tokens count up to
-each request's own end or limit, so what a static batch writes beyond that is no use to it. Medians of the repeats; on
-a GPU those that record graphs run all requests once before.
+All ways get the same prompts and the same limits of new tokens (both of unequal lengths), greedy decoding and the
+same weights in one process, and alternate. `engine` keeps `--concurrent` requests in flight and starts a new one for
+each that ends. `static` calls `generate` with as many at once, padded on the left, until the longest ends; `single`
+calls it with one. `--ways engine,paged` compares with transformers' own continuous batching, in a run of its own
+because its threads slow the others on a CPU. Tokens count up to each request's own end or limit; what a static batch
+writes beyond that does not count. Medians of the repeats; on a GPU, ways that record graphs run all requests once
+before.
 """
 
 import argparse

@@ -1,11 +1,12 @@
-"""What a KV block costs and loses by encoder and by how it lies at rest.
+"""What a KV block costs and loses, by encoder and by storage format.
 
     python benchmarks/blocks.py [--model MODEL] [--dtype DTYPE] [--worlds 3] [--variants LIST] [--out FILE]
 
-Memories and questions are the demo's (`jobs.demo_data`); each question gets its own memory and the two next to it, with
-`recall.reprocess` none, so that everything comes from blocks. `same`: answers that are those of the first variant, word
-for word; `hit`: the expected answer is contained; `nats`: how far the first token's distribution moves from the first
-variant's (KL, mean). Encoding is CPU time of this process, which other work on the machine does not change much.
+Memories and questions are the demo's (`jobs.demo.demo_data`); each question gets its own memory and the two next to
+it, with `recall.reprocess` none, so that everything comes from blocks. `same`: share of answers equal to the first
+variant's, word for word; `hit`: the expected answer is contained; `nats`: mean KL divergence of the first token's
+distribution from the first variant's. Encoding is measured in CPU time of this process, which other work on the
+machine hardly changes.
 """
 
 import argparse

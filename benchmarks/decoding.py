@@ -1,11 +1,11 @@
-"""How far decoding is from what the memory's speed allows.
+"""How far decoding is from the limit that memory bandwidth sets.
 
     python benchmarks/decoding.py [--model MODEL] [--dtype bfloat16] [--rows 1,8,32] [--steps 64]
 
-A token more of every running request needs all weights once and each request's keys and values, so it takes at least
-their bytes by the memory's bandwidth, which a large copy measures (read and written bytes counted). Timed are whole
-steps of the engine, choosing tokens and turning them into text included, with every row running; with CUDA graphs and
-without where there is a GPU. Medians.
+One more token for every running request reads all weights once and each request's keys and values, so it takes at least
+their bytes divided by the memory bandwidth, which a large copy measures (bytes read and written). Whole steps of the
+engine are timed, sampling and detokenising included, with every row running; on a GPU with and without CUDA graphs.
+Medians.
 """
 
 import argparse

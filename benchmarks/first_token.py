@@ -1,15 +1,15 @@
-"""How long until the first token, behind 512, 2,048 and 8,192 tokens of memories.
+"""Time to first token with 512, 2,048 and 8,192 tokens of memories.
 
     python benchmarks/first_token.py [--model MODEL] [--dtype bfloat16] [--tokens 512,2048,8192] [--repeats 3]
 
-From the request to its first token, tokenising and look-up included, alone in the engine:
+Measured from the request to its first token, tokenising and look-up included, with nothing else in the engine:
 
     text          the memories as text
-    blocks        as KV blocks in memory, each rotated to its place; the two best run again
+    blocks        as KV blocks in memory, each rotated to its position; the two best run again
     blocks, disk  the same, read from their files
     history       states encoded one behind the other (kv_exact), in memory: the same tokens as text
 
-Ways take turns and each repetition asks another question; medians. Where the context is smaller, so are the memories.
+Ways alternate and each repetition asks another question; medians. Memories are cut to the model's context.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The dense index against bare Faiss: recall, latency, changes under load, building; growth up to a million.
+"""The vector index against bare Faiss: recall, latency, changes under load, build time; growth to a million vectors.
 
     python benchmarks/index.py [--n 100000] [--kinds ivf,hnsw] [--growth 10000,100000,1000000] [--vectors FILE.npy]
                                [--out runs/index.json]
@@ -6,8 +6,8 @@
 Vectors are synthetic unless FILE gives others (float32 `[n, 384]`, unit rows): themes, topics within themes, and a few
 directions within topics, so that they are clustered and of low dimension locally, as sentence embeddings are. Queries
 lie as far from stored vectors as questions do from their answers (cosine 0.7). Exact search by Faiss is the truth; bare
-Faiss is the same structure with the same parameters, called directly, in alternation. Growth is drawn beside the
-report. A whole shard is measured by `shard.py`.
+Faiss is the same structure with the same parameters, called directly, in alternation. A plot of growth is
+saved beside the report. A whole shard is measured by `shard.py`.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""Hit rate and prompt tokens of every mode, and whether the true memory scores highest, on letta_core_memory.
+"""Hit rate and prompt tokens of every mode, and the rank of the true memory by divergence, on letta_core_memory.
 
     python benchmarks/letta.py FOLDER --model MODEL [--sets 10] [--policies best_last,first_k,none] [--out FILE]
 
 FOLDER holds core_memory_read.jsonl and core_memory_update.jsonl (letta-ai/letta-evals, Apache-2.0). The facts of all
 sets share one namespace; `full` holds them all; the others the k nearest of them. A hit is the expected answer,
 normalised, contained in the model's. `true_first`: the supporting fact of a question has the highest divergence among
-its set's ten. Intervals are Wilson's, 95%. In one process, without Ray: what is measured is the engine.
+its set's ten. Intervals are Wilson's, 95%. One process without Ray: the engine is what is measured.
 """
 
 import argparse

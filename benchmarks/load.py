@@ -2,14 +2,14 @@
 
     sharpwave up
     python benchmarks/load.py http://127.0.0.1:8099 [--clients 4] [--seconds 60] [--out FILE]
-    python benchmarks/load.py URL --rate 2                     open loop: two arrivals a second, whatever they take
+    python benchmarks/load.py URL --rate 2                     open loop: two arrivals a second, independent of answers
     python benchmarks/load.py URL --mix chat=8,write=1,delete=1 --namespaces 4 --leave 0.05
 
 Closed loop: each client sends its next request when the last one is answered. Open loop: arrivals are Poisson at
-`--rate` and none waits for another, so latency holds the queue, too. Chats stream; a share of them (`--leave`) is left
-after the first token, as users do who close the page. Each namespace is taught `--memories` facts first. A chat whose
-answer stands on a memory that this run had deleted before it was asked counts as `stale`. Every `--window` seconds a
-line, so that a long run shows drift; the report holds them all.
+`--rate` and none waits for another, so latency includes the queue. Chats stream; a share of them (`--leave`)
+disconnects after the first token, like users who close the page. Each namespace is taught `--memories` facts first. A
+chat whose answer is based on a memory that this run had deleted before the question counts as `stale`. A line is
+printed every `--window` seconds, so that a long run shows drift; the report holds all lines.
 """
 
 import argparse

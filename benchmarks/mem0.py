@@ -4,11 +4,11 @@
 
 FOLDER holds core_memory_read.jsonl and core_memory_update.jsonl (letta-ai/letta-evals, Apache-2.0). mem0 is no
 dependency of this project: give the interpreter of an environment that has mem0ai and sentence-transformers; without
-it, the other two are measured. Each system runs in a process of its own, on its default local store: mem0 with
-`infer=False`, its own Hugging Face embedder on the same model folder, qdrant and history on disk; ours with one fsync a
-write and full retrieval; the floor with one SQLite commit a write (synchronous=FULL) and an exact Faiss index. One
-write, one search at a time. Embedding is measured apart, since all embed alike. After deleting everything, the files
-are searched for the texts.
+it, only the other two are measured. Each system runs in a process of its own, on its default local store: mem0 with
+`infer=False`, its own Hugging Face embedder on the same model folder, qdrant and history on disk; ours with one fsync
+a write and full retrieval; the floor with one SQLite commit a write (synchronous=FULL) and an exact Faiss index. One
+write, one search at a time. Embedding is measured separately, since all use the same model. After deleting
+everything, the files are searched for the texts.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""How long opening a shard takes: from snapshot and tail, against building the index alone, against the whole log.
+"""Time to open a shard: from snapshot and tail, against building the index alone, against the whole log.
 
     python benchmarks/open.py [--memories 100000] [--dim 384] [--tail 1000] [--repeat 3] [--out FILE]
 
-`build`: train and fill the index from vectors that are in memory already, nothing else; `snapshot`: `Shard.open` from
-a snapshot and a tail of the log, until the first search is answered; `log`: the same without the snapshot. All in one
-process, after one another, caches warm. Vectors are unit, around 1,000 centres, so that lists mean something.
+`build`: train and fill the index from vectors in memory, nothing else; `snapshot`: `Shard.open` from a snapshot and a
+tail of the log, until the first search is answered; `log`: the same without the snapshot. All in one process, one
+after another, with warm caches. Unit vectors around 1,000 centres, so that the tree's lists are real clusters.
 """
 
 import argparse

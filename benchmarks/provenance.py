@@ -1,4 +1,4 @@
-"""What every report begins with: the command, the machine, and the model where there is one."""
+"""The head of every report: command, machine, and model if there is one."""
 
 import os
 import platform

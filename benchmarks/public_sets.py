@@ -1,4 +1,4 @@
-"""How the public sets are written: letta_core_memory (letta-ai/letta-evals, Apache-2.0) and LoCoMo (CC BY-NC 4.0)."""
+"""Readers of the public sets: letta_core_memory (letta-ai/letta-evals, Apache-2.0) and LoCoMo (CC BY-NC 4.0)."""
 
 import json
 import re

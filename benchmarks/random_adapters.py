@@ -1,4 +1,4 @@
-"""Adapters that nobody trained: their random weights change every answer, which is enough to tell versions apart."""
+"""Untrained adapters: their random weights change every answer, which is enough to distinguish versions."""
 
 from pathlib import Path
 from typing import Any

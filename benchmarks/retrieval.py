@@ -1,4 +1,4 @@
-"""Which retrieval finds the memory that answers: flat cosine, or the full stack.
+"""Retrieval quality: flat cosine against the full stack.
 
     python benchmarks/retrieval.py [--letta FOLDER] [--locomo FILE] [--out runs/retrieval.json]
 
@@ -8,9 +8,9 @@ evaluation only): a conversation is a namespace, a turn a memory, questions with
 
 Each question is asked whole and as a partial cue: half of its words, drawn by seed. recall@k is the share of a
 question's evidence among the first k results, MRR the mean of 1 / place of the first. Both go through a real shard,
-opened in a temporary folder, and the project's embedder. The constants of `stores/rank.py` were chosen on these same
-questions, so there is no untouched half: A and B (questions, conversations of even and odd number) only show that the
-gain does not hang on a few of them. The interval is a paired bootstrap, 95%, of full minus flat.
+opened in a temporary folder, and the project's embedder. The constants of `stores/ranking/ranking.py` were chosen on
+these same questions, so there is no held-out half: A and B (questions, conversations of even and odd number) only show
+that the gain does not depend on a few of them. The interval is a paired bootstrap, 95%, of full minus flat.
 """
 
 import argparse

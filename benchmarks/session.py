@@ -1,4 +1,4 @@
-"""One session, five ways to bring its memories to the model: hit rate, tokens, time.
+"""One session, five ways to give its memories to the model: hit rate, tokens, time.
 
     python benchmarks/session.py [--model MODEL] [--dtype bfloat16] [--sizes 10,20,100,1000] [--out runs/session]
     python benchmarks/session.py --letta FOLDER | --locomo FILE ...
@@ -14,10 +14,10 @@ Same facts, same questions, same prompt pieces for every mode:
                eight bits, with how many of its answers are those of prefix, both normalised)
     hybrid     prefix, and the best once more as text                          off         no memory
     MODE:top-N the N best, whatever they score, in place of those of --share of the best one's score
-    bias:S     no memory but the value states of the k as a bias of strength S; overlay:S (see models/values.py)
+    bias:S     no memory but the value states of the k as a bias of strength S; overlay:S (engine/bias_overlay.py)
 
 A hit is an expected answer, normalised as SQuAD does, within the model's (greedy, 16 tokens); intervals are
-Wilson's, differences to `full` and `text` paired bootstraps, 95%. Modes take turns question by question, so that a
+Wilson's, differences to `full` and `text` paired bootstraps, 95%. Modes alternate question by question, so that a
 machine that slows down slows all of them. One process, no Ray: retrieval by a real shard, answers by the engine.
 """
 

@@ -1,4 +1,4 @@
-"""What `session.py` found, as JSON, Markdown and a plot of hit rate against prompt tokens."""
+"""The report of `session.py` as JSON, Markdown and a plot of hit rate against prompt tokens."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Facts and questions for `session.py`: sets that the project makes, letta_core_memory, LoCoMo."""
+"""Facts and questions for `session.py`: generated sets, letta_core_memory, LoCoMo."""
 
 import json
 import random

@@ -4,9 +4,9 @@
 
 The shard holds memories with texts, both indexes, statistics, and the log on disk; it is filled by import. Vectors and
 questions are those of `index.py`, or FILE gives the vectors. Bare Faiss is the shard's own structure with its own
-parameters, called directly, in alternation; exact search is the truth. Latencies are by the wall clock; beside them
-stands the CPU time of the thread, which other work on the machine does not stretch as much. Under load two threads
-search while one writes memories one by one, and now and then erases ten, which rewrites the log's files.
+parameters, called directly, in alternation; exact search is the truth. Latencies are wall-clock times, with the
+thread's CPU time beside them, which other work on the machine affects less. Under load two threads
+search while one writes memories one by one, and from time to time erases ten, which rewrites the log's files.
 """
 
 import argparse

@@ -1,16 +1,16 @@
-"""An instance under mixed load for as long as asked: does anything fail, go stale, or grow?
+"""An instance under mixed load for a given time: failures, stale answers, growth of memory.
 
     python benchmarks/soak.py [--minutes 30] [--clients 4] [--swap 30] [--out runs/soak.json]
 
 Starts an instance of its own with two replicas of the model and, while clients of `load.py` chat, write, delete and
-leave after the first token, swaps what `base:latest` names every `--swap` seconds (the other version takes its
-place, is retired, and is published again) and after half the time kills one replica. A share of the chats are canaries:
-the same question about the same memory, to the base and to `base:latest`, whose answers are known from before.
+leave after the first token, swaps what `base:latest` names every `--swap` seconds (the other version takes its place,
+is retired, and is published again) and after half the time kills one replica. A share of the chats are canaries: the
+same question about the same memory, to the base and to `base:latest`, whose answers are known from before.
 
-Counted as wrong: any failed request but those in flight when the replica was killed, or sent before it was seen to be
-gone (`--grace` seconds); an answer that stands on a deleted memory; a canary whose answer is no version's that its
-model could name. Memory: resident bytes of each kind of process, in windows; `growth` compares the last quarter with
-the second. Exits with 1 where anything was wrong.
+Counted as wrong: a failed request, unless it was in flight when the replica was killed or sent before its loss was
+detected (`--grace` seconds); an answer based on a deleted memory; a canary whose answer is that of no version which
+its model name could mean. Memory: resident bytes of each kind of process, in windows; `growth` compares the last
+quarter with the second. Exit status 1 if anything was wrong.
 """
 
 import argparse

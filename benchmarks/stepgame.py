@@ -3,10 +3,11 @@
     python benchmarks/stepgame.py FOLDER [--out FILE]
 
 FOLDER holds clean_qa1_test.json to clean_qa3_test.json (StepGame, MIT): stories of k observations about k + 1 agents,
-and the relation of two of them. A sentence becomes one spatial memory by the rules of `read_sentence`, which see no
-label. Some templates of the data are wrong (they say the opposite of the label, stand for several labels, or name one
-agent twice): those whose plain reading agrees with fewer than 0.9 of their labels in the stories of one observation.
-Accuracy is given for all questions, and for those whose story uses sound templates only. Intervals are Wilson's, 95%.
+and the relation of two of them. A sentence becomes one spatial memory by the rules of `read_sentence`, which do not
+see the label. Some templates of the data are wrong (they say the opposite of the label, stand for several labels, or
+name one agent twice): those whose plain reading agrees with fewer than 0.9 of their labels in the stories of one
+observation. Accuracy is given for all questions, and for those whose story uses sound templates only. Intervals are
+Wilson's, 95%.
 """
 
 import argparse

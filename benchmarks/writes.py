@@ -3,11 +3,11 @@ fsync a write.
 
     python benchmarks/writes.py [--folder FOLDER] [--out writes.json] [--repeats 5]
 
-Times are medians of one run on one disk; the parts take turns, batch by batch, so that a disk that slows
-down slows all of them. `raw` puts bytes that are ready into LMDB, one transaction with one fsync a batch,
-and does nothing else; `raw json` first makes them of the memories, which is the least that any writer of
-memories does. `log` stages and commits records (JSON, salted digest, chain, CRC, result for retries),
-`shard` is the whole write: novelty, near-identical memories, gate, log, index.
+Times are medians of one run on one disk; the parts alternate batch by batch, so that a disk that slows down slows all
+of them. `raw` puts prepared bytes into LMDB, one transaction with one fsync a batch, and does nothing else; `raw
+json` first serialises the memories, which is the least that any writer of memories does. `log` stages and commits
+records (JSON, salted digest, chain, CRC, result for retries), `shard` is the whole write: novelty, near duplicates,
+write gate, log, index.
 """
 
 import argparse

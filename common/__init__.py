@@ -1,1 +1,7 @@
-"""What every room needs: errors, configuration, atomic files. Open `errors.py` first."""
+"""Shared by all folders. Open `errors.py` first.
+
+- `errors.py`: every error that is raised on purpose
+- `config.py`: one YAML file, sections by component
+- `files.py`: atomic, durable file writes
+- `keys.py`: secret keys, named in the configuration by location
+"""

@@ -1,7 +1,8 @@
-"""One YAML file, sections by component. Order of strength: defaults, file, environment, overrides.
+"""Configuration: one YAML file, sections by component. Later sources win: defaults, file, environment, overrides.
 
-`SHARPWAVE_TRAIN__LR=1e-4` sets `train.lr`; `overrides={"train.lr": 1e-4}` is what `--set train.lr=1e-4`
-becomes. Unknown keys fail and name the valid ones. `config_hash` goes into every run and manifest.
+`SHARPWAVE_TRAIN__LR=1e-4` sets `train.lr`, and so does `overrides={"train.lr": 1e-4}`, which is what `--set
+train.lr=1e-4` passes. Unknown keys raise `InvalidInput` with the valid ones. `config_hash` is written into every run
+and manifest.
 """
 
 import hashlib

@@ -1,5 +1,5 @@
-"""Secret keys, named in the configuration by where they are: the configuration itself is written into
-every run, so no key ever stands in it."""
+"""Secret keys. The configuration names their location (`env:NAME`, `file:PATH`), never the key itself, because the
+configuration is written into every run."""
 
 import os
 from pathlib import Path
