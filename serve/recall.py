@@ -15,11 +15,10 @@ from common.config import Config
 from common.errors import NotReady
 from models.text.messages import Conversation
 from serve.http import unwrap
+from serve.pages import all_memories
 from serve.schemas.requests import MemoryField
 from serve.telemetry import Telemetry
 from stores.ranking.ranking import Rerank, relevant
-
-FULL_PAGE = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +66,8 @@ class Recall:
         self, asked: MemoryField, question: str, mode: str
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         if mode in self._all_by_time:
-            return await self.everything(asked.namespace, asked.kinds, asked.filter), []
+            kinds, where = asked.kinds, asked.filter
+            return await all_memories(self._store, asked.namespace, kinds=kinds, where=where), []
         results, _ = await self.search(
             asked.namespace,
             question,
@@ -123,19 +123,6 @@ class Recall:
             return asyncio.run_coroutine_threadsafe(ask(texts, query), loop).result(self._deadline_s)
 
         return rerank
-
-    async def everything(
-        self, namespace: str, kinds: Sequence[str] | None = None, where: dict[str, Any] | None = None
-    ) -> list[dict[str, Any]]:
-        """All memories of a namespace in order of time."""
-        found: list[dict[str, Any]] = []
-        cursor = None
-        while True:
-            page = await self._store.list(namespace, limit=FULL_PAGE, after=cursor, where=where)
-            found += [memory for memory in page["memories"] if kinds is None or memory["kind"] in kinds]
-            cursor = page["next"]
-            if cursor is None:
-                return found
 
 
 def _question(prompt: Conversation) -> str:
