@@ -13,16 +13,15 @@ from common.errors import InvalidInput, Overloaded
 from serve.access import Principal
 from serve.http import HeldStream, unwrap
 from serve.parts import Json, Parts, fresh_op
-from serve.recall import Recall, Recalled
+from serve.recall import Recalled
 from serve.schemas import openai as shapes
 from serve.schemas.requests import ChatBody, CompletionBody
 from serve.telemetry import Telemetry
 
 
 class Answers:
-    def __init__(self, parts: Parts, recall: Recall, telemetry: Telemetry) -> None:
+    def __init__(self, parts: Parts, telemetry: Telemetry) -> None:
         self._parts = parts
-        self._recall = recall
         self._telemetry = telemetry
         self._in_flight = 0
         self._background: set[asyncio.Task] = set()
@@ -39,7 +38,7 @@ class Answers:
         async with contextlib.AsyncExitStack() as stack:
             stack.enter_context(self.admitted(len(prompts) * len(samplings)))
             recalled = await asyncio.gather(
-                *(self._recall.for_prompt(prompt, body.memory, mode) for prompt in prompts)
+                *(self._parts.recall.for_prompt(prompt, body.memory, mode) for prompt in prompts)
             )
             requests = [
                 {

@@ -16,6 +16,7 @@ from common.errors import NotFound
 from models.weights.adapters import BASE, AdapterStore
 from serve.access import Principal
 from serve.engines import Engines
+from serve.recall import Recall
 
 Json = dict[str, Any]
 Vectors = NDArray[np.float32]
@@ -30,6 +31,7 @@ class Parts:
     engines: Engines
     embedder: DeploymentHandle
     adapters: AdapterStore
+    recall: Recall
 
     async def embed(self, texts: Sequence[str]) -> Vectors:
         """float32 `[len(texts), dim]` unit vectors."""

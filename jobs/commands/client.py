@@ -12,7 +12,9 @@ from common import errors
 from common.errors import NotFound, NotReady, Overloaded, SharpwaveError
 
 KINDS = {
-    error.kind: error for error in vars(errors).values() if isinstance(error, type) and hasattr(error, "kind")
+    error.kind: error
+    for error in vars(errors).values()
+    if isinstance(error, type) and issubclass(error, SharpwaveError)
 }
 
 

@@ -17,7 +17,7 @@ from common.config import load
 from common.errors import InvalidInput, SharpwaveError
 from jobs.commands.options import DEFAULT_STORE, Json, Store, running
 from jobs.commands.output import emit, flat, note, table
-from jobs.instance.instance import ROOT
+from jobs.instance.source import ROOT
 
 
 def reshard(

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from common.files import read_json, write_json
+from jobs.instance.source import ROOT
 
 HIDDEN = ("ray", "stores", "actors", "serve")  # where memories could come from
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -35,9 +35,9 @@ from common.errors import Conflict, InvalidInput, NotReady, SharpwaveError
 from common.files import read_json, write_bytes, write_json
 from jobs.instance import processes
 from jobs.instance.ports import free_port, is_free, url_of
+from jobs.instance.source import ROOT, python_path
 from serve.access import check_bind
 
-ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 180.0
 # Shards, replicas, a scorer and a training worker each hold a part of a CPU in Ray's books. On a machine with fewer
 # cores than that they share time, which works; waiting for each other's share forever does not.
@@ -101,7 +101,7 @@ def up(config: Config, *, say: Say = lambda message: None, deadline_s: float = D
     config = _resolved(config)
     store = config.store_dir
     store.mkdir(parents=True, exist_ok=True)
-    with _locked(store):
+    with locked(store):
         found = read(store)
         if found is not None and found.alive():
             where = found.url or "starting"
@@ -126,7 +126,7 @@ def update(config: Config, *, say: Say = lambda message: None, deadline_s: float
     the old one goes on.
     """
     store = config.store_dir
-    with _locked(store):
+    with locked(store):
         found = read(store)
         if found is None or not found.ready or not found.alive():
             raise NotReady(f"store {str(store)!r} has no running instance; start one with: sharpwave up")
@@ -145,7 +145,7 @@ def _rolled(instance: Instance, config: Config, say: Say, deadline: float) -> In
     except BaseException:
         write_bytes(instance.config_path, former)
         raise
-    return _record(instance, config_hash=config.hash, model=config.model.name)
+    return record(instance, config_hash=config.hash, model=config.model.name)
 
 
 def down(store: Path) -> bool:
@@ -153,7 +153,7 @@ def down(store: Path) -> bool:
     store = store.expanduser().resolve()
     if not (store / "instance.json").is_file():
         return False
-    with _locked(store):
+    with locked(store):
         found = read(store)
         if found is None:
             return False
@@ -212,17 +212,17 @@ def _start(instance: Instance, config: Config, say: Say, deadline: float) -> Ins
         say("starting Ray")
         instance = _start_head(instance, config, logs / "ray.log", deadline)
     else:
-        instance = _record(instance, ray_address=config.ray.address)
+        instance = record(instance, ray_address=config.ray.address)
     say(f"loading {instance.model}")
     deployed = _run_deploy(instance, config, logs / "deploy.log", deadline)
     url = url_of(config.serve.host, config.serve.port)
     while not answers(url):
         if time.monotonic() > deadline:
-            raise _failed(f"{url}/ready did not turn true in time", logs / "deploy.log")
+            raise start_failure(f"{url}/ready did not turn true in time", logs / "deploy.log")
         time.sleep(0.2)
     head = None if instance.head is None else processes.find(instance.head)
     recorded = () if head is None else tuple(processes.identify(process) for process in processes.tree(head))
-    return _record(instance, url=url, dashboard=deployed["dashboard"], started=recorded, ready=True)
+    return record(instance, url=url, dashboard=deployed["dashboard"], started=recorded, ready=True)
 
 
 def _write_config(instance: Instance, config: Config) -> None:
@@ -253,16 +253,16 @@ def _start_head(instance: Instance, config: Config, log: Path, deadline: float) 
             stderr=subprocess.STDOUT,
             start_new_session=True,
             cwd=ROOT,
-            env=_head_environment(config, instance.token_path),
+            env=head_environment(config, instance.token_path),
         )
-    instance = _record(instance, temp_dir=str(temp_dir), head=processes.identify(psutil.Process(head.pid)))
+    instance = record(instance, temp_dir=str(temp_dir), head=processes.identify(psutil.Process(head.pid)))
     while not (address_file.is_file() and (address := address_file.read_text().strip())):
         if head.poll() is not None:
-            raise _failed(f"Ray ended with code {head.returncode} while starting", log)
+            raise start_failure(f"Ray ended with code {head.returncode} while starting", log)
         if time.monotonic() > deadline:
-            raise _failed("Ray did not start in time", log)
+            raise start_failure("Ray did not start in time", log)
         time.sleep(0.1)
-    return _record(instance, ray_address=address)
+    return record(instance, ray_address=address)
 
 
 def _run_deploy(instance: Instance, config: Config, log: Path, deadline: float) -> dict[str, Any]:
@@ -270,7 +270,7 @@ def _run_deploy(instance: Instance, config: Config, log: Path, deadline: float) 
     result = Path(instance.store) / "deployed.json"
     environment = {**os.environ, **instance.ray_environment()}
     if instance.head is not None:
-        environment |= _head_environment(config, instance.token_path)
+        environment |= head_environment(config, instance.token_path)
     command = [sys.executable, "-m", "jobs.instance.deploy", str(instance.config_path), str(result)]
     try:
         with log.open("wb") as output:
@@ -286,9 +286,9 @@ def _run_deploy(instance: Instance, config: Config, log: Path, deadline: float) 
             )
         return dict(read_json(result))
     except subprocess.TimeoutExpired as error:
-        raise _failed("the application did not start in time", log) from error
+        raise start_failure("the application did not start in time", log) from error
     except subprocess.CalledProcessError as error:
-        raise _failed("the application did not start", log) from error
+        raise start_failure("the application did not start", log) from error
     finally:
         result.unlink(missing_ok=True)
 
@@ -310,7 +310,7 @@ def _stop(instance: Instance) -> None:
     (Path(instance.store) / "instance.json").unlink(missing_ok=True)
 
 
-def _record(instance: Instance, **changes: Any) -> Instance:
+def record(instance: Instance, **changes: Any) -> Instance:
     """Every step is written down before the next: an `up` that is killed in between leaves what `down` needs."""
     instance = dataclasses.replace(instance, **changes)
     write_json(Path(instance.store) / "instance.json", dataclasses.asdict(instance))
@@ -326,7 +326,7 @@ def _local_ray(token_path: Path) -> dict[str, str]:
     }
 
 
-def _head_environment(config: Config, token_path: Path) -> dict[str, str]:
+def head_environment(config: Config, token_path: Path) -> dict[str, str]:
     """The environment of the Ray head, and so of every actor and job of this instance.
 
     What must be the same everywhere (store, model, embedder) is set here, so that a job sees this instance's even
@@ -348,13 +348,12 @@ def _head_environment(config: Config, token_path: Path) -> dict[str, str]:
         if name not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_JOB_ID")
         and not (name.startswith(ENV_PREFIX) and "__" in name)
     }
-    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
         **inherited,
         **identity,
         **_local_ray(token_path),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
-        "PYTHONPATH": os.pathsep.join(path),
+        "PYTHONPATH": python_path(),
         # Several processes share the cores: torch threads that spin while they wait slow each other down fivefold.
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
         # Ray would wait for detached actors, which never end. What was acknowledged is on disk; nothing needs the wait.
@@ -365,7 +364,7 @@ def _head_environment(config: Config, token_path: Path) -> dict[str, str]:
     }
 
 
-def _failed(what: str, log: Path, lines: int = 25) -> SharpwaveError:
+def start_failure(what: str, log: Path, lines: int = 25) -> SharpwaveError:
     """The error of ours that the log ends with, or, where it is somebody else's, the end of the log."""
     text = log.read_text(errors="replace") if log.is_file() else ""
     ours = re.findall(rf"{SharpwaveError.__module__}\.\w+: (.+)", text)
@@ -376,7 +375,7 @@ def _failed(what: str, log: Path, lines: int = 25) -> SharpwaveError:
 
 
 @contextlib.contextmanager
-def _locked(store: Path) -> Iterator[None]:
+def locked(store: Path) -> Iterator[None]:
     with (store / "instance.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -43,7 +43,7 @@ def operations(
     measured = [
         namespace,
         matrix.fingerprint,
-        [[memory["id"], memory["generation"]] for memory in memories],
+        [[memory["id"], memory["statistics"]["generation"]] for memory in memories],
         [conversation.messages for conversation in conversations],
     ]
     complete = dict(matrix.weights())

@@ -37,7 +37,7 @@ async def export(body: ExportBody, asking: Asking, parts: Here) -> StreamingResp
     asking.check(body.namespace)
     check_name(body.namespace, "namespace")
     rows = _pages(parts, body, asyncio.get_running_loop())
-    file = await _in_thread(partial(_saved, body.format, rows, body.vectors))
+    file = await _in_thread(partial(saved, body.format, rows, body.vectors))
     name = f"{body.namespace.replace(':', '_')}.{body.format}"
     headers = {
         "content-length": str(os.fstat(file.fileno()).st_size),
@@ -46,7 +46,7 @@ async def export(body: ExportBody, asking: Asking, parts: Here) -> StreamingResp
     return StreamingResponse(_pieces(file), media_type=MEDIA_TYPES[body.format], headers=headers)
 
 
-def _saved(form: str, rows: Iterator[Json], vectors: bool) -> BinaryIO:
+def saved(form: str, rows: Iterator[Json], vectors: bool) -> BinaryIO:
     """The rows as a file without a name: whoever leaves midway, no memory stays behind in the temporary folder."""
     with tempfile.TemporaryDirectory(prefix="sharpwave-") as folder:
         path = Path(folder) / f"export.{form}"

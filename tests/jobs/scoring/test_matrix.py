@@ -13,7 +13,6 @@ from actors.scorers import BASELINE, NULL, ScoreJob, Scorer, ScorerPool, Task, t
 from common import config
 from common.errors import InvalidInput
 from common.files import read_json
-
 from jobs.scoring import conversations as talks
 from jobs.scoring.compute import compute
 from jobs.scoring.matrix import Matrix

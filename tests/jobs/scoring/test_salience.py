@@ -31,7 +31,9 @@ def store(tmp_path_factory):
 
 def fill(store, namespace):
     memories = [
-        parse_memory({"id": f"m{i}", "text": f"Fact {i}."}, namespace=namespace, now=1.0 + i)
+        parse_memory(
+            {"id": f"m{i}", "text": f"Fact {i}."}, namespace=namespace, now=1.0 + i, max_text_bytes=1000
+        )
         for i in range(N)
     ]
     vectors = np.eye(DIM, dtype=np.float32)
@@ -86,14 +88,14 @@ def test_a_job_resumed_after_a_failed_block_adds_that_block_only(store):
 
 
 def test_operation_ids_depend_on_everything_that_was_scored():
-    memories = [{"id": f"m{i}", "text": "", "generation": i} for i in range(N)]
+    memories = [{"id": f"m{i}", "text": "", "statistics": {"generation": i}} for i in range(N)]
 
     def ids(namespace="n", found=matrix(memories), given=memories, talks=TALKS):  # noqa: B008
         return {op_id for _, op_id in operations(namespace, found, given, talks)}
 
     same = ids()
     assert ids() == same and len(same) == 2
-    rewritten = [{**memories[0], "generation": 99}, *memories[1:]]
+    rewritten = [{**memories[0], "statistics": {"generation": 99}}, *memories[1:]]
     for other in (
         ids(namespace="other"),
         ids(found=matrix(memories, scale=2.0)),
