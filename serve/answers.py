@@ -1,4 +1,4 @@
-"""Chat and completions: recall, the engine, OpenAI's shape. Each choice is a request of its own to the engine."""
+"""Chat and completions: recall, generation, OpenAI's format. Each choice is a separate request to the engine."""
 
 import asyncio
 import contextlib
@@ -29,7 +29,10 @@ class Answers:
     async def answer(
         self, body: ChatBody | CompletionBody, asking: Principal, *, counted: bool = True
     ) -> Response:
-        """`counted`: does it count as use of the memories that it was given?"""
+        """Answer a request, as one response or as a stream. `counted`: count this as a use of the injected memories.
+
+        Raises `NotFound` for an unknown model, `Overloaded` if too many requests run.
+        """
         asking.check(body.memory.namespace)
         config = self._parts.config
         prompts, samplings = body.prompts, body.sampling(config.serve.max_new_tokens)
@@ -63,7 +66,7 @@ class Answers:
 
     @contextlib.contextmanager
     def admitted(self, requests: int = 1) -> Iterator[None]:
-        """Let so many requests in together. Raises `Overloaded`, and `InvalidInput` where they never fit."""
+        """Admit so many engine requests together. Raises `Overloaded`, and `InvalidInput` if they can never fit."""
         limit = self._parts.config.serve.max_queued
         if requests > limit:
             raise InvalidInput(
@@ -83,8 +86,8 @@ class Answers:
     async def _begun(
         self, model: str, asking: Principal, requests: Sequence[Json]
     ) -> tuple[shapes.Piece, AsyncGenerator[shapes.Piece]]:
-        """The first piece, so that an early failure still has its own status code, and those behind it. Where the
-        version that an alias named retires before the engine holds it, the one that it names now answers."""
+        """The first piece, so that an early failure gets its own status code, and the stream of the others. If the
+        version of an alias retires before the engine holds it, the alias is resolved again."""
         adapter = self._parts.version(model, asking)
         while True:
             engines = self._parts.engines
@@ -120,7 +123,7 @@ class Answers:
         yield "data: [DONE]\n\n"
 
     def _after(self, reply: shapes.Reply, *, counted: bool = True) -> None:
-        """Count what was used: the memories that were put before each prompt."""
+        """Count a use of each memory that was injected into a prompt."""
         for turn in reply.turns:
             self._telemetry.answered(turn)
         injected = {id: None for turn in reply.turns for id in turn["injected"]}
@@ -140,7 +143,7 @@ class Answers:
 
 
 async def side_by_side(streams: Sequence[AsyncGenerator[Json]]) -> AsyncGenerator[shapes.Piece]:
-    """What any of the streams yields, with its place, as it comes. The first error ends them all."""
+    """Merge streams: `(index of the stream, item)` in order of arrival. The first error ends all of them."""
     told: asyncio.Queue[shapes.Piece | Exception | None] = asyncio.Queue()
 
     async def follow(place: int, stream: AsyncGenerator[Json]) -> None:

@@ -23,8 +23,8 @@ from stores.ranking.ranking import Rerank, relevant
 
 @dataclass(frozen=True, kw_only=True)
 class Recalled:
-    """What recall gave a prompt. `memories`: most relevant first, or all by time in mode `full` and where the prefix
-    is a history."""
+    """The memories for one prompt. `memories`: most relevant first; or all in order of time in mode `full`, and in
+    mode `prefix` if the encoder is `kv_exact`."""
 
     memories: list[dict[str, Any]] = field(default_factory=list)
     retrieved: list[dict[str, Any]] = field(default_factory=list)
@@ -49,7 +49,7 @@ class Recall:
         self._all_by_time = ("full", "prefix") if histories else ("full",)
 
     async def for_prompt(self, prompt: Conversation, asked: MemoryField, mode: str) -> Recalled:
-        """Memories for a prompt. A store that does not answer degrades to none, and the answer says so."""
+        """Memories for a prompt. If the store does not answer in time there are none, and `failure` has the reason."""
         question = _question(prompt)
         if mode == "off" or (mode not in self._all_by_time and not question):
             return Recalled()
@@ -92,7 +92,7 @@ class Recall:
         retrieval: str,
         offset: int | None = None,
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """Results most relevant first, and the trace: each stage's milliseconds, candidates and best."""
+        """Results, most relevant first, and the trace with milliseconds, candidates and best result of each stage."""
         self._telemetry.retrieval_requested()
         started = time.perf_counter()
         [vector] = await self._embedder.encode.remote([query])
@@ -111,7 +111,7 @@ class Recall:
         return results, {"retrieval": retrieval, "stages": [embed, *stages]}
 
     def _rerank(self) -> Rerank | None:
-        """Asks the cross-encoder from the thread that ranks; None where there is none."""
+        """A function that calls the cross-encoder from the ranking thread; None if none is configured."""
         if self._config.reranker is None:
             return None
         loop = asyncio.get_running_loop()
@@ -126,7 +126,7 @@ class Recall:
 
 
 def _question(prompt: Conversation) -> str:
-    """What memories are sought for: the last user turn, or the whole text to continue."""
+    """The query for memories: the last user message, or the whole text to continue."""
     if isinstance(prompt, str):
         return prompt
     asked = [m.get("content") for m in prompt if m.get("role") == "user"]

@@ -100,7 +100,8 @@ def _run_job(
     store: Path,
     as_json: bool,
 ) -> None:
-    """Submit, follow, and show where the report is. The job runs in a copy of the tree, so every path is absolute."""
+    """Submit the job, follow its log, and print the report's folder. The job runs in another folder (a copy of the
+    checkout), so every path is made absolute."""
     instance = running(store)
     folder = (out or Path("runs") / f"{job}-{time.strftime('%Y%m%d-%H%M%S')}").resolve()
     arguments = ["--namespace", namespace, "--out", str(folder), *extra]

@@ -1,4 +1,4 @@
-"""What the commands share: exit codes, options, and finding the instance they talk to."""
+"""Shared by the commands: exit codes, options, and the choice of the instance to talk to."""
 
 import json
 from pathlib import Path
@@ -52,7 +52,7 @@ def connect(store: Path, url: str | None, api_key: str | None, *, patience_s: fl
 
 
 def config_of(store: Path) -> Config:
-    """What the store's instance runs with, or ran with last; the defaults where there was none here."""
+    """The configuration that the store's instance runs or last ran with; the defaults if there never was one."""
     path = store.expanduser() / "config.yaml"
     return load(path, env={}) if path.is_file() else Config()
 

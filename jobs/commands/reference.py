@@ -1,4 +1,4 @@
-"""Writes what is documented from the code, so that it cannot drift: docs/config.md, docs/cli.md, sharpwave.yaml.
+"""Generate docs/config.md, docs/cli.md and sharpwave.yaml from the code, so that they cannot drift from it.
 
 python -m jobs.commands.reference             # write
 python -m jobs.commands.reference --check     # exit 1 and name the files that are out of date

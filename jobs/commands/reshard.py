@@ -1,6 +1,6 @@
-"""The command `reshard`, and the short-lived Ray driver behind it: the store divided anew while it serves.
+"""The command `reshard`, and the short-lived Ray driver behind it, which changes the number of shards while serving.
 
-    python -m jobs.reshard CONFIG SHARDS [SPREAD]     # the last line of stdout is the report
+    python -m jobs.commands.reshard CONFIG SHARDS [SPREAD]     # the last line of stdout is the report
 
 RAY_ADDRESS names the cluster.
 """
@@ -49,7 +49,7 @@ def reshard(
         last = line.strip()
     if process.wait():
         note(last)
-        raise SharpwaveError("the store was not resharded; what it says is above")
+        raise SharpwaveError("the store was not resharded; the reason is above")
     report = json.loads(last)
     emit(report, as_json=as_json, text=table(flat(report)))
 

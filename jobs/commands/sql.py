@@ -1,5 +1,5 @@
-"""`sharpwave sql`: a SELECT over the newest snapshots of a store's shards. Needs no running instance; one that runs
-is asked for fresh snapshots first."""
+"""`sharpwave sql`: a SELECT over the newest snapshots of a store's shards. Works without an instance; a running one
+writes fresh snapshots first."""
 
 import csv
 import io

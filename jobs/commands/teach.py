@@ -1,4 +1,4 @@
-"""Files of experiences into a running instance, in batches; what is bad is told and skipped."""
+"""Write files of experiences to a running instance, in batches; bad lines are reported and skipped."""
 
 import dataclasses
 import json

@@ -32,7 +32,8 @@ IDENTITY = ("STORE__", "MODEL__", "EMBED__")  # sections that the instance decid
 
 
 def submit(instance: Instance, job: str, arguments: Sequence[str], *, say: Callable[[str], None]) -> int:
-    """Run `jobs.<job>` and pass its log lines to `say`; returns its exit code. Interrupted, it stops the job."""
+    """Run `jobs.<job>` on the instance, pass its log lines to `say`, and return its exit code. An interrupt stops the
+    job. Raises `NotReady` if the instance has no job server or it does not answer."""
     from ray.job_submission import JobSubmissionClient  # seconds of import that other commands need not wait
 
     if not instance.dashboard:
@@ -46,8 +47,8 @@ def submit(instance: Instance, job: str, arguments: Sequence[str], *, say: Calla
         client = JobSubmissionClient(instance.dashboard, headers=headers)
     except (ConnectionError, RuntimeError) as error:
         raise NotReady(f"no answer from the job server at {instance.dashboard}: {error}") from error
-    # `-m`: as a script, a job's own folder would come first on its path, and `jobs/evaluate.py` would then be what
-    # libraries find when they look for the package `evaluate`.
+    # `-m`: a script's own folder comes first on its path, and libraries that import the package `evaluate` would get
+    # `jobs/evaluate.py`.
     job_id = client.submit_job(
         entrypoint=shlex.join(["python", "-m", f"jobs.{job}", *arguments]), runtime_env=runtime_environment()
     )
