@@ -21,14 +21,14 @@ from jobs.instance.source import ROOT
 
 
 def reshard(
-    shards: Annotated[int, typer.Option(min=1, max=1024, help="how many there will be")],
+    shards: Annotated[int, typer.Option(min=1, max=1024, help="new number of shards")],
     spread: Annotated[
         int | None, typer.Option(min=1, max=1024, help="shards of one namespace; default: store.spread")
     ] = None,
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
-    """Divide the store into another number of shards. Reads go on; writes wait for the last step only.
+    """Change the number of shards. Reads continue; writes wait during the last step only.
 
     \b
     sharpwave reshard --shards 5

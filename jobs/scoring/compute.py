@@ -52,10 +52,10 @@ def compute(
     """
     started = time.perf_counter()
     gpus = config.score.gpus_per_actor
-    _warn_of_idle_gpus(gpus)
+    _notify(idle_gpus_notice(gpus, ray.cluster_resources().get("GPU", 0)))
     with ScorerPool(job, config.score.actors, gpus_per_actor=gpus) as pool:
         described = pool.describe()
-        _warn_without_gpu(gpus, described["device"])
+        _notify(missing_gpu_notice(gpus, described["device"]))
         folder = blocks / _digest(job, described["digest"])
         values, errors = _run_blocks(pool, job, described["responses"], folder)
     baseline = values[BASELINE]
@@ -116,21 +116,23 @@ def _question(conversation: Conversation) -> str:
     return next((str(m["content"]) for m in conversation.messages if m["role"] == "user"), "")
 
 
-def _warn_of_idle_gpus(gpus_per_actor: float) -> None:
-    gpus = ray.cluster_resources().get("GPU", 0)
-    if gpus and not gpus_per_actor:
-        print(
-            f"the cluster has {gpus:g} GPUs, but score.gpus_per_actor is 0: scoring on CPUs; "
-            "to use them: --set score.gpus_per_actor=1",
-            file=sys.stderr,
-            flush=True,
-        )
+def idle_gpus_notice(gpus_per_actor: float, gpus: float) -> str | None:
+    """A notice if the cluster has GPUs that the settings leave unused, else None."""
+    if not gpus or gpus_per_actor:
+        return None
+    return (
+        f"the cluster has {gpus:g} GPUs, but score.gpus_per_actor is 0: scoring on CPUs; "
+        "to use them: --set score.gpus_per_actor=1"
+    )
 
 
-def _warn_without_gpu(gpus_per_actor: float, device: str) -> None:
-    if gpus_per_actor and device == "cpu":
-        print(
-            f"score.gpus_per_actor is {gpus_per_actor:g}, but torch finds no GPU there: scoring on CPUs",
-            file=sys.stderr,
-            flush=True,
-        )
+def missing_gpu_notice(gpus_per_actor: float, device: str) -> str | None:
+    """A notice if a scorer holds a GPU for Ray but its model was loaded onto the CPU, else None."""
+    if not gpus_per_actor or device != "cpu":
+        return None
+    return f"score.gpus_per_actor is {gpus_per_actor:g}, but torch finds no GPU there: scoring on CPUs"
+
+
+def _notify(notice: str | None) -> None:
+    if notice is not None:
+        print(notice, file=sys.stderr, flush=True)
