@@ -1,36 +1,38 @@
-"""Scorer actors, and the dispatcher that fans the divergence matrix out over them.
+"""Scorer actors, and the pool that distributes the blocks of the divergence matrix over them.
 
-A task is a block of rows (memories to leave out) by a block of conversations; its result is keyed by the block, so
-a job that was cut off resumes with what is missing. Ray's ActorPool neither replaces a dead actor nor re-queues its
-work, hence `fan_out`: one task in flight an actor, a dead actor replaced, a task given up after `ATTEMPTS`
-and then reported as failed, never as zeros.
+A task is a block of rows (memories to leave out) by a block of conversations. Its result is stored under the block's
+key, so that an interrupted job resumes with the missing blocks. Ray's ActorPool neither replaces a dead actor nor
+re-queues its work, hence `ScorerPool`: one task in flight per actor, dead actors are replaced, and a task that failed
+`ATTEMPTS` times is reported as failed, never as zeros.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import ray
 import torch
 
-from common.errors import InvalidInput
+from common.errors import InvalidInput, NotReady
 from models.scoring.leave_one_out import LeaveOneOut, ScoreContext
 from models.text.prompt import PromptBuilder
 from models.weights.adapters import AdapterStore
 from models.weights.load import load_model
 from models.weights.versions import Weights
 
-BASELINE, NULL = -1, -2  # rows that leave nothing out: the plain one, and the one through an omission's path
+BASELINE, NULL = -1, -2  # rows that omit nothing: the plain one, and one computed on the path of an omission
 ATTEMPTS = 3
 DEADLINE_S = 1800.0
+NOTICE_S = 20.0  # a scorer that is not up after this long is reported as waiting for resources
 
 
 @dataclass(frozen=True)
 class ScoreJob:
-    """What is scored: memory texts (rows), conversations of messages (columns), on one model version."""
+    """The input of one matrix: memory texts (rows), conversations of messages (columns), one model version."""
 
     model: str
     dtype: str
@@ -57,7 +59,7 @@ class Task:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """`logprobs`: float64 `[rows, responses]` in nats, None where the task failed for the reason in `error`."""
+    """`logprobs`: float64 `[rows, responses]` in nats, or None if the task failed; `error` is then the reason."""
 
     task: Task
     logprobs: np.ndarray | None
@@ -65,7 +67,10 @@ class TaskResult:
 
 
 class Scorer:
-    """The logic of one actor. Keeps the states of the conversation block it worked on last."""
+    """The work of one actor. Keeps the model states of the last block of conversations.
+
+    The model is on the GPU that Ray assigned to the actor, if any: Ray limits the visible devices to it.
+    """
 
     def __init__(self, job: ScoreJob) -> None:
         if job.threads:
@@ -77,7 +82,8 @@ class Scorer:
         self._held: tuple[tuple[int, int], LeaveOneOut] | None = None
 
     def describe(self) -> dict[str, Any]:
-        """Digest of the weights, and for each conversation its responses' `entry_index` and token counts."""
+        """`{digest, dtype, device, responses}`: what was loaded and where, and `{conversation, entry_index, tokens}`
+        for each response. Raises `InvalidInput` if memories and a conversation exceed the model's context."""
         context = self._context(0, len(self._job.conversations))
         self._check_fits(context)
         responses = [
@@ -85,10 +91,15 @@ class Scorer:
             for i, transcript in enumerate(context.transcripts)
             for r in transcript.responses
         ]
-        return {"digest": self._loaded.digest, "dtype": str(self._loaded.dtype), "responses": responses}
+        return {
+            "digest": self._loaded.digest,
+            "dtype": str(self._loaded.dtype),
+            "device": self._loaded.device.type,
+            "responses": responses,
+        }
 
     def run(self, task: Task) -> np.ndarray:
-        """log p `[rows, responses]` of the task's conversations."""
+        """Log-probabilities in nats, float64 `[rows, responses]`, of the responses in the task's conversations."""
         with self._weights.using(self._job.adapter) as model:
             block = (task.start, task.stop)
             if self._held is None or self._held[0] != block:
@@ -124,7 +135,7 @@ class Scorer:
 
 
 def tasks_of(memories: int, conversations: int, *, rows: int = 8, columns: int = 64) -> list[Task]:
-    """All blocks: the two rows that leave nothing out come with the first memories' block."""
+    """All blocks of the matrix; `BASELINE` and `NULL` belong to the block of the first memories."""
     wanted = [BASELINE, NULL, *range(memories)]
     return [
         Task(start, min(start + columns, conversations), tuple(wanted[i : i + rows]))
@@ -133,37 +144,112 @@ def tasks_of(memories: int, conversations: int, *, rows: int = 8, columns: int =
     ]
 
 
-def start_scorers(job: ScoreJob, count: int, *, num_gpus: float = 0) -> list[Any]:
-    """`count` actors for this job; the work is in the reference, shipped once."""
-    remote = ray.remote(Scorer).options(num_cpus=1, num_gpus=num_gpus, max_restarts=0)
-    reference = ray.put(job)
-    return [remote.remote(reference) for _ in range(count)]
+class ScorerPool:
+    """Context manager that owns `count` scorer actors for one job, including replacements of dead ones.
 
+    Leaving the block ends every actor, also after an exception. Each actor holds one CPU and `gpus_per_actor` GPUs
+    (a fraction shares one GPU). Raises `InvalidInput` on creation if the nodes are too small for the actors.
+    """
 
-def fan_out(job: ScoreJob, actors: Sequence[Any], tasks: Sequence[Task]) -> Iterator[TaskResult]:
-    """Yield each task's result as it completes. Actors in `actors` that die are replaced."""
-    waiting = list(reversed(tasks))
-    attempts = dict.fromkeys(tasks, 0)
-    idle = list(actors)
-    flying: dict[Any, tuple[Task, Any]] = {}
-    while waiting or flying:
-        while waiting and idle:
-            task, actor = waiting.pop(), idle.pop()
-            attempts[task] += 1
-            flying[actor.run.remote(task)] = (task, actor)
-        ready, _ = ray.wait(list(flying), timeout=DEADLINE_S)
-        if not ready:
-            raise TimeoutError(f"no scoring task finished within {DEADLINE_S:g} s")
-        task, actor = flying.pop(ready[0])
+    def __init__(self, job: ScoreJob, count: int, *, gpus_per_actor: float = 0.0) -> None:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        check_capacity(nodes, count, gpus_per_actor)
+        self._job = job
+        self._count = count
+        self._gpus = gpus_per_actor
+        self._actors: list[Any] = []
+
+    def __enter__(self) -> Self:
+        self._reference = ray.put(self._job)  # shipped once
+        for _ in range(self._count):
+            self._start()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        while self._actors:
+            ray.kill(self._actors.pop())
+
+    @property
+    def actors(self) -> tuple[Any, ...]:
+        """Handles of the actors that belong to the pool now."""
+        return tuple(self._actors)
+
+    def describe(self) -> dict[str, Any]:
+        """See `Scorer.describe`. Waits until one actor runs; raises `NotReady` after `DEADLINE_S`."""
+        answer = self._actors[0].describe.remote()
+        if not ray.wait([answer], timeout=NOTICE_S)[0]:
+            print(f"waiting for a scorer to start: {self._needs()}", file=sys.stderr, flush=True)
         try:
-            yield TaskResult(task, ray.get(ready[0]))
-            idle.append(actor)
-        except ray.exceptions.RayActorError as error:
-            idle += start_scorers(job, 1)
-            yield from _again_or_failed(task, error, waiting, attempts)
-        except ray.exceptions.RayTaskError as error:
-            idle.append(actor)
-            yield from _again_or_failed(task, error, waiting, attempts)
+            found: dict[str, Any] = ray.get(answer, timeout=DEADLINE_S)
+        except ray.exceptions.GetTimeoutError as error:
+            raise NotReady(f"no scorer started within {DEADLINE_S:g} s: {self._needs()}") from error
+        return found
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[TaskResult]:
+        """Yield the result of each task when it is complete, in any order."""
+        waiting = list(reversed(tasks))
+        attempts = dict.fromkeys(tasks, 0)
+        idle = list(self._actors)
+        running: dict[Any, tuple[Task, Any]] = {}
+        while waiting or running:
+            while waiting and idle:
+                task, actor = waiting.pop(), idle.pop()
+                attempts[task] += 1
+                running[actor.run.remote(task)] = (task, actor)
+            ready, _ = ray.wait(list(running), timeout=DEADLINE_S)
+            if not ready:
+                raise TimeoutError(f"no scoring task finished within {DEADLINE_S:g} s")
+            task, actor = running.pop(ready[0])
+            try:
+                yield TaskResult(task, ray.get(ready[0]))
+                idle.append(actor)
+            except ray.exceptions.RayActorError as error:
+                idle.append(self._replace(actor))
+                yield from _again_or_failed(task, error, waiting, attempts)
+            except ray.exceptions.RayTaskError as error:
+                idle.append(actor)
+                yield from _again_or_failed(task, error, waiting, attempts)
+
+    def _start(self) -> Any:
+        remote = ray.remote(Scorer).options(num_cpus=1, num_gpus=self._gpus, max_restarts=0)
+        self._actors.append(remote.remote(self._reference))
+        return self._actors[-1]
+
+    def _replace(self, dead: Any) -> Any:
+        self._actors.remove(dead)
+        ray.kill(dead)  # it may only have lost its connection
+        return self._start()
+
+    def _needs(self) -> str:
+        free = ray.available_resources()
+        return (
+            f"each of {self._count} needs 1 CPU and {self._gpus:g} GPUs; "
+            f"free now: {free.get('CPU', 0):g} CPUs, {free.get('GPU', 0):g} GPUs"
+        )
+
+
+def check_capacity(nodes: Sequence[Mapping[str, float]], count: int, gpus_per_actor: float) -> None:
+    """Raises `InvalidInput` if nodes of these total resources cannot hold `count` actors of one CPU and
+    `gpus_per_actor` GPUs at the same time: Ray would wait for such a node without end."""
+    sizes = [(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in nodes]
+    room = sum(_actors_on(cpus, gpus, gpus_per_actor) for cpus, gpus in sizes)
+    if room >= count:
+        return
+    listed = ", ".join(f"{cpus:g} CPUs with {gpus:g} GPUs" for cpus, gpus in sizes) or "none"
+    raise InvalidInput(
+        f"score.actors = {count} with score.gpus_per_actor = {gpus_per_actor:g}: the cluster has room for {room} such "
+        f"actors (1 CPU each); its nodes: {listed}; lower one of the two settings",
+        param="score.gpus_per_actor" if gpus_per_actor else "score.actors",
+    )
+
+
+def _actors_on(cpus: float, gpus: float, gpus_per_actor: float) -> int:
+    """How many actors a node can hold. A fraction of a GPU comes from one device, never from two."""
+    if gpus_per_actor == 0:
+        return int(cpus)
+    if gpus_per_actor < 1:
+        return min(int(cpus), int(gpus) * int(1 / gpus_per_actor + 1e-9))
+    return min(int(cpus), int(gpus // gpus_per_actor))
 
 
 def _again_or_failed(

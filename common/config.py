@@ -271,8 +271,18 @@ class ServeConfig(Section):
 
 
 class ScoreConfig(Section):
-    actors: int = Field(1, ge=1)
+    actors: int = Field(1, ge=1, description="scorer actors of a job; each holds one CPU")
+    gpus_per_actor: float = Field(
+        0.0, ge=0.0, description="GPUs that each scorer holds: a fraction shares one GPU; 0: score on CPUs"
+    )
     batch_tokens: int = Field(4096, ge=64, description="tokens of one forward pass over responses")
+
+    @field_validator("gpus_per_actor")
+    @classmethod
+    def _whole_over_one(cls, gpus: float) -> float:
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError("must be a whole number of GPUs, or a fraction below 1")
+        return gpus
 
 
 class ReplayConfig(Section):

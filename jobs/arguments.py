@@ -1,4 +1,4 @@
-"""What every job does first: join the cluster it was submitted to, and take the instance's configuration."""
+"""Options that every job has, and its start: connect to the cluster and resolve the configuration."""
 
 import argparse
 import logging
@@ -27,11 +27,11 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def join(arguments: argparse.Namespace, *, workers_speak: bool = False) -> tuple[Config, DeploymentHandle]:
-    """Connect; returns the resolved configuration and the running application.
+    """Connect to Ray. Returns the running instance's configuration with this job's settings, and its application.
 
-    `workers_speak`: what workers print appears in the job's log, as a training's rounds do.
+    `workers_speak`: show the workers' output in the job's log, as a training needs for its progress.
 
-    Raises `NotReady` where no instance runs on the cluster, `InvalidInput` for a bad setting.
+    Raises `NotReady` if no instance runs on the cluster, `InvalidInput` for a bad setting.
     """
     overrides = dict(map(config.parse_override, arguments.set))
     config.load(arguments.config, overrides=overrides)  # a typo must not wait for the cluster
@@ -51,7 +51,7 @@ def join(arguments: argparse.Namespace, *, workers_speak: bool = False) -> tuple
 
 
 def run_folder(settings: Config, arguments: argparse.Namespace, job: str) -> Path:
-    """Where a run's report goes: `--out`, or `<store>/runs/<job>-<time>`."""
+    """The folder of a run's report: `--out`, or `<store>/runs/<job>-<time>`."""
     if arguments.out is not None:
         return Path(arguments.out).resolve()
     return settings.store_dir / "runs" / f"{job}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -1,5 +1,5 @@
 """The `sharpwave` command. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done in part, 4 already running,
-5 conflict (somebody was faster), 6 broken (`verify`) or not erased (`probe`)."""
+5 conflict (another write came first), 6 broken (`verify`) or not erased (`probe`)."""
 
 import contextlib
 import json
@@ -62,7 +62,7 @@ app = typer.Typer(
     sharpwave ask "Where does Ada live?"          answer with them
     sharpwave search "Lisbon"                     look into the memory
     sharpwave score                               measure which memory matters to which response
-    sharpwave consolidate                         train them into an adapter; the gate decides
+    sharpwave consolidate                         train them into an adapter, published if the gate accepts it
     sharpwave ask "Where does Ada live?" --model base:latest --mode off
     sharpwave down
 
@@ -83,14 +83,20 @@ def up(
     model: Annotated[
         str | None, typer.Option(help="short name, Hugging Face id, folder, or .gguf file")
     ] = None,
-    store: Annotated[Path | None, typer.Option(file_okay=False, help="folder of everything it keeps")] = None,
-    port: Annotated[int | None, typer.Option(min=0, max=65535, help="of HTTP; 0: a free one")] = None,
-    host: Annotated[str | None, typer.Option(help="of HTTP; all but loopback needs serve.api_keys")] = None,
+    store: Annotated[
+        Path | None, typer.Option(file_okay=False, help="folder of all data of the instance")
+    ] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="HTTP port; 0: a free one")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="HTTP address; any but loopback needs serve.api_keys")
+    ] = None,
     config: ConfigFile = None,
     settings: Settings = None,
-    foreground: Annotated[bool, typer.Option("--foreground", help="stay; Ctrl-C stops the instance")] = False,
+    foreground: Annotated[
+        bool, typer.Option("--foreground", help="do not return; Ctrl-C stops the instance")
+    ] = False,
     rolling: Annotated[
-        bool, typer.Option("--update", help="roll the running instance over to this configuration")
+        bool, typer.Option("--update", help="switch the running instance to this configuration")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -100,7 +106,7 @@ def up(
     sharpwave up
     sharpwave up --model smollm2-135m --store ~/memory --port 8099
     sharpwave up --store other --port 0           a second one beside it
-    sharpwave up --update --set serve.max_batch=16      while it answers
+    sharpwave up --update --set serve.max_batch=16      without an interruption
     """
     flags = {"model.name": model, "serve.port": port, "serve.host": host}
     resolved = _load(config, settings, flags | {"store.dir": None if store is None else str(store)})
@@ -127,7 +133,7 @@ def up(
 
 @app.command()
 def down(store: Store = DEFAULT_STORE, as_json: Json = False) -> None:
-    """Stop the instance of a store, and nothing else. What it keeps stays.
+    """Stop the instance of a store, and nothing else. Its data stays on disk.
 
     \b
     sharpwave down
@@ -148,7 +154,7 @@ def teach(
     api_key: Key = None,
     as_json: Json = False,
 ) -> None:
-    """Write the experiences of files. Writing a file twice adds nothing; bad lines are told and skipped.
+    """Write the experiences in files. Writing a file twice adds nothing; bad lines are reported and skipped.
 
     \b
     sharpwave teach experiences.jsonl transcript.json
@@ -160,7 +166,7 @@ def teach(
     {"kind": "spatial", "place": "library", "relation": "left_of", "other": "cafe"}
     {"messages": [{"role": "user", "content": "I moved to Lisbon."}]}
 
-    Exit code 1 where a line was bad, 3 where the write gate refused memories; "pin": true passes it.
+    Exit code 1 if a line was bad, 3 if the write gate refused memories; "pin": true bypasses the gate.
     """
     limit = config_of(store).store.max_text_bytes
     with connect(store, url, api_key) as client, Counter("teaching") as counter:
@@ -184,11 +190,11 @@ def ask(
     namespace: Namespace = "default",
     mode: Annotated[Mode | None, typer.Option(help="how memories reach the model")] = None,
     k: Annotated[
-        int | None, typer.Option("-k", "--k", min=1, help="memories to inject; without, those that matter")
+        int | None, typer.Option("-k", "--k", min=1, help="memories to inject [default: the relevant ones]")
     ] = None,
     model: Annotated[str, typer.Option(help="base, base:latest, or base:DIGEST")] = "base",
     system: Annotated[str | None, typer.Option(help="system message")] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="of the answer")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="longest answer")] = None,
     stream: Annotated[bool, typer.Option("--stream", help="print the answer as it comes")] = False,
     store: Store = DEFAULT_STORE,
     url: Url = None,
@@ -260,10 +266,12 @@ for name, command in COMMANDS.items():
 
 @app.command()
 def forget(
-    ids: Annotated[list[str] | None, typer.Option("--id", help="a memory; repeatable")] = None,
-    where: Annotated[str | None, typer.Option("--filter", metavar="JSON", help="those that fit")] = None,
+    ids: Annotated[list[str] | None, typer.Option("--id", help="id of a memory; repeatable")] = None,
+    where: Annotated[
+        str | None, typer.Option("--filter", metavar="JSON", help="memories that match this filter")
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="the whole namespace")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say which")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only print which memories")] = False,
     force: Annotated[bool, typer.Option("--force", help="do not ask")] = False,
     namespace: Namespace = "default",
     store: Store = DEFAULT_STORE,
@@ -302,7 +310,7 @@ def forget(
 
 
 def _selected(client: Client, namespace: str, chosen: dict[str, Any]) -> Iterator[str]:
-    """Ids of the memories that `chosen` would erase."""
+    """Ids of the memories that `chosen` selects."""
     if "ids" in chosen:
         for each in chosen["ids"]:
             with contextlib.suppress(NotFound):
@@ -327,7 +335,7 @@ def status(
     api_key: Key = None,
     as_json: Json = False,
 ) -> None:
-    """What runs, with which model, and what it holds. Exit code 1 where it is not ready.
+    """Show what runs, with which model, and what is stored. Exit code 1 if it is not ready.
 
     \b
     sharpwave status
@@ -360,7 +368,7 @@ def _load(config: Path | None, settings: list[str] | None, flags: dict[str, Any]
 
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
-    """SIGTERM unwinds like Ctrl-C, so that what was started is stopped."""
+    """Handle SIGTERM like Ctrl-C, so that everything that was started is stopped."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt

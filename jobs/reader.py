@@ -3,8 +3,8 @@
     python -m jobs.reader --out runs/reader                                   # train, or go on; publish nothing
     python -m jobs.reader --out runs/reader --store .sharpwave                # publish as `base:reader` of a store
 
-On its own: it needs neither an instance nor Ray. See `train.reader`; the report says what it took and what plain
-answers without memory lost.
+Needs neither an instance nor Ray. See `train.encoders.reader`; the report has the cost of the training and the loss of
+quality of answers without memory.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Train the learned encoder for a model, on memories that the demo's generator invents.
+"""Train the soft prompt encoder of a model on memories from the demo's generator.
 
     python -m jobs.soft_prompt FILE [--model smollm2-135m] [--slots 8] [--steps 200] [--worlds 20]
 
-FILE is what `recall.soft_prompt` then names. The loss is printed as it falls: first on what is trained on, at the end
-on a world that was never seen, before and after. No cluster, one process.
+FILE is the value for `recall.soft_prompt`. Prints the training loss while it runs, and at the end the loss on an
+unseen world before and after. One process, no cluster.
 """
 
 import argparse

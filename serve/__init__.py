@@ -1,1 +1,15 @@
-"""The Ray Serve application. Open `api.py` first: every route; `app.py` wires the deployments together."""
+"""The HTTP service: a Ray Serve application of one API, the language model and the embedder. Open `api.py` first.
+
+- `api.py`: the application of one API replica: routers, health, readiness, metrics, the page
+- `app.py`: wires the deployments together and starts them
+- `replicas.py`: the deployments that hold the language model and the embedder
+- `engines.py`: the client of all language model replicas: routing, and calls that every one must get
+- `parts.py`: what route handlers use: store, engines, embedder, adapters, recall, the caller's rights
+- `answers.py`: chat and completions: recall, engine, OpenAI's format
+- `recall.py`: which memories a request gets
+- `pages.py`: all memories of a namespace, page by page
+- `access.py`: API keys and their namespaces
+- `http.py`: error format and body limit
+- `telemetry.py`: counters and their Prometheus text
+- `routes/`: the routes by subject; `schemas/`: request and response bodies
+"""

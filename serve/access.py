@@ -1,4 +1,4 @@
-"""API keys and the namespaces they open."""
+"""API keys and the namespaces they give access to."""
 
 import hmac
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 @dataclass(frozen=True)
 class Principal:
-    """Who is asking, as the namespaces open to them."""
+    """The caller of a request: the namespaces that the API key may use."""
 
     namespaces: frozenset[str]
 
@@ -25,7 +25,8 @@ class Principal:
 
 
 class Access:
-    """Without keys everyone may use everything, which `check_bind` allows on loopback only."""
+    """The configured API keys. Without any, every caller may use everything; `check_bind` allows that on loopback
+    only."""
 
     def __init__(self, keys: dict[str, list[str]]) -> None:
         self._keys = {key: Principal(frozenset(namespaces)) for key, namespaces in keys.items()}
@@ -45,7 +46,7 @@ class Access:
 
 
 def check_bind(host: str, keys: dict[str, list[str]]) -> None:
-    """Raises `InvalidInput` for an address that others can reach while no key protects it."""
+    """Raises `InvalidInput` for an address that other machines can reach if no API key is configured."""
     if host not in LOOPBACK and not keys:
         raise InvalidInput(
             f"serve.host = {host!r} is open to other machines and serve.api_keys is empty; "

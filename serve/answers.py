@@ -1,4 +1,4 @@
-"""Chat and completions: recall, the engine, OpenAI's shape. Each choice is a request of its own to the engine."""
+"""Chat and completions: recall, generation, OpenAI's format. Each choice is a separate request to the engine."""
 
 import asyncio
 import contextlib
@@ -13,16 +13,15 @@ from common.errors import InvalidInput, Overloaded
 from serve.access import Principal
 from serve.http import HeldStream, unwrap
 from serve.parts import Json, Parts, fresh_op
-from serve.recall import Recall, Recalled
+from serve.recall import Recalled
 from serve.schemas import openai as shapes
 from serve.schemas.requests import ChatBody, CompletionBody
 from serve.telemetry import Telemetry
 
 
 class Answers:
-    def __init__(self, parts: Parts, recall: Recall, telemetry: Telemetry) -> None:
+    def __init__(self, parts: Parts, telemetry: Telemetry) -> None:
         self._parts = parts
-        self._recall = recall
         self._telemetry = telemetry
         self._in_flight = 0
         self._background: set[asyncio.Task] = set()
@@ -30,7 +29,10 @@ class Answers:
     async def answer(
         self, body: ChatBody | CompletionBody, asking: Principal, *, counted: bool = True
     ) -> Response:
-        """`counted`: does it count as use of the memories that it was given?"""
+        """Answer a request, as one response or as a stream. `counted`: count this as a use of the injected memories.
+
+        Raises `NotFound` for an unknown model, `Overloaded` if too many requests run.
+        """
         asking.check(body.memory.namespace)
         config = self._parts.config
         prompts, samplings = body.prompts, body.sampling(config.serve.max_new_tokens)
@@ -39,7 +41,7 @@ class Answers:
         async with contextlib.AsyncExitStack() as stack:
             stack.enter_context(self.admitted(len(prompts) * len(samplings)))
             recalled = await asyncio.gather(
-                *(self._recall.for_prompt(prompt, body.memory, mode) for prompt in prompts)
+                *(self._parts.recall.for_prompt(prompt, body.memory, mode) for prompt in prompts)
             )
             requests = [
                 {
@@ -64,7 +66,7 @@ class Answers:
 
     @contextlib.contextmanager
     def admitted(self, requests: int = 1) -> Iterator[None]:
-        """Let so many requests in together. Raises `Overloaded`, and `InvalidInput` where they never fit."""
+        """Admit so many engine requests together. Raises `Overloaded`, and `InvalidInput` if they can never fit."""
         limit = self._parts.config.serve.max_queued
         if requests > limit:
             raise InvalidInput(
@@ -84,8 +86,8 @@ class Answers:
     async def _begun(
         self, model: str, asking: Principal, requests: Sequence[Json]
     ) -> tuple[shapes.Piece, AsyncGenerator[shapes.Piece]]:
-        """The first piece, so that an early failure still has its own status code, and those behind it. Where the
-        version that an alias named retires before the engine holds it, the one that it names now answers."""
+        """The first piece, so that an early failure gets its own status code, and the stream of the others. If the
+        version of an alias retires before the engine holds it, the alias is resolved again."""
         adapter = self._parts.version(model, asking)
         while True:
             engines = self._parts.engines
@@ -121,7 +123,7 @@ class Answers:
         yield "data: [DONE]\n\n"
 
     def _after(self, reply: shapes.Reply, *, counted: bool = True) -> None:
-        """Count what was used: the memories that were put before each prompt."""
+        """Count a use of each memory that was injected into a prompt."""
         for turn in reply.turns:
             self._telemetry.answered(turn)
         injected = {id: None for turn in reply.turns for id in turn["injected"]}
@@ -141,7 +143,7 @@ class Answers:
 
 
 async def side_by_side(streams: Sequence[AsyncGenerator[Json]]) -> AsyncGenerator[shapes.Piece]:
-    """What any of the streams yields, with its place, as it comes. The first error ends them all."""
+    """Merge streams: `(index of the stream, item)` in order of arrival. The first error ends all of them."""
     told: asyncio.Queue[shapes.Piece | Exception | None] = asyncio.Queue()
 
     async def follow(place: int, stream: AsyncGenerator[Json]) -> None:

@@ -24,7 +24,7 @@ API, ENGINE, EMBEDDER = (cast(ray_serve.Deployment, made) for made in (Api, Engi
 def build(config: Config) -> ray_serve.Application:
     """Raises `InvalidInput` for an open bind without API keys."""
     check_bind(config.serve.host, config.serve.api_keys)
-    # An update that rolls lets what runs finish, and starts what is to come before what is to go ends.
+    # A rolling update lets running requests finish, and starts new replicas before old ones end.
     rolling = {
         "graceful_shutdown_timeout_s": config.serve.deadline_s,
         "max_surge_percent": config.serve.surge_percent,
@@ -35,7 +35,8 @@ def build(config: Config) -> ray_serve.Application:
 
 
 def engine_options(serve: ServeConfig) -> dict[str, Any]:
-    """How many replicas, and how requests find theirs: `Engines` names the session, a ring of hashes the replica."""
+    """Serve options of the engine: number of replicas, and routing by consistent hashing of the session that
+    `Engines` sets."""
     options: dict[str, Any] = {
         "ray_actor_options": {"num_cpus": 0.5, "num_gpus": serve.replica_gpus},
         # All that the API lets in, and writes beside them: `Api` has the bounded queue, not the router.
@@ -70,5 +71,5 @@ def deploy(config: Config) -> DeploymentHandle:
 
 
 def embedding_dim() -> int:
-    """Of the running application's embedder: what the shards' vectors have to fit."""
+    """Dimension of the running application's embedder, which the shards' vectors must have."""
     return int(ray_serve.get_deployment_handle("EmbedderReplica", NAME).dim.remote().result(timeout_s=120))

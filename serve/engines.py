@@ -1,8 +1,8 @@
-"""All replicas of the engine as one: which of them answers, and what every one of them has to hear.
+"""Client of all engine replicas: routes requests to one of them, and sends erasures to every one.
 
-All replicas share the disk with the KV blocks; each holds in memory what it has used. So requests whose best memory
-is the same go to the same replica (`serve.app` gives the router): it has the block, and even one namespace's
-requests spread over all.
+The replicas share the disk with the KV blocks; each keeps in memory the blocks it has used. Requests with the same best
+memory go to the same replica, which has its block in memory (the router is set in `serve.app`); requests of one
+namespace still spread over all replicas.
 """
 
 from collections.abc import AsyncGenerator, Sequence
@@ -18,7 +18,7 @@ LOAD = ("answered", "waiting", "running", "pending_blocks")
 
 
 class Engines:
-    """`deadline_s`: how long one of them may be silent to what all have to hear."""
+    """`deadline_s`: how long one replica may take to answer a call that all must get."""
 
     def __init__(self, handle: DeploymentHandle, deadline_s: float) -> None:
         self._handle = handle
@@ -44,22 +44,22 @@ class Engines:
         return scores
 
     async def forget(self, namespace: str, memory_ids: Sequence[str], erasure: Json) -> int:
-        """Have every replica drop these memories' KV blocks; see `EngineReplica.forget`. Returns the number of
-        files removed."""
+        """Erase these memories' KV blocks at every replica; see `EngineReplica.forget`. Returns the number of files
+        removed."""
         return sum(await self._all("forget", namespace, [*memory_ids], erasure))
 
     async def retire(self, adapter: str) -> int:
-        """Have every replica drop what it made for this model version. Returns the number of files removed."""
+        """Remove the KV blocks of this model version at every replica. Returns the number of files removed."""
         return sum(await self._all("retire", adapter))
 
     async def status(self) -> Json:
-        """What they serve, their counters summed up, and each one's load under `replicas`."""
+        """Model and settings, the sums of the counters, and the load of each replica under `replicas`."""
         told = await self._all("status")
         sums = {name: sum(one[name] for one in told) for name, value in told[0].items() if type(value) is int}
         return {**told[0], **sums, "replicas": [{name: one[name] for name in LOAD} for one in told]}
 
     async def _all(self, method: str, *args: Any) -> list[Any]:
-        """The answers of all running replicas. One that died meanwhile is left out: nothing of it remains."""
+        """The answers of all running replicas. One that died meanwhile is left out: it has no state to change."""
         asked = self._handle.broadcast(method, *args)
         told = await asked.results_async(timeout_s=self._deadline_s, return_exceptions=True)
         alive = [one for one in told if not isinstance(one, ray.exceptions.RayActorError)]

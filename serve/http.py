@@ -1,4 +1,4 @@
-"""HTTP edges shared by all routes: the error shape and the body limit."""
+"""Shared by all routes: the format of errors and the limit on bodies."""
 
 import contextlib
 import json
@@ -10,6 +10,7 @@ import ray.exceptions
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import BaseModel
 from ray.serve.exceptions import RayServeException
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,7 +22,7 @@ SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # an escape that may be half a ch
 
 
 def unwrap(error: BaseException) -> SharpwaveError:
-    """The error as ours, also where it crossed a process. What we did not raise is an internal error."""
+    """The `SharpwaveError` behind an error, also if it crossed a process. Any other error is an internal one."""
     cause: Any = getattr(error, "cause", None) if isinstance(error, ray.exceptions.RayError) else None
     for found in (cause, error):
         if isinstance(found, SharpwaveError) and not isinstance(found, ray.exceptions.RayTaskError):
@@ -40,7 +41,7 @@ def respond(error: BaseException) -> JSONResponse:
 
 
 class HeldStream(StreamingResponse):
-    """A stream of events that holds something until it ends, however it ends."""
+    """A stream of events that leaves the context manager `held` when it ends, for any reason."""
 
     def __init__(
         self, events: AsyncIterable[str], held: contextlib.AbstractAsyncContextManager, *, media_type: str
@@ -74,7 +75,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
 
 def explain(error: RequestValidationError, request: Request) -> InvalidInput:
-    """pydantic's first complaint as name, value, rule; for an unknown field, the valid ones."""
+    """The first validation error as name, value, rule; for an unknown field, with the valid ones."""
     first = error.errors()[0]
     names = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
     where = ".".join(names) or "body"
@@ -97,15 +98,15 @@ def _fields(request: Request, path: list[str]) -> Iterable[str]:
 
 
 def _model(annotation: Any) -> Any:
-    """The body class in an annotation: itself, in a list, or where null may stand for it."""
-    if hasattr(annotation, "model_fields"):
+    """The pydantic class in an annotation: the class itself, or inside a list or union."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next(filter(None, map(_model, get_args(annotation))), None)
 
 
 class BodyLimit:
-    """Refuses a body over `app.state.max_body_bytes` with 413, by its header or as it arrives. A body of the
-    `STREAMED` paths is passed on piece by piece, up to `app.state.max_import_bytes`."""
+    """Middleware that refuses a body over `app.state.max_body_bytes` with 413, by its header or as it arrives.
+    Bodies of the `STREAMED` paths are not buffered, and limited by `app.state.max_import_bytes`."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -154,7 +155,7 @@ def _counted(receive: Receive, limit: int) -> Receive:
 
 
 def _whole_characters(body: bytes) -> bool:
-    """Is every text of the JSON one that can be encoded? What is no JSON is for the route to refuse."""
+    """Whether every string of the JSON can be encoded as UTF-8. Invalid JSON is left to the route to refuse."""
     try:
         json.dumps(json.loads(body), ensure_ascii=False).encode()
     except UnicodeEncodeError:

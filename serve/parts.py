@@ -1,4 +1,4 @@
-"""What the routes work with. A router's handler finds it through `request.app.state.parts`."""
+"""What route handlers depend on: the parts behind the API (`Here`) and the caller's rights (`Asking`)."""
 
 import uuid
 from collections.abc import Mapping, Sequence
@@ -16,6 +16,7 @@ from common.errors import NotFound
 from models.weights.adapters import BASE, AdapterStore
 from serve.access import Principal
 from serve.engines import Engines
+from serve.recall import Recall
 
 Json = dict[str, Any]
 Vectors = NDArray[np.float32]
@@ -23,13 +24,14 @@ Vectors = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """Everything behind the API of one replica."""
+    """The parts behind the API of one replica; handlers get them by `request.app.state.parts`."""
 
     config: Config
     store: ShardedStore
     engines: Engines
     embedder: DeploymentHandle
     adapters: AdapterStore
+    recall: Recall
 
     async def embed(self, texts: Sequence[str]) -> Vectors:
         """float32 `[len(texts), dim]` unit vectors."""
@@ -40,7 +42,7 @@ class Parts:
         return cast(Vectors, (await self.embed([text]))[0])
 
     async def get(self, namespace: str, memory_id: str) -> Json:
-        """Raises `NotFound`."""
+        """One memory with its statistics. Raises `NotFound`."""
         found = await self.store.get(namespace, memory_id)
         if found is None:
             raise no_memory(memory_id, namespace)
@@ -49,10 +51,10 @@ class Parts:
     async def encode_soon(
         self, namespace: str, memories: Sequence[tuple[str, Mapping[str, Any]]], *, generation: int
     ) -> None:
-        """Queue blocks for the base and for every version that an alias names; encoding comes later.
+        """Queue the encoding of KV blocks for the base and for every version that has an alias; returns at once.
 
-        `memories`: each one's text, and `id`, `shard` and `seq` as the store gives them, which tell an erasure
-        from a later write of the same id; `generation`: of the store's layout, before they were written or read.
+        `memories`: text, and `id`, `shard` and `seq` from the store, by which an erasure is distinguished from a later
+        write of the same id; `generation`: that of the store's layout before they were written or read.
         """
         if memories:
             versions = [BASE, *set(self.adapters.aliases().values())]
@@ -67,8 +69,8 @@ class Parts:
             await self.engines.enqueue(namespace, items, versions)
 
     def version(self, name: str, asking: Principal) -> str:
-        """The digest that a request's `model` means. Raises `NotFound`; a version of a namespace that the key may
-        not use does not exist for it."""
+        """The digest of the version that a request's `model` names. Raises `NotFound`, also for a version of a
+        namespace that the API key may not use."""
         digest = self.adapters.resolve(name, self.config.model.name)
         if digest is None or (digest != BASE and not self.visible(digest, asking)):
             known = ", ".join(self.names(asking))
@@ -78,14 +80,14 @@ class Parts:
         return digest
 
     def visible(self, digest: str, asking: Principal) -> bool:
-        """May they know of this adapter version, and is it there?"""
+        """Whether this adapter version exists and the caller may see it."""
         try:
             return asking.may(self.adapters.manifest(digest)["namespace"])
         except NotFound:
             return False
 
     def names(self, asking: Principal) -> list[str]:
-        """What `version` knows."""
+        """The names that `version` accepts from this caller."""
         named = self.adapters.names(self.config.model.name)
         return [n for n, digest in named.items() if digest == BASE or self.visible(digest, asking)]
 
@@ -95,7 +97,7 @@ def parts_of(request: Request) -> Parts:
 
 
 def principal(request: Request) -> Principal:
-    """Who is asking; raises `Unauthorized` where keys are configured and none fits."""
+    """The caller. Raises `Unauthorized` if API keys are configured and the request has none of them."""
     found: Principal = request.app.state.access.principal(request.headers.get("authorization"))
     return found
 
@@ -107,7 +109,7 @@ def no_memory(memory_id: str, namespace: str) -> NotFound:
 
 
 def fresh_op() -> str:
-    """An `op_id` for one request: the parts below repeat calls under it."""
+    """A new `op_id` for one request. The store repeats calls under it without repeating their effect."""
     return uuid.uuid4().hex
 
 

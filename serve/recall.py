@@ -15,17 +15,16 @@ from common.config import Config
 from common.errors import NotReady
 from models.text.messages import Conversation
 from serve.http import unwrap
+from serve.pages import all_memories
 from serve.schemas.requests import MemoryField
 from serve.telemetry import Telemetry
 from stores.ranking.ranking import Rerank, relevant
 
-FULL_PAGE = 1000
-
 
 @dataclass(frozen=True, kw_only=True)
 class Recalled:
-    """What recall gave a prompt. `memories`: most relevant first, or all by time in mode `full` and where the prefix
-    is a history."""
+    """The memories for one prompt. `memories`: most relevant first; or all in order of time in mode `full`, and in
+    mode `prefix` if the encoder is `kv_exact`."""
 
     memories: list[dict[str, Any]] = field(default_factory=list)
     retrieved: list[dict[str, Any]] = field(default_factory=list)
@@ -50,7 +49,7 @@ class Recall:
         self._all_by_time = ("full", "prefix") if histories else ("full",)
 
     async def for_prompt(self, prompt: Conversation, asked: MemoryField, mode: str) -> Recalled:
-        """Memories for a prompt. A store that does not answer degrades to none, and the answer says so."""
+        """Memories for a prompt. If the store does not answer in time there are none, and `failure` has the reason."""
         question = _question(prompt)
         if mode == "off" or (mode not in self._all_by_time and not question):
             return Recalled()
@@ -67,7 +66,8 @@ class Recall:
         self, asked: MemoryField, question: str, mode: str
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         if mode in self._all_by_time:
-            return await self.everything(asked.namespace, asked.kinds, asked.filter), []
+            kinds, where = asked.kinds, asked.filter
+            return await all_memories(self._store, asked.namespace, kinds=kinds, where=where), []
         results, _ = await self.search(
             asked.namespace,
             question,
@@ -92,7 +92,7 @@ class Recall:
         retrieval: str,
         offset: int | None = None,
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """Results most relevant first, and the trace: each stage's milliseconds, candidates and best."""
+        """Results, most relevant first, and the trace with milliseconds, candidates and best result of each stage."""
         self._telemetry.retrieval_requested()
         started = time.perf_counter()
         [vector] = await self._embedder.encode.remote([query])
@@ -111,7 +111,7 @@ class Recall:
         return results, {"retrieval": retrieval, "stages": [embed, *stages]}
 
     def _rerank(self) -> Rerank | None:
-        """Asks the cross-encoder from the thread that ranks; None where there is none."""
+        """A function that calls the cross-encoder from the ranking thread; None if none is configured."""
         if self._config.reranker is None:
             return None
         loop = asyncio.get_running_loop()
@@ -124,22 +124,9 @@ class Recall:
 
         return rerank
 
-    async def everything(
-        self, namespace: str, kinds: Sequence[str] | None = None, where: dict[str, Any] | None = None
-    ) -> list[dict[str, Any]]:
-        """All memories of a namespace in order of time."""
-        found: list[dict[str, Any]] = []
-        cursor = None
-        while True:
-            page = await self._store.list(namespace, limit=FULL_PAGE, after=cursor, where=where)
-            found += [memory for memory in page["memories"] if kinds is None or memory["kind"] in kinds]
-            cursor = page["next"]
-            if cursor is None:
-                return found
-
 
 def _question(prompt: Conversation) -> str:
-    """What memories are sought for: the last user turn, or the whole text to continue."""
+    """The query for memories: the last user message, or the whole text to continue."""
     if isinstance(prompt, str):
         return prompt
     asked = [m.get("content") for m in prompt if m.get("role") == "user"]

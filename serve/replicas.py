@@ -58,7 +58,7 @@ class EngineReplica:
         self._stepping = asyncio.get_running_loop().create_task(self._step_forever())
 
     async def generate(self, request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-        """`{text, logprobs}` as the answer grows, then one dict more: the finished `Turn`."""
+        """`{text, logprobs}` for each new piece of the answer, then the statistics of the generation (`Turn`)."""
         turn = Turn(mode=request["mode"])
         answer = await self._submit(request, turn)
         news = self._news[answer] = asyncio.Event()
@@ -105,7 +105,7 @@ class EngineReplica:
             self._thread.submit(self._engine.cancel, submitted.result())
 
     async def enqueue(self, namespace: str, memories: list[dict[str, Any]], adapters: list[str]) -> None:
-        """Encode these memories' blocks soon, for each of these model versions; `memories`: fields of `Written`."""
+        """Queue the encoding of these memories' blocks for these model versions; `memories`: fields of `Written`."""
         written = [Written(**memory) for memory in memories]
         self._engine.memories.written(namespace, written)
         for adapter in adapters:
@@ -116,12 +116,12 @@ class EngineReplica:
         return await self._run(lambda: self._engine.score(messages, adapter))
 
     async def forget(self, namespace: str, memory_ids: list[str], erasure: dict[str, Any]) -> int:
-        """`erasure`: fields of `Erasure`. Returns how many files went."""
+        """Erase the blocks of these memories; `erasure`: fields of `Erasure`. Returns the number of files removed."""
         forget = self._engine.memories.forget
         return await self._run(partial(forget, namespace, memory_ids, Erasure(**erasure)))
 
     async def retire(self, adapter: str) -> int:
-        """Drop all that was made for this version, which is gone from the disk. Returns how many files went."""
+        """Remove the blocks of a version that was deleted from the disk. Returns the number of files removed."""
         return await self._run(lambda: self._engine.retire(adapter))
 
     async def status(self) -> dict[str, Any]:
@@ -173,7 +173,7 @@ class EmbedderReplica:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._embedder.encode, texts)
 
     async def encode_counted(self, texts: list[str]) -> tuple[np.ndarray, int]:
-        """The vectors, and how many tokens of the texts they tell of."""
+        """The vectors, and the number of tokens they were computed from."""
         count = asyncio.get_running_loop().run_in_executor(self._thread, self._embedder.count_tokens, texts)
         return await self.encode(texts), await count
 

@@ -42,7 +42,7 @@ class Telemetry:
             self._fallbacks.inc()
 
     def of(self, store: dict[str, Any]) -> dict[str, int]:
-        """CON-9's counters; the gate's and the size come from the store's counts."""
+        """Counters for `/ready`; those of the write gate and the size come from the store's counts."""
         return {
             "retrieval_requests": int(self._value(self._retrievals)),
             "prefix_fallbacks": int(self._value(self._fallbacks)),
@@ -53,7 +53,7 @@ class Telemetry:
         }
 
     def prometheus(self, store: dict[str, Any] | None) -> str:
-        """Of this replica, and of the store where its counts are known: those are the same at every replica."""
+        """Metrics of this replica and, if its counts are known, of the store (the same at every replica)."""
         of_store = CollectorRegistry()
         if store is not None:
             of_store.register(StoreCounts(store))
@@ -69,7 +69,7 @@ class Telemetry:
 
 
 class StoreCounts(Collector):
-    """The store's counts as metrics. They stand in the logs, so they go on after a restart."""
+    """The store's counts as metrics. They are derived from the logs, so they survive a restart."""
 
     def __init__(self, store: dict[str, Any]) -> None:
         self._store = store

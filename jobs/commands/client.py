@@ -1,4 +1,4 @@
-"""The HTTP side of the command line: requests out, answers or the server's own errors back."""
+"""HTTP client of the command line: returns answers, raises the server's errors as the classes of `common.errors`."""
 
 import json
 import time
@@ -12,13 +12,15 @@ from common import errors
 from common.errors import NotFound, NotReady, Overloaded, SharpwaveError
 
 KINDS = {
-    error.kind: error for error in vars(errors).values() if isinstance(error, type) and hasattr(error, "kind")
+    error.kind: error
+    for error in vars(errors).values()
+    if isinstance(error, type) and issubclass(error, SharpwaveError)
 }
 
 
 class Client:
-    """One server. A request it declines as overloaded is sent again for `patience_s`; one that got no answer, or
-    "not ready", only where it is `safe` to do twice."""
+    """Client of one server. An overloaded server is retried for `patience_s`; a request without an answer, or
+    answered "not ready", is repeated only if it is `safe` to do twice."""
 
     def __init__(
         self, url: str, *, api_key: str | None = None, timeout_s: float = 300.0, patience_s: float = 60.0
@@ -47,7 +49,7 @@ class Client:
         return self._send("DELETE", path, safe=True, params=query)
 
     def find(self, path: str, **query: Any) -> dict[str, Any] | None:
-        """As `get`; None where there is no such thing."""
+        """As `get`, but None instead of `NotFound`."""
         try:
             return self.get(path, **query)
         except NotFound:
@@ -59,7 +61,7 @@ class Client:
             return self._once("POST", path, content=content, params=query)
 
     def download(self, path: str, body: dict[str, Any], file: Path) -> int:
-        """Write the answer into `file`, which appears whole or not at all; returns its bytes."""
+        """Write the answer to `file` atomically; returns its size in bytes."""
         part = file.with_name(f".{file.name}.part")
         try:
             with self._http.stream("POST", path, json=body) as response, part.open("wb") as output:

@@ -33,7 +33,11 @@ def score(
     namespace: Namespace = "default",
     conversation: Annotated[
         Path | None,
-        typer.Option(exists=True, dir_okay=False, help='its responses are scored: {"messages": [...]}'),
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help='file of conversations to score, {"messages": [...]} each [default: the memories\' own questions]',
+        ),
     ] = None,
     model: Annotated[str, typer.Option(help="base, base:latest, or base:DIGEST")] = "base",
     config: ConfigFile = None,
@@ -42,7 +46,7 @@ def score(
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
-    """Leave each memory out once and measure how much each response suffers: the N x M divergence matrix.
+    """Omit each memory once and measure the loss of log-probability of each response: the N x M divergence matrix.
 
     \b
     sharpwave score --namespace acme
@@ -61,7 +65,7 @@ def consolidate(
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
-    """Replay the memories into a LoRA adapter, and publish it if the gate accepts it.
+    """Train a LoRA adapter on replayed memories, and publish it if the acceptance gate accepts it.
 
     \b
     sharpwave consolidate --namespace acme
@@ -81,7 +85,7 @@ def evaluate(
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
-    """Ask about the memories with memory off: does the model know them by itself now?
+    """Ask questions about the memories with memory off: does the model know them from its weights?
 
     \b
     sharpwave evaluate --namespace acme
@@ -100,7 +104,8 @@ def _run_job(
     store: Path,
     as_json: bool,
 ) -> None:
-    """Submit, follow, and show where the report is. The job runs in a copy of the tree, so every path is absolute."""
+    """Submit the job, follow its log, and print the report's folder. The job runs in another folder (a copy of the
+    checkout), so every path is made absolute."""
     instance = running(store)
     folder = (out or Path("runs") / f"{job}-{time.strftime('%Y%m%d-%H%M%S')}").resolve()
     arguments = ["--namespace", namespace, "--out", str(folder), *extra]

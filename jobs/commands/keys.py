@@ -14,7 +14,7 @@ from jobs.instance import instance as instances
 def keys(
     action: Annotated[Literal["new", "rotate", "master"], typer.Argument(help="what to do")],
     files: Annotated[
-        list[Path] | None, typer.Argument(help="of new: the file to make; of master: the old and the new one")
+        list[Path] | None, typer.Argument(help="new: the file to create; master: the old and the new file")
     ] = None,
     namespace: Namespace = "default",
     store: Store = DEFAULT_STORE,
@@ -31,7 +31,7 @@ def keys(
     sharpwave keys master master.key next.key --store ~/memory
                                                   another master key for a stopped store
 
-    Nothing opens a store whose master key is lost. Keep a copy away from the store's own backups.
+    A store whose master key is lost cannot be opened. Keep a copy of it apart from the store's backups.
     """
     wanted = {"new": 1, "rotate": 0, "master": 2}[action]
     if len(files or ()) != wanted:
@@ -65,7 +65,7 @@ def _make(file: Path) -> Path:
 
 
 def _rewrap(old: Path, new: Path, *, store: Path) -> int:
-    """Of all rings of a stopped store. One that was cut off is finished by calling it again."""
+    """Wrap the data keys in all keyrings of a stopped store; returns their number. Call again after an interruption."""
     from stores.crypto.keyrings import ring_folders
     from stores.crypto.master_key import read_master, rotate_master
 

@@ -16,18 +16,20 @@ Kind = Literal["episodic", "relational", "spatial"]
 Kinds = Annotated[
     list[str] | None, typer.Option("--kind", help="episodic, relational or spatial; repeatable")
 ]
-Filter = Annotated[str | None, typer.Option("--filter", metavar="JSON", help="those that fit")]
-Id = Annotated[str, typer.Argument(help="of the memory")]
+Filter = Annotated[
+    str | None, typer.Option("--filter", metavar="JSON", help="memories that match this filter")
+]
+Id = Annotated[str, typer.Argument(help="id of the memory")]
 
 
 def search(
-    query: Annotated[str, typer.Argument(help="what is sought")],
+    query: Annotated[str, typer.Argument(help="text to search for")],
     k: Annotated[int, typer.Option("-k", "--k", min=1, max=1000, help="results")] = 10,
     kinds: Kinds = None,
     where: Filter = None,
-    flat: Annotated[bool, typer.Option("--flat", help="by cosine only, the baseline")] = False,
+    flat: Annotated[bool, typer.Option("--flat", help="rank by cosine only (the baseline)")] = False,
     complete: Annotated[bool, typer.Option("--complete", help="recall from a partial cue")] = False,
-    trace: Annotated[bool, typer.Option("--trace", help="what each stage did, on stderr")] = False,
+    trace: Annotated[bool, typer.Option("--trace", help="print each stage on stderr")] = False,
     namespace: Namespace = "default",
     store: Store = DEFAULT_STORE,
     url: Url = None,
@@ -53,9 +55,9 @@ def search(
 
 
 def list_memories(
-    kind: Annotated[Kind | None, typer.Option(help="only these")] = None,
-    conversation: Annotated[str | None, typer.Option(help="only of this one")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="at most")] = 50,
+    kind: Annotated[Kind | None, typer.Option(help="only this kind")] = None,
+    conversation: Annotated[str | None, typer.Option(help="only this conversation")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="memories on the page")] = 50,
     cursor: Annotated[str | None, typer.Option(help="`next` of the page before")] = None,
     namespace: Namespace = "default",
     store: Store = DEFAULT_STORE,
@@ -122,7 +124,7 @@ def history(
 def update(
     id: Id,
     generation: Annotated[
-        int | None, typer.Option(min=0, help="the one to go out from [default: the latest]")
+        int | None, typer.Option(min=0, help="version that is updated [default: the latest]")
     ] = None,
     text: Annotated[str | None, typer.Option(help="the new text")] = None,
     fields: Annotated[str | None, typer.Option("--fields", metavar="JSON", help="other fields")] = None,
@@ -132,7 +134,7 @@ def update(
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a new version of a memory; exit code 5 where another was written meanwhile.
+    """Write a new version of a memory. Exit code 5 if another version was written meanwhile.
 
     \b
     sharpwave update 0190a7f2-... --text "Ada moved to Porto."
@@ -157,7 +159,7 @@ def weakest(
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """The episodes that decay has left least of; nothing is erased by itself.
+    """List the episodic memories that have decayed most, weakest first. None is erased automatically.
 
     \b
     sharpwave weakest --number 20
@@ -170,8 +172,8 @@ def weakest(
 
 def export(
     file: Annotated[Path, typer.Argument(dir_okay=False, help="ends in .jsonl or .parquet")],
-    vectors: Annotated[bool, typer.Option("--vectors/--no-vectors", help="embeddings, too")] = True,
-    conversation: Annotated[str | None, typer.Option(help="of this one only")] = None,
+    vectors: Annotated[bool, typer.Option("--vectors/--no-vectors", help="with their embeddings")] = True,
+    conversation: Annotated[str | None, typer.Option(help="only this conversation")] = None,
     namespace: Namespace = "default",
     store: Store = DEFAULT_STORE,
     url: Url = None,
@@ -195,14 +197,14 @@ def export(
 
 
 def import_file(
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="what export wrote")],
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="file that export wrote")],
     namespace: Namespace = "default",
     store: Store = DEFAULT_STORE,
     url: Url = None,
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Take over the memories of a file that export wrote. Importing it twice adds nothing.
+    """Import the memories of a file that export wrote. Importing it twice adds nothing.
 
     \b
     sharpwave import acme.parquet --namespace acme

@@ -9,7 +9,7 @@ from jobs.commands.output import emit, flat, note, rows, table
 
 
 def seal(store: Store = DEFAULT_STORE, url: Url = None, api_key: Key = None, as_json: Json = False) -> None:
-    """Write seal.json beside the shards: where each chain stands now. Keep a copy elsewhere.
+    """Write seal.json beside the shards: the current end of each shard's chain. Keep a copy elsewhere.
 
     \b
     sharpwave seal
@@ -22,7 +22,7 @@ def seal(store: Store = DEFAULT_STORE, url: Url = None, api_key: Key = None, as_
 
 
 def verify(store: Store = DEFAULT_STORE, url: Url = None, api_key: Key = None, as_json: Json = False) -> None:
-    """Read every log from the disk and check its chain, and the last seal. Exit code 6 where a link is broken.
+    """Read every log from the disk and check its chain and the last seal. Exit code 6 if a link is broken.
 
     \b
     sharpwave verify
@@ -51,7 +51,7 @@ def snapshot(
 
 
 def restart_shard(
-    shard: Annotated[int, typer.Argument(min=0, help="its number")],
+    shard: Annotated[int, typer.Argument(min=0, help="number of the shard")],
     store: Store = DEFAULT_STORE,
     url: Url = None,
     api_key: Key = None,
@@ -72,9 +72,11 @@ def restart_shard(
 
 
 def probe(
-    texts: Annotated[list[str], typer.Argument(help="content that should be gone")],
-    vectors: Annotated[bool, typer.Option("--vectors", help="look for their embeddings, too")] = False,
-    fragment: Annotated[int | None, typer.Option(min=8, help="also pieces of so many bytes")] = None,
+    texts: Annotated[list[str], typer.Argument(help="content that should have been erased")],
+    vectors: Annotated[bool, typer.Option("--vectors", help="look for their embeddings as well")] = False,
+    fragment: Annotated[
+        int | None, typer.Option(min=8, help="look for pieces of this many bytes as well")
+    ] = None,
     store: Store = DEFAULT_STORE,
     url: Url = None,
     api_key: Key = None,

@@ -1,4 +1,4 @@
-"""What the commands share: exit codes, options, and finding the instance they talk to."""
+"""Shared by the commands: exit codes, options, and the choice of the instance to talk to."""
 
 import json
 from pathlib import Path
@@ -19,13 +19,13 @@ Store = Annotated[
     typer.Option("--store", envvar="SHARPWAVE_STORE__DIR", file_okay=False, help="the instance's folder"),
 ]
 Url = Annotated[
-    str | None, typer.Option(envvar="SHARPWAVE_URL", help="a server's address, in place of --store's")
+    str | None, typer.Option(envvar="SHARPWAVE_URL", help="address of a server, instead of --store's")
 ]
 Key = Annotated[
-    str | None, typer.Option(envvar="SHARPWAVE_API_KEY", help="API key, where the server wants one")
+    str | None, typer.Option(envvar="SHARPWAVE_API_KEY", help="API key, if the server requires one")
 ]
 Json = Annotated[bool, typer.Option("--json", help="one JSON document on stdout, errors included")]
-Namespace = Annotated[str, typer.Option("--namespace", "-n", help="whose memories")]
+Namespace = Annotated[str, typer.Option("--namespace", "-n", help="namespace of the memories")]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", exists=True, dir_okay=False, help="YAML file; see docs/config.md")
 ]
@@ -52,7 +52,7 @@ def connect(store: Path, url: str | None, api_key: str | None, *, patience_s: fl
 
 
 def config_of(store: Path) -> Config:
-    """What the store's instance runs with, or ran with last; the defaults where there was none here."""
+    """The configuration that the store's instance runs or last ran with; the defaults if there never was one."""
     path = store.expanduser() / "config.yaml"
     return load(path, env={}) if path.is_file() else Config()
 

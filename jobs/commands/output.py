@@ -1,4 +1,4 @@
-"""What the command line writes where: data to stdout, everything said on the way to stderr."""
+"""Output of the command line: data goes to stdout, messages and progress to stderr."""
 
 import json
 import sys
@@ -20,7 +20,7 @@ def note(message: str) -> None:
 
 
 def emit(value: dict[str, Any], *, as_json: bool, text: str) -> None:
-    """One JSON document, or its reading for people."""
+    """Write one JSON document, or `text` for people."""
     print(json.dumps(value, indent=2) if as_json else text, flush=True)
 
 
@@ -74,7 +74,7 @@ def flat(value: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
 
 
 class Counter:
-    """Work of unknown length: a live line on a terminal, a plain line every few seconds elsewhere."""
+    """Progress of work of unknown length: a live line on a terminal, else a plain line every few seconds."""
 
     def __init__(self, what: str) -> None:
         self._what = what

@@ -1,4 +1,4 @@
-"""Writes what is documented from the code, so that it cannot drift: docs/config.md, docs/cli.md, sharpwave.yaml.
+"""Generate docs/config.md, docs/cli.md and sharpwave.yaml from the code, so that they cannot drift from it.
 
 python -m jobs.commands.reference             # write
 python -m jobs.commands.reference --check     # exit 1 and name the files that are out of date
@@ -7,7 +7,6 @@ python -m jobs.commands.reference --check     # exit 1 and name the files that a
 import sys
 import types
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 import typer
@@ -16,8 +15,8 @@ from pydantic.fields import FieldInfo
 
 from common.config import ENV_PREFIX, Config, Section
 from jobs.cli import app
+from jobs.instance.source import ROOT, checkout
 
-ROOT = Path(__file__).resolve().parents[2]
 LIMITS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 HELP_WIDTH = 100
 
@@ -108,6 +107,9 @@ def _yaml(value: Any) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
+    if checkout() is None:
+        print(f"{ROOT} is not a checkout of this project; its docs cannot be written there", file=sys.stderr)
+        return 2
     wanted = {"docs/config.md": config_page, "docs/cli.md": cli_page, "sharpwave.yaml": default_config}
     checking = "--check" in (sys.argv[1:] if argv is None else argv)
     stale = []

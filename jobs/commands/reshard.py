@@ -1,6 +1,6 @@
-"""The command `reshard`, and the short-lived Ray driver behind it: the store divided anew while it serves.
+"""The command `reshard`, and the short-lived Ray driver behind it, which changes the number of shards while serving.
 
-    python -m jobs.reshard CONFIG SHARDS [SPREAD]     # the last line of stdout is the report
+    python -m jobs.commands.reshard CONFIG SHARDS [SPREAD]     # the last line of stdout is the report
 
 RAY_ADDRESS names the cluster.
 """
@@ -17,18 +17,18 @@ from common.config import load
 from common.errors import InvalidInput, SharpwaveError
 from jobs.commands.options import DEFAULT_STORE, Json, Store, running
 from jobs.commands.output import emit, flat, note, table
-from jobs.instance.instance import ROOT
+from jobs.instance.source import ROOT
 
 
 def reshard(
-    shards: Annotated[int, typer.Option(min=1, max=1024, help="how many there will be")],
+    shards: Annotated[int, typer.Option(min=1, max=1024, help="new number of shards")],
     spread: Annotated[
         int | None, typer.Option(min=1, max=1024, help="shards of one namespace; default: store.spread")
     ] = None,
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
-    """Divide the store into another number of shards. Reads go on; writes wait for the last step only.
+    """Change the number of shards. Reads continue; writes wait during the last step only.
 
     \b
     sharpwave reshard --shards 5
@@ -49,7 +49,7 @@ def reshard(
         last = line.strip()
     if process.wait():
         note(last)
-        raise SharpwaveError("the store was not resharded; what it says is above")
+        raise SharpwaveError("the store was not resharded; the reason is above")
     report = json.loads(last)
     emit(report, as_json=as_json, text=table(flat(report)))
 

@@ -1,5 +1,5 @@
-"""`sharpwave sql`: a SELECT over the newest snapshots of a store's shards. Needs no running instance; one that runs
-is asked for fresh snapshots first."""
+"""`sharpwave sql`: a SELECT over the newest snapshots of a store's shards. Works without an instance; a running one
+writes fresh snapshots first."""
 
 import csv
 import io
@@ -26,14 +26,16 @@ if TYPE_CHECKING:
 def sql(
     statement: Annotated[str, typer.Argument(help="one SELECT")],
     namespaces: Annotated[
-        list[str] | None, typer.Option("--namespace", "-n", help="whose memories; repeatable [default: all]")
+        list[str] | None, typer.Option("--namespace", "-n", help="namespace; repeatable [default: all]")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="rows at most")] = 10_000,
-    timeout_s: Annotated[float, typer.Option("--timeout-s", min=0.1, help="then it is stopped")] = 30.0,
+    timeout_s: Annotated[float, typer.Option("--timeout-s", min=0.1, help="time limit of the query")] = 30.0,
     as_csv: Annotated[bool, typer.Option("--csv", help="comma-separated values on stdout")] = False,
     as_is: Annotated[
         bool,
-        typer.Option("--as-is", help="take the snapshots that are there; ask a running instance for none"),
+        typer.Option(
+            "--as-is", help="use the existing snapshots; do not ask a running instance for new ones"
+        ),
     ] = False,
     store: Store = DEFAULT_STORE,
     api_key: Key = None,
@@ -76,7 +78,7 @@ def sql(
 
 
 def _refresh(store: Path, api_key: str | None) -> None:
-    """Have the instance, where one runs, write a snapshot of every shard."""
+    """Let the instance, if one runs, write a snapshot of every shard."""
     instance = instances.read(store)
     if instance is None or not instance.alive():
         return
@@ -91,7 +93,8 @@ def _refresh(store: Path, api_key: str | None) -> None:
 
 
 def shard_folders(config: Config) -> list[Path]:
-    """Those of the layout that holds; a reshard leaves others beside them. Raises `NotFound` where there is none."""
+    """Folders of the shards of the current layout; a reshard leaves older ones beside them. Raises `NotFound` if the
+    store has no shards."""
     store, folder = config.store_dir, config.store_dir / "shards"
     if config.store.backend == "redis":
         from actors.layout.layout import layout_record  # with Ray, which a local store does without
@@ -121,7 +124,7 @@ def _print(found: "pa.Table", as_json: bool, as_csv: bool) -> None:
 
 
 def _shown(value: Any) -> Any:
-    """As JSON can say it."""
+    """The value as JSON can represent it."""
     if isinstance(value, datetime):
         return value.isoformat() + ("Z" if value.tzinfo is None else "")
     if isinstance(value, date):

@@ -14,7 +14,7 @@ from jobs.commands.output import emit, flat, rows, table
 from stores.view.conversations import Role, parse_transcript
 
 Json = dict[str, Any]
-At = Annotated[str | None, typer.Option(help="at this time: ISO 8601, or seconds")]
+At = Annotated[str | None, typer.Option(help="time of validity: ISO 8601, or Unix seconds")]
 K = Annotated[int, typer.Option("-k", "--k", min=1, max=1000, help="at most")]
 
 
@@ -29,7 +29,7 @@ def facts(
     source: Annotated[str | None, typer.Option(help="where a path begins")] = None,
     target: Annotated[str | None, typer.Option(help="where it ends")] = None,
     at: At = None,
-    history: Annotated[bool, typer.Option("--history", help="also those that hold no more")] = False,
+    history: Annotated[bool, typer.Option("--history", help="include facts that no longer hold")] = False,
     k: K = 10,
     namespace: Namespace = "default",
     store: Store = DEFAULT_STORE,
@@ -37,7 +37,7 @@ def facts(
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Facts by a pattern, by several joined by their variables, near a question, or along the path between two
+    """Find facts: by a pattern, by several patterns with shared variables, for a question, or on a path between two
     entities.
 
     \b
@@ -63,7 +63,7 @@ def facts(
 
 
 def _pattern(text: str) -> list[str]:
-    """Subject, relation and object as a shell would part them."""
+    """Subject, relation and object, split as by a shell."""
     try:
         parts = shlex.split(text)
     except ValueError:
@@ -83,8 +83,8 @@ def places(
     ],
     place: Annotated[str | None, typer.Argument(help="a place, or a thing")] = None,
     other: Annotated[str | None, typer.Argument(help="of relation and path")] = None,
-    x: Annotated[float | None, typer.Option(help="in place of a place")] = None,
-    y: Annotated[float | None, typer.Option(help="in place of a place")] = None,
+    x: Annotated[float | None, typer.Option(help="coordinate, instead of a place")] = None,
+    y: Annotated[float | None, typer.Option(help="coordinate, instead of a place")] = None,
     radius: Annotated[float | None, typer.Option(min=0.0, help="of within")] = None,
     k: Annotated[int | None, typer.Option("-k", "--k", min=1, max=1000, help="of nearest")] = None,
     at: At = None,
@@ -94,7 +94,7 @@ def places(
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Ask the map: positions, what is near, which way, who is where.
+    """Query the map: positions, nearest places, directions, paths, locations.
 
     \b
     sharpwave places relation library cafe
@@ -114,10 +114,10 @@ def turns(
     action: Annotated[Literal["push", "pop", "peek", "rewind", "forget"], typer.Argument(help="what to do")],
     conversation: Annotated[str, typer.Argument(help="its name")],
     text: Annotated[str | None, typer.Argument(help="of the turn to push")] = None,
-    role: Annotated[Role, typer.Option(help="who said it")] = "user",
+    role: Annotated[Role, typer.Option(help="speaker of the turn")] = "user",
     file: Annotated[
         Path | None,
-        typer.Option(exists=True, dir_okay=False, help="of push: a transcript, in place of a text"),
+        typer.Option(exists=True, dir_okay=False, help="transcript to push, instead of a text"),
     ] = None,
     n: Annotated[int, typer.Option("--number", min=0, help="turns to peek at or rewind")] = 1,
     namespace: Namespace = "default",
@@ -135,7 +135,7 @@ def turns(
     sharpwave turns rewind c1 --number 3
 
     In a transcript a turn begins with its role and a colon ("user: I moved to Lisbon."); lines that follow belong to
-    it. A backslash before a line that reads like a beginning keeps it in its turn.
+    it. A backslash before a line that looks like the beginning of a turn keeps it in the turn.
     """
     path = f"/v1/conversations/{quote(conversation, safe='')}"
     body: dict[str, Any] = {"namespace": namespace}
@@ -174,10 +174,14 @@ def _transcript(file: Path) -> list[Json]:
 
 def lines(
     action: Annotated[Literal["put", "get", "query", "race", "bias"], typer.Argument(help="what to do")],
-    key: Annotated[str, typer.Argument(help="of the line; for query and bias, the text to compare with")],
-    values: Annotated[list[str] | None, typer.Argument(help="to put, or to race with each other")] = None,
-    generation: Annotated[int | None, typer.Option(min=0, help="of race [default: the latest]")] = None,
-    prev_anchor: Annotated[str | None, typer.Option(help="of put: only where this is the latest")] = None,
+    key: Annotated[str, typer.Argument(help="key of the line; query and bias: the text to compare with")],
+    values: Annotated[list[str] | None, typer.Argument(help="value to put, or candidates of a race")] = None,
+    generation: Annotated[
+        int | None, typer.Option(min=0, help="race: version that is replaced [default: the latest]")
+    ] = None,
+    prev_anchor: Annotated[
+        str | None, typer.Option(help="put: write only if this is the latest anchor")
+    ] = None,
     k: K = 10,
     namespace: Namespace = "default",
     store: Store = DEFAULT_STORE,
@@ -185,7 +189,7 @@ def lines(
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Memory lines: the newest value of each key, ranked by concert weight. Exit code 5: somebody was faster.
+    """Memory lines: the newest value of each key, ranked by concert weight. Exit code 5: another write came first.
 
     \b
     sharpwave lines put drink "Ada drinks tea."
@@ -216,6 +220,6 @@ def lines(
 
 
 def _generation(client: Any, namespace: str, key: str) -> int:
-    """Of the key's line; 0 where there is none."""
+    """The generation of the key's line; 0 if there is none."""
     found = client.find("/v1/lines", namespace=namespace, key=key)
     return int(found["generation"]) if found else 0

@@ -1,4 +1,4 @@
-"""Files of experiences into a running instance, in batches; what is bad is told and skipped."""
+"""Write files of experiences to a running instance, in batches; bad lines are reported and skipped."""
 
 import dataclasses
 import json
@@ -20,8 +20,8 @@ Json = dict[str, Any]
 
 @dataclasses.dataclass
 class Summary:
-    """`read` memories came from the files; of those `written` were acknowledged: `stored` new ones, `existing`
-    ones that were there already, and those the write gate `refused`. `bad` lines or memories became nothing."""
+    """Counts: `read` memories from the files; of those `written` were acknowledged, as `stored` (new), `existing`
+    (already there) or `refused` (by the write gate). `bad` lines and memories were skipped."""
 
     read: int = 0
     written: int = 0
@@ -50,10 +50,10 @@ def teach_files(
     report_bad: Callable[[str], None],
     progress: Callable[[Summary], None] = lambda summary: None,
 ) -> Summary:
-    """Write every memory of `files`; calling again writes nothing twice.
+    """Write every memory of `files`. Idempotent.
 
-    `report_bad` gets `file:line: reason`. Raises `SharpwaveError` where the server cannot go on; what was
-    acknowledged until then is durable.
+    `report_bad` is called with `file:line: reason`. Raises `SharpwaveError` if the server fails; what was acknowledged
+    before that is durable.
     """
     summary = Summary()
     for file in files:

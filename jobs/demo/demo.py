@@ -1,9 +1,9 @@
-"""The whole loop on invented facts: teach, recall in six ways, score, consolidate, prove it with memory off.
+"""The whole loop on invented facts: teach, recall in six modes, score, consolidate, evaluate with memory off.
 
-    python -m jobs.demo [--out runs/demo] [--seed 1337] [--set SECTION.KEY=VALUE]
+    python -m jobs.demo.demo [--out runs/demo] [--seed 1337] [--set SECTION.KEY=VALUE]
 
-What `make demo` runs. `run` names the stages; everything goes through the doors a user has: HTTP and Ray jobs. The
-folder is made anew; report.json and report.md in it are the result.
+`make demo` runs it. It uses the public interfaces only: HTTP and Ray jobs. The folder --out is emptied first; the
+results are report.json and report.md in it.
 """
 
 import argparse
@@ -45,7 +45,7 @@ MODES: dict[str, dict[str, str]] = {
 
 
 def run(config: Config, out: Path, seed: int) -> dict[str, Any]:
-    """All stages in order; the instance is taken down again whatever happens."""
+    """Run all stages in order and return the report; the instance is stopped in any case."""
     seconds: dict[str, float] = {}
     instances.down(config.store_dir)  # of a demo that was cut off
     _fresh(out)
@@ -89,7 +89,7 @@ def run(config: Config, out: Path, seed: int) -> dict[str, Any]:
 
 
 def _fresh(out: Path) -> None:
-    """An empty folder that says what it is. Only such a one is ever removed."""
+    """Create an empty folder with a marker file. An existing folder is removed only if it has the marker."""
     mark = out / ".sharpwave-demo"
     if out.exists() and any(out.iterdir()) and not mark.is_file():
         raise InvalidInput(f"--out {out} holds other files; give a new folder", param="out")
@@ -154,7 +154,7 @@ def _ask(client: Client, question: str, memory: dict[str, str], model: str = "ba
 
 
 def _score(instance: Instance, questions: list[dict[str, Any]], out: Path) -> dict[str, Any]:
-    """The matrix over the questions answered rightly, each marked with the memory it came from."""
+    """The matrix over the correctly answered questions, each with the memory it came from."""
     talks = [
         {
             "memory": row["memory"],
@@ -186,7 +186,7 @@ def _job(
 
 
 def _show(client: Client, questions: list[dict[str, Any]], adapter: str | None) -> None:
-    """A person wants to see it: one question, with memory off, before and after."""
+    """One question as an example, answered with memory off, before and after the training."""
     row = questions[0]
     models = ["base", *(["base:latest"] if adapter else [])]
     for model in models:
@@ -196,7 +196,7 @@ def _show(client: Client, questions: list[dict[str, Any]], adapter: str | None) 
 
 
 def _first_questions(files: DemoFiles) -> list[dict[str, Any]]:
-    """One test question a memory."""
+    """The first test question of each memory."""
     rows = [json.loads(line) for line in files.questions.read_text().splitlines()]
     first: dict[str, dict[str, Any]] = {}
     for row in rows:

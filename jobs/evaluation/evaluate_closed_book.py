@@ -1,9 +1,9 @@
-"""The honest half of an evaluation: a process of its own, weights and questions in, answers out.
+"""Closed-book evaluation: a separate process that answers questions from the model's weights alone.
 
-    python -m jobs.memory_off REQUEST.json RESULT.json
+    python -m jobs.evaluation.evaluate_closed_book REQUEST.json RESULT.json
 
-It is started without any Sharpwave or Ray setting in its environment, and makes Ray, stores, actors and the serving
-code impossible to import: what it answers can only come from the weights. Expected answers are used for grading only.
+It starts without Sharpwave or Ray settings in its environment, and blocks the import of Ray, stores, actors and the
+serving code, so that no memory can reach it. The expected answers are used for grading only.
 """
 
 import dataclasses
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from common.files import read_json, write_json
+from jobs.instance.source import ROOT
 
 HIDDEN = ("ray", "stores", "actors", "serve")  # where memories could come from
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,8 @@ class Request:
 
 
 def evaluate(request: Request, folder: Path, arm: str) -> dict[str, Any]:
-    """Run the process for one arm; files stay in `folder`. Raises `RuntimeError` with the end of its log."""
+    """Run the process for one arm and return its result; both files stay in `folder`. Raises `RuntimeError` with the
+    end of the log if it fails."""
     asked, answered = folder / f"{arm}-request.json", folder / f"{arm}.json"
     write_json(asked, dataclasses.asdict(request))
     hidden = ("SHARPWAVE_", "RAY_")
@@ -49,7 +50,7 @@ def evaluate(request: Request, folder: Path, arm: str) -> dict[str, Any]:
 
 
 def answer(request: Request) -> dict[str, Any]:
-    """What the process does: load, ask each wording family, score the sanity items."""
+    """In the process: load the model, evaluate each wording family, and score the sanity items if wanted."""
     from peft import PeftModel
 
     from models.weights.load import load_model

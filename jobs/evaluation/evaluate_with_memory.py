@@ -1,4 +1,4 @@
-"""Questions put to the running application, with memory on."""
+"""Evaluation of the running application, with memory."""
 
 import time
 from collections.abc import Sequence
@@ -15,7 +15,8 @@ TOGETHER = 8  # questions in flight: the engine answers them in one batch
 
 
 def wait_for_blocks(app: DeploymentHandle) -> None:
-    """Until no KV block waits to be encoded, so that prefix requests find theirs."""
+    """Return when no KV block waits to be encoded, so that prefix requests find theirs. Raises `TimeoutError` after
+    `ENCODE_DEADLINE_S`."""
     deadline = time.monotonic() + ENCODE_DEADLINE_S
     while app.ready.remote().result(timeout_s=60)["engine"]["pending_blocks"]:
         if time.monotonic() > deadline:
@@ -26,7 +27,7 @@ def wait_for_blocks(app: DeploymentHandle) -> None:
 def ask(
     app: DeploymentHandle, questions: Sequence[str], namespace: str, mode: str | None, model: str = "base"
 ) -> list[dict[str, Any]]:
-    """Greedy, short answers as the evaluation asks for them, some at a time; the whole chat responses."""
+    """Chat responses to the questions, in order: greedy and short, `TOGETHER` questions in flight."""
     replies: list[dict[str, Any]] = []
     for start in range(0, len(questions), TOGETHER):
         asked = [
@@ -48,7 +49,7 @@ def ask(
 
 
 def memory_on(app: DeploymentHandle, questions: list[dict[str, Any]], namespace: str) -> dict[str, Any]:
-    """Exact match with memory on, as configured; the ceiling that weights are compared with."""
+    """Exact match with memory as configured, and its 95% interval: the upper reference for an adapter."""
     wait_for_blocks(app)
     rows, retrieved, fallbacks = [], 0, 0
     replies = ask(app, [question["question"] for question in questions], namespace, None)

@@ -1,8 +1,8 @@
-"""The short-lived Ray driver behind `sharpwave up`: the application, then the shards that need to know
-its embedder's dimension; `/ready` waits for both.
+"""The short-lived Ray driver behind `sharpwave up`: starts the application, then the shards, which need the
+dimension of its embedder. `/ready` waits for both.
 
-    python -m jobs.deploy CONFIG RESULT      # RESULT gets the dashboard's address
-    python -m jobs.deploy --remove CONFIG    # takes both away again; the data stays on disk
+    python -m jobs.instance.deploy CONFIG RESULT      # writes the dashboard's address to RESULT
+    python -m jobs.instance.deploy --remove CONFIG    # ends both; the data stays on disk
 
 RAY_ADDRESS names the cluster.
 """
@@ -33,7 +33,7 @@ def remove() -> None:
     from serve import app
 
     ray_serve.delete(app.NAME)
-    if not ray_serve.status().applications:  # nobody else's either
+    if not ray_serve.status().applications:  # no other application either
         ray_serve.shutdown()
     stop_shards()
 

@@ -1,13 +1,13 @@
 """A local instance: a Ray head of its own, the shards, and the HTTP application.
 
-    up(config)     start it, and return when it answers
-    update(config) have it run with another configuration, while it answers
-    read(store)    what is recorded about it, or None
-    down(store)    stop what `up` started, and nothing else
+    up(config)      start it, and return when it answers
+    update(config)  switch it to another configuration without an interruption
+    read(store)     its record, or None
+    down(store)     stop exactly what `up` started
 
-Everything it needs to be found and stopped again stands in `<store>/instance.json`. All ports are free ones that
-the system picked and every socket is on the loopback interface, so instances on one machine never meet. Ray
-itself runs whatever it is sent, so its ports want the token in `<store>/ray_token`.
+The record in `<store>/instance.json` is enough to find and stop it. The system picks free ports and every socket is
+on the loopback interface, so instances on one machine do not collide. Ray runs any code it is sent, so its ports
+require the token in `<store>/ray_token`.
 """
 
 import contextlib
@@ -35,12 +35,12 @@ from common.errors import Conflict, InvalidInput, NotReady, SharpwaveError
 from common.files import read_json, write_bytes, write_json
 from jobs.instance import processes
 from jobs.instance.ports import free_port, is_free, url_of
+from jobs.instance.source import ROOT, python_path
 from serve.access import check_bind
 
-ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 180.0
-# Shards, replicas, a scorer and a training worker each hold a part of a CPU in Ray's books. On a machine with fewer
-# cores than that they share time, which works; waiting for each other's share forever does not.
+# Shards, replicas, a scorer and a training worker each reserve a part of a CPU with Ray. On fewer cores they can share
+# time; with fewer logical CPUs they would wait for each other's reservation forever.
 MIN_LOGICAL_CPUS = 4
 LONGEST_TEMP = 24  # Ray's sockets lie 60 characters deeper, and a Unix socket's path ends at 107
 Say = Callable[[str], None]
@@ -48,7 +48,7 @@ Say = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Instance:
-    """The record of an instance. `head` is None where it runs on a cluster that somebody else started."""
+    """The record of an instance. `head` is its Ray head, or None if it runs on an existing cluster."""
 
     store: str
     config_hash: str
@@ -71,11 +71,11 @@ class Instance:
         return Path(self.store) / "ray_token"
 
     def alive(self) -> bool:
-        """Whether its Ray head runs; for one on somebody else's cluster, whether it answers."""
+        """Whether its Ray head runs; on an existing cluster, whether it answers."""
         return answers(self.url) if self.head is None else processes.find(self.head) is not None
 
     def ray_environment(self) -> dict[str, str]:
-        """What a process needs in its environment to talk to this instance's Ray."""
+        """Environment variables with which a process reaches this instance's Ray."""
         found = {"RAY_ADDRESS": self.ray_address, "RAY_API_SERVER_ADDRESS": self.dashboard}
         if self.head is not None:
             found |= _local_ray(self.token_path)
@@ -95,13 +95,13 @@ def read(store: Path) -> Instance | None:
 def up(config: Config, *, say: Say = lambda message: None, deadline_s: float = DEADLINE_S) -> Instance:
     """Start an instance and return when `/ready` says so.
 
-    Raises `InvalidInput` or `NotFound` before anything is started, `Conflict` (code `already_running`) where the
-    store has one, and `NotReady`, with the end of the log and nothing left running, where it does not come up.
+    Raises `InvalidInput` or `NotFound` before anything is started, `Conflict` (code `already_running`) if the store
+    has a running instance, and `NotReady` with the end of the log, and nothing left running, if it fails to start.
     """
     config = _resolved(config)
     store = config.store_dir
     store.mkdir(parents=True, exist_ok=True)
-    with _locked(store):
+    with locked(store):
         found = read(store)
         if found is not None and found.alive():
             where = found.url or "starting"
@@ -119,14 +119,14 @@ def up(config: Config, *, say: Say = lambda message: None, deadline_s: float = D
 
 
 def update(config: Config, *, say: Say = lambda message: None, deadline_s: float = DEADLINE_S) -> Instance:
-    """Roll the store's running instance over to `config`; returns when nothing of the former one answers any more.
+    """Switch the store's running instance to `config`; returns when no replica of the old configuration answers.
 
-    Requests go on: new replicas start before old ones finish what they have and end (`serve.surge_percent`). Its
-    address and its shards stay. Raises `NotReady` where no instance runs, and where the new one does not start: then
-    the old one goes on.
+    Requests continue: new replicas start before old ones finish their requests and end (`serve.surge_percent`). The
+    address and the shards stay. Raises `NotReady` if no instance runs, or if the new replicas do not start: then the
+    old ones continue.
     """
     store = config.store_dir
-    with _locked(store):
+    with locked(store):
         found = read(store)
         if found is None or not found.ready or not found.alive():
             raise NotReady(f"store {str(store)!r} has no running instance; start one with: sharpwave up")
@@ -145,15 +145,15 @@ def _rolled(instance: Instance, config: Config, say: Say, deadline: float) -> In
     except BaseException:
         write_bytes(instance.config_path, former)
         raise
-    return _record(instance, config_hash=config.hash, model=config.model.name)
+    return record(instance, config_hash=config.hash, model=config.model.name)
 
 
 def down(store: Path) -> bool:
-    """Stop the instance of `store`; False where there was none. Safe to call again."""
+    """Stop the instance of `store`; False if there was none. Safe to call again."""
     store = store.expanduser().resolve()
     if not (store / "instance.json").is_file():
         return False
-    with _locked(store):
+    with locked(store):
         found = read(store)
         if found is None:
             return False
@@ -162,7 +162,7 @@ def down(store: Path) -> bool:
 
 
 def wait(instance: Instance) -> None:
-    """Return when the instance ends by itself or somebody else stops it."""
+    """Return when the instance has ended, for any reason."""
     while instance.alive():
         time.sleep(0.5)
 
@@ -175,7 +175,7 @@ def answers(url: str) -> bool:
 
 
 def _resolved(config: Config, *, port_is_ours: bool = False) -> Config:
-    """Check what would fail later, and make paths and ports definite."""
+    """Check early what would fail later, and make paths and ports definite."""
     from transformers import AutoConfig  # with torch, seconds of import that the other commands need not wait
 
     from models.weights.load import check_architecture, dequantised, resolve
@@ -212,17 +212,17 @@ def _start(instance: Instance, config: Config, say: Say, deadline: float) -> Ins
         say("starting Ray")
         instance = _start_head(instance, config, logs / "ray.log", deadline)
     else:
-        instance = _record(instance, ray_address=config.ray.address)
+        instance = record(instance, ray_address=config.ray.address)
     say(f"loading {instance.model}")
     deployed = _run_deploy(instance, config, logs / "deploy.log", deadline)
     url = url_of(config.serve.host, config.serve.port)
     while not answers(url):
         if time.monotonic() > deadline:
-            raise _failed(f"{url}/ready did not turn true in time", logs / "deploy.log")
+            raise start_failure(f"{url}/ready did not turn true in time", logs / "deploy.log")
         time.sleep(0.2)
     head = None if instance.head is None else processes.find(instance.head)
     recorded = () if head is None else tuple(processes.identify(process) for process in processes.tree(head))
-    return _record(instance, url=url, dashboard=deployed["dashboard"], started=recorded, ready=True)
+    return record(instance, url=url, dashboard=deployed["dashboard"], started=recorded, ready=True)
 
 
 def _write_config(instance: Instance, config: Config) -> None:
@@ -253,16 +253,16 @@ def _start_head(instance: Instance, config: Config, log: Path, deadline: float) 
             stderr=subprocess.STDOUT,
             start_new_session=True,
             cwd=ROOT,
-            env=_head_environment(config, instance.token_path),
+            env=head_environment(config, instance.token_path),
         )
-    instance = _record(instance, temp_dir=str(temp_dir), head=processes.identify(psutil.Process(head.pid)))
+    instance = record(instance, temp_dir=str(temp_dir), head=processes.identify(psutil.Process(head.pid)))
     while not (address_file.is_file() and (address := address_file.read_text().strip())):
         if head.poll() is not None:
-            raise _failed(f"Ray ended with code {head.returncode} while starting", log)
+            raise start_failure(f"Ray ended with code {head.returncode} while starting", log)
         if time.monotonic() > deadline:
-            raise _failed("Ray did not start in time", log)
+            raise start_failure("Ray did not start in time", log)
         time.sleep(0.1)
-    return _record(instance, ray_address=address)
+    return record(instance, ray_address=address)
 
 
 def _run_deploy(instance: Instance, config: Config, log: Path, deadline: float) -> dict[str, Any]:
@@ -270,7 +270,7 @@ def _run_deploy(instance: Instance, config: Config, log: Path, deadline: float) 
     result = Path(instance.store) / "deployed.json"
     environment = {**os.environ, **instance.ray_environment()}
     if instance.head is not None:
-        environment |= _head_environment(config, instance.token_path)
+        environment |= head_environment(config, instance.token_path)
     command = [sys.executable, "-m", "jobs.instance.deploy", str(instance.config_path), str(result)]
     try:
         with log.open("wb") as output:
@@ -286,9 +286,9 @@ def _run_deploy(instance: Instance, config: Config, log: Path, deadline: float) 
             )
         return dict(read_json(result))
     except subprocess.TimeoutExpired as error:
-        raise _failed("the application did not start in time", log) from error
+        raise start_failure("the application did not start in time", log) from error
     except subprocess.CalledProcessError as error:
-        raise _failed("the application did not start", log) from error
+        raise start_failure("the application did not start", log) from error
     finally:
         result.unlink(missing_ok=True)
 
@@ -310,8 +310,8 @@ def _stop(instance: Instance) -> None:
     (Path(instance.store) / "instance.json").unlink(missing_ok=True)
 
 
-def _record(instance: Instance, **changes: Any) -> Instance:
-    """Every step is written down before the next: an `up` that is killed in between leaves what `down` needs."""
+def record(instance: Instance, **changes: Any) -> Instance:
+    """Change the record on disk. Called before each next step, so that `down` can stop an `up` killed halfway."""
     instance = dataclasses.replace(instance, **changes)
     write_json(Path(instance.store) / "instance.json", dataclasses.asdict(instance))
     return instance
@@ -326,7 +326,7 @@ def _local_ray(token_path: Path) -> dict[str, str]:
     }
 
 
-def _head_environment(config: Config, token_path: Path) -> dict[str, str]:
+def head_environment(config: Config, token_path: Path) -> dict[str, str]:
     """The environment of the Ray head, and so of every actor and job of this instance.
 
     What must be the same everywhere (store, model, embedder) is set here, so that a job sees this instance's even
@@ -348,13 +348,12 @@ def _head_environment(config: Config, token_path: Path) -> dict[str, str]:
         if name not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_JOB_ID")
         and not (name.startswith(ENV_PREFIX) and "__" in name)
     }
-    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
         **inherited,
         **identity,
         **_local_ray(token_path),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
-        "PYTHONPATH": os.pathsep.join(path),
+        "PYTHONPATH": python_path(),
         # Several processes share the cores: torch threads that spin while they wait slow each other down fivefold.
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
         # Ray would wait for detached actors, which never end. What was acknowledged is on disk; nothing needs the wait.
@@ -365,8 +364,8 @@ def _head_environment(config: Config, token_path: Path) -> dict[str, str]:
     }
 
 
-def _failed(what: str, log: Path, lines: int = 25) -> SharpwaveError:
-    """The error of ours that the log ends with, or, where it is somebody else's, the end of the log."""
+def start_failure(what: str, log: Path, lines: int = 25) -> SharpwaveError:
+    """The last `SharpwaveError` in the log, or the end of the log if there is none."""
     text = log.read_text(errors="replace") if log.is_file() else ""
     ours = re.findall(rf"{SharpwaveError.__module__}\.\w+: (.+)", text)
     if ours:
@@ -376,7 +375,7 @@ def _failed(what: str, log: Path, lines: int = 25) -> SharpwaveError:
 
 
 @contextlib.contextmanager
-def _locked(store: Path) -> Iterator[None]:
+def locked(store: Path) -> Iterator[None]:
     with (store / "instance.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,6 +1,6 @@
 """Find and stop exactly the processes that one instance started.
 
-A process is named by `(pid, start time)`: the system reuses pids, so a pid alone could be somebody else's.
+A process is identified by `(pid, start time)`: the system reuses pids, so a pid alone may mean another process.
 """
 
 import os
@@ -18,7 +18,7 @@ def identify(process: psutil.Process) -> Identity:
 
 
 def find(identity: Identity) -> psutil.Process | None:
-    """The process of that name, or None where it ended, is a zombie, or its pid belongs to another one now."""
+    """The process, or None if it ended, is a zombie, or its pid belongs to another process now."""
     pid, started = identity
     try:
         process = psutil.Process(pid)
@@ -30,7 +30,7 @@ def find(identity: Identity) -> psutil.Process | None:
 
 
 def tree(root: psutil.Process) -> list[psutil.Process]:
-    """`root`, everything below it, and what left the tree but not the session that `root` leads."""
+    """`root`, its descendants, and processes outside the tree in the session that `root` leads."""
     found = {root, *_below(root)}
     if os.getsid(root.pid) == root.pid:
         found |= {process for process in psutil.process_iter() if _session(process.pid) == root.pid}
@@ -38,9 +38,9 @@ def tree(root: psutil.Process) -> list[psutil.Process]:
 
 
 def stop(root: Identity, recorded: Iterable[Identity] = (), *, grace_s: float = 30.0) -> int:
-    """End the tree under `root` and those `recorded` processes that are left of it; returns how many ended.
+    """End the tree under `root` and the `recorded` processes that still run; returns the number of processes.
 
-    SIGTERM goes to `root`, which ends its own children; after `grace_s` what is left gets SIGTERM, then SIGKILL.
+    `root` gets SIGTERM and ends its own children; after `grace_s` the remaining ones get SIGTERM, then SIGKILL.
     """
     victims = {process for identity in recorded if (process := find(identity)) is not None}
     victims |= {child for process in list(victims) for child in _below(process)}
@@ -49,7 +49,7 @@ def stop(root: Identity, recorded: Iterable[Identity] = (), *, grace_s: float = 
         victims |= set(tree(head))
         _signal([head], "terminate")
         _wait([head], grace_s)
-    # A child that outlives its head by a moment is on its way out; only the rest is told.
+    # A child that outlives its head by a moment is ending already; only the others get a signal.
     left = _wait(victims, 3.0)
     _signal(left, "terminate")
     left = _wait(left, 3.0)
@@ -81,7 +81,7 @@ def _signal(processes: Iterable[psutil.Process], method: str) -> None:
 
 
 def _wait(processes: Iterable[psutil.Process], timeout_s: float) -> list[psutil.Process]:
-    """Those still running after `timeout_s`. A zombie has ended: in a container nobody may ever reap it."""
+    """Those still running after `timeout_s`. A zombie counts as ended: in a container it may never be reaped."""
     deadline = time.monotonic() + timeout_s
     left = list(processes)
     while (left := [process for process in left if _running(process)]) and time.monotonic() < deadline:

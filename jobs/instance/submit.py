@@ -5,16 +5,18 @@ import logging
 import os
 import shlex
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.config import ENV_PREFIX
 from common.errors import NotReady
-from jobs.instance.instance import ROOT, Instance
+from jobs.instance.instance import Instance
+from jobs.instance.source import ROOT, checkout
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-# What no job needs; what `.gitignore` names stays behind anyway.
+# Folders of a checkout that no job needs. Ray leaves out what `.gitignore` names by itself.
 EXCLUDES = [
     "/.git/",
     "/.venv/",
@@ -26,11 +28,12 @@ EXCLUDES = [
     "/tests/",
     "/benchmarks/",
 ]
-IDENTITY = ("STORE__", "MODEL__", "EMBED__")  # the instance decides these, see jobs.instance
+IDENTITY = ("STORE__", "MODEL__", "EMBED__")  # sections that the instance decides, see `head_environment`
 
 
 def submit(instance: Instance, job: str, arguments: Sequence[str], *, say: Callable[[str], None]) -> int:
-    """Run `jobs.<job>` and pass its log lines to `say`; returns its exit code. Interrupted, it stops the job."""
+    """Run `jobs.<job>` on the instance, pass its log lines to `say`, and return its exit code. An interrupt stops the
+    job. Raises `NotReady` if the instance has no job server or it does not answer."""
     from ray.job_submission import JobSubmissionClient  # seconds of import that other commands need not wait
 
     if not instance.dashboard:
@@ -44,10 +47,10 @@ def submit(instance: Instance, job: str, arguments: Sequence[str], *, say: Calla
         client = JobSubmissionClient(instance.dashboard, headers=headers)
     except (ConnectionError, RuntimeError) as error:
         raise NotReady(f"no answer from the job server at {instance.dashboard}: {error}") from error
-    # `-m`: as a script, a job's own folder would come first on its path, and `jobs/evaluate.py` would then be what
-    # libraries find when they look for the package `evaluate`.
+    # `-m`: a script's own folder comes first on its path, and libraries that import the package `evaluate` would get
+    # `jobs/evaluate.py`.
     job_id = client.submit_job(
-        entrypoint=shlex.join(["python", "-m", f"jobs.{job}", *arguments]), runtime_env=_runtime_environment()
+        entrypoint=shlex.join(["python", "-m", f"jobs.{job}", *arguments]), runtime_env=runtime_environment()
     )
     say(f"job {job_id}")
     try:
@@ -73,7 +76,11 @@ async def _tail(client: "JobSubmissionClient", job_id: str, say: Callable[[str],
         say(pending)
 
 
-def _runtime_environment() -> dict[str, object]:
+def runtime_environment(root: Path = ROOT) -> dict[str, object]:
+    """Ray's `runtime_env` of a job: the caller's settings, and the working tree if the code at `root` is a checkout.
+
+    Installed code is not sent: every node of the instance has it (its head gets our PYTHONPATH).
+    """
     settings = {
         name: value
         for name, value in os.environ.items()
@@ -82,6 +89,6 @@ def _runtime_environment() -> dict[str, object]:
         and not name.removeprefix(ENV_PREFIX).startswith(IDENTITY)
     }
     environment: dict[str, object] = {"env_vars": settings}
-    if (ROOT / "pyproject.toml").is_file():  # an installed copy has no working tree to ship, and needs none
-        environment |= {"working_dir": str(ROOT), "excludes": EXCLUDES}
+    if (tree := checkout(root)) is not None:
+        environment |= {"working_dir": str(tree), "excludes": EXCLUDES}
     return environment

@@ -1,0 +1,7 @@
+"""Stages of the score job. Open `compute.py` first.
+
+- `conversations.py`: the conversations whose responses are scored
+- `compute.py`: the divergence matrix on scorer actors, resumable
+- `matrix.py`: the finished matrix: table, summary, picture
+- `salience.py`: update of the memories' salience, once per measurement
+"""

@@ -1,4 +1,4 @@
-"""Conversations whose answers are scored: from a file, or from the questions that memories bring with them."""
+"""Conversations whose responses are scored: read from a file, or made from the cues of the memories."""
 
 import json
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ class Conversation:
 def read(path: Path) -> list[Conversation]:
     """`{"messages": [...], "memory": "id, optional"}`, one a line or the whole file.
 
-    Raises `InvalidInput` naming the line: half a matrix of the wrong conversations helps nobody.
+    Raises `InvalidInput` naming the first bad line; none is skipped.
     """
     text = path.read_text()
     try:
@@ -35,7 +35,7 @@ def read(path: Path) -> list[Conversation]:
 
 
 def from_cues(memories: Sequence[dict[str, Any]], family: str = "train") -> list[Conversation]:
-    """Each memory's first question of a wording family, answered as the memory says."""
+    """One conversation for each memory that has a cue of the wording family: its first question and answer."""
     found = []
     for memory in memories:
         cue = next((cue for cue in memory["cues"] if cue["family"] == family), None)

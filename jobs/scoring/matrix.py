@@ -13,8 +13,12 @@ from common.files import write_bytes, write_json
 
 @dataclass(frozen=True)
 class Matrix:
-    """`divergence`: float64 `[N, M]`, nats, signed; NaN where a row failed. `null`: `[M]`, what omitting nothing
-    gives. `truth`: for each response the index of the memory it came from, where that is known."""
+    """Divergences of N memories over M responses.
+
+    `divergence`: float64 `[N, M]`, nats, signed: log-probability of the response with all memories minus without this
+    one; NaN where a block failed. `null`: float64 `[M]`, the same with nothing omitted, i.e. the numerical error.
+    `truth`: for each response the index of the memory it came from, or None.
+    """
 
     memory_ids: list[str]
     texts: list[str]
@@ -28,17 +32,17 @@ class Matrix:
 
     @property
     def clipped(self) -> np.ndarray:
-        """Only what a memory added; failed entries stay NaN."""
+        """Divergences with negative ones set to 0; failed entries stay NaN."""
         return np.maximum(self.divergence, 0.0)
 
     def weights(self) -> list[tuple[str, float]]:
-        """Each memory's total over the responses, of those that did not fail."""
+        """`(id, sum of clipped divergences in nats)` of each memory whose row is complete."""
         sums = np.nansum(self.clipped, axis=1)
         whole = ~np.isnan(self.divergence).any(axis=1)
         return [(self.memory_ids[i], float(sums[i])) for i in range(len(sums)) if whole[i]]
 
     def true_first(self) -> float | None:
-        """Share of the responses with a known memory where that one has the highest divergence."""
+        """Of the responses with a known memory, the share where that memory has the highest divergence."""
         failed = np.isnan(self.divergence).all(axis=0)
         known = [(j, i) for j, i in enumerate(self.truth) if i is not None and not failed[j]]
         if not known:
@@ -80,7 +84,7 @@ class Matrix:
         ]
 
     def save(self, folder: Path) -> None:
-        """matrix.parquet, heatmap.png, and summary.json last: a folder with it is complete."""
+        """Write matrix.parquet, heatmap.png, and summary.json last: a folder that has it is complete."""
         folder.mkdir(parents=True, exist_ok=True)
         scratch = folder / ".matrix.parquet"
         pq.write_table(self.table(), scratch)

@@ -1,0 +1,9 @@
+"""Routes by subject, one router a file. Open `memories.py` first.
+
+- `memories.py`: write, list, search, forget; get, update, delete, history of one memory
+- `language.py`: OpenAI's routes and scores of responses
+- `stores.py`: facts, places, memory lines, short-term memory of conversations
+- `transfer.py`: export and import of a namespace
+- `adapters.py`: adapter versions and their aliases
+- `operations.py`: seal, verify, snapshot, probe, restart of a shard, key rotation
+"""

@@ -1,7 +1,7 @@
-"""Adapter versions: what there is, which one an alias means, and taking one away.
+"""Adapter versions: list them, set an alias, retire one.
 
-A version is listed to those who may use the namespace that it was trained on. An alias changes what everybody's
-requests mean, so setting one needs a key of all namespaces.
+A caller sees the versions of the namespaces that its API key may use. An alias affects the requests of all callers, so
+setting one needs a key for all namespaces.
 """
 
 from fastapi import APIRouter

@@ -1,5 +1,5 @@
-"""OpenAI's routes: chat, completions, embeddings, models; and scores. Unknown OpenAI parameters are accepted there
-and listed in `warnings`."""
+"""OpenAI's routes: chat, completions, embeddings, models; and scores. OpenAI parameters without an effect here are
+accepted and listed in `warnings`."""
 
 import base64
 from typing import Annotated, Any, cast

@@ -1,16 +1,146 @@
-"""Memories beside writing and finding them: new versions, history, the weakest."""
+"""Memories: write, list, search, forget; and one memory: get, update, delete, history.
+
+Routes of a fixed path stand above those of `/v1/memories/{memory_id}`, which would match them, too.
+"""
 
 import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from common.errors import InvalidInput
-from serve.parts import Asking, Here, Json, Namespace, fresh_op, no_memory
+from common.errors import InvalidInput, SharpwaveError
+from serve.parts import Asking, Here, Json, Namespace, Parts, fresh_op, no_memory
+from serve.schemas.requests import ForgetBody, SearchBody, WriteBody
 from serve.schemas.stores import UpdateBody
 from stores.memory.memory import KIND_FIELDS, Memory, parse_memory
 
 router = APIRouter()
+
+
+@router.post("/v1/memories")
+async def write(body: WriteBody, asking: Asking, parts: Here) -> dict[str, Any]:
+    asking.check(body.namespace)
+    memories, refused = _parse(body, parts.config.store.max_text_bytes)
+    vectors = await parts.embed([memory.text for memory in memories])
+    generation = parts.store.generation
+    items = list(zip(memories, vectors, strict=True))
+    results = await parts.store.put(items, op_id=fresh_op(), now=time.time(), partial=body.partial)
+    stored = sum(result["stored"] for result in results)
+    # Not a memory that the store has under another id: its blocks would never be read, and never be erased.
+    own = [(m.text, r) for m, r in zip(memories, results, strict=True) if r["stored"] and r["id"] == m.id]
+    await parts.encode_soon(body.namespace, own, generation=generation)
+    for i in sorted(refused):
+        results.insert(i, refused[i])
+    return {"memories": results, "written": len(results), "stored": stored}
+
+
+def _parse(body: WriteBody, max_text_bytes: int) -> tuple[list[Memory], dict[int, Json]]:
+    """The memories, and the answers for refused items by index. If the call is not `partial`, the first bad item
+    raises instead."""
+    memories, refused, started = [], {}, time.time()
+    for i, item in enumerate(body.memories):
+        try:
+            # A microsecond apart, so that memories without a time keep the order of the request.
+            now = started + i * 1e-6
+            parsed = parse_memory(item, namespace=body.namespace, now=now, max_text_bytes=max_text_bytes)
+            memories.append(parsed)
+        except SharpwaveError as error:
+            if not body.partial:
+                error.message = f"memories[{i}]: {error.message}"
+                error.param = f"memories[{i}].{error.param}" if error.param else f"memories[{i}]"
+                raise
+            refused[i] = {"id": item.get("id"), "kind": item.get("kind"), "stored": False,
+                          "status": "refused", "gate": {"score": None, "reason": error.message}}  # fmt: skip
+    return memories, refused
+
+
+@router.get("/v1/memories")
+async def list_memories(
+    asking: Asking,
+    parts: Here,
+    namespace: Namespace = "default",
+    kind: str | None = None,
+    conversation: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 50,
+    cursor: str | None = None,
+) -> dict[str, Any]:
+    asking.check(namespace)
+    options: Json = {"kind": kind, "conversation": conversation, "limit": limit, "after": cursor}
+    return await parts.store.list(namespace, **options)
+
+
+@router.post("/v1/memories/search")
+async def search(body: SearchBody, asking: Asking, parts: Here) -> dict[str, Any]:
+    asking.check(body.namespace)
+    if body.complete:
+        return await _complete(body, parts)
+    results, trace = await parts.recall.search(
+        body.namespace,
+        body.query,
+        body.k,
+        kinds=body.kinds,
+        where=body.filter,
+        retrieval=body.retrieval,
+        offset=body.offset,
+    )
+    return {"results": results, **({"trace": trace} if body.trace else {})}
+
+
+async def _complete(body: SearchBody, parts: Parts) -> Json:
+    """Recall from a partial cue: the memory that the cue is completed to, then its nearest neighbours."""
+    started, first = time.perf_counter(), body.offset or 0
+    vector = await parts.embed_one(body.query)
+    embedded = time.perf_counter()
+    options: Json = {"kinds": body.kinds, "where": body.filter}
+    found = await parts.store.complete(body.namespace, vector, first + body.k, **options)
+    stages = [
+        {"stage": "embed", "ms": 1e3 * (embedded - started)},
+        {"stage": "complete", "ms": 1e3 * (time.perf_counter() - embedded), "candidates": len(found)},
+    ]
+    trace = {"trace": {"retrieval": "complete", "stages": stages}} if body.trace else {}
+    return {"results": found[first:], **trace}
+
+
+@router.post("/v1/memories/forget")
+async def forget(body: ForgetBody, asking: Asking, parts: Here) -> dict[str, Any]:
+    asking.check(body.namespace)
+    if sum((body.ids is not None, body.filter is not None, body.all)) != 1:
+        raise InvalidInput("give exactly one of ids, filter, all", param="ids")
+    return await _forget(parts, body.namespace, ids=body.ids, where=body.filter, everything=body.all)
+
+
+async def _forget(
+    parts: Parts, namespace: str, *, ids: list[str] | None, where: Json | None, everything: bool
+) -> Json:
+    """Erase in the store, then the KV blocks, and name the adapters that were trained on the memories."""
+    chosen: Json = {"ids": ids, "where": where, "everything": everything}
+    receipt: Json = await parts.store.forget(namespace, **chosen, op_id=fresh_op(), now=time.time())
+    forgotten = receipt["forgotten"]
+    erasure = {"generation": receipt.pop("generation"), "heads": dict(receipt.pop("heads"))}
+    # Also ids that the store no longer has: sending an interrupted call again erases the blocks that it left.
+    receipt["kv_blocks"] = await parts.engines.forget(namespace, sorted({*forgotten, *(ids or ())}), erasure)
+    receipt["adapters"] = parts.adapters.holding(namespace, set(forgotten))
+    return receipt
+
+
+@router.get("/v1/memories/weakest")
+async def weakest(
+    asking: Asking,
+    parts: Here,
+    namespace: Namespace = "default",
+    n: Annotated[int, Query(ge=1, le=1000)] = 10,
+) -> dict[str, Any]:
+    """The memories that decay has left least of, weakest first."""
+    asking.check(namespace)
+    return {"memories": await parts.store.weakest(namespace, n, now=time.time())}
+
+
+@router.get("/v1/memories/{memory_id}")
+async def get(
+    memory_id: str, asking: Asking, parts: Here, namespace: Namespace = "default"
+) -> dict[str, Any]:
+    asking.check(namespace)
+    return await parts.get(namespace, memory_id)
 
 
 @router.patch("/v1/memories/{memory_id}")
@@ -34,8 +164,8 @@ async def update(memory_id: str, body: UpdateBody, asking: Asking, parts: Here) 
 
 
 def changed(content: Json, body: UpdateBody, max_text_bytes: int) -> Memory:
-    """The memory with what the body gives in place of what it said. Text that was not given is made anew where
-    the kind's fields change. Raises `InvalidInput` where nothing is given, or a field is not of the kind."""
+    """The memory with the fields of the body replaced. If fields of its kind change and no text is given, the text is
+    generated from them. Raises `InvalidInput` if nothing is given, or a field does not belong to the kind."""
     given = {name: getattr(body, name) for name in body.model_fields_set - {"namespace", "generation"}}
     if not given:
         raise InvalidInput("give at least one field to change beside generation", param="body")
@@ -48,16 +178,15 @@ def changed(content: Json, body: UpdateBody, max_text_bytes: int) -> Memory:
     )
 
 
-@router.get("/v1/memories/weakest")
-async def weakest(
-    asking: Asking,
-    parts: Here,
-    namespace: Namespace = "default",
-    n: Annotated[int, Query(ge=1, le=1000)] = 10,
+@router.delete("/v1/memories/{memory_id}")
+async def delete(
+    memory_id: str, asking: Asking, parts: Here, namespace: Namespace = "default"
 ) -> dict[str, Any]:
-    """The memories that decay has left least of, weakest first."""
     asking.check(namespace)
-    return {"memories": await parts.store.weakest(namespace, n, now=time.time())}
+    receipt = await _forget(parts, namespace, ids=[memory_id], where=None, everything=False)
+    if not receipt["forgotten"] and not receipt["kv_blocks"]:
+        raise no_memory(memory_id, namespace)
+    return receipt
 
 
 @router.get("/v1/memories/{memory_id}/history")

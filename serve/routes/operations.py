@@ -1,5 +1,5 @@
-"""What an operator asks of all shards (seal, verify, snapshot, probe), or does to one (restart). These need a key
-of every namespace; to rotate the data keys of one namespace, its own will do."""
+"""Operations on all shards (seal, verify, snapshot, probe) or on one (restart), which need an API key for all
+namespaces; and the rotation of a namespace's data key, which needs a key for that namespace."""
 
 import time
 from typing import Any

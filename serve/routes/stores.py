@@ -64,8 +64,7 @@ async def facts(body: FactsBody, asking: Asking, parts: Here) -> dict[str, Any]:
 
 
 def _check_question(body: FactsBody) -> None:
-    """Raises `InvalidInput` where more than one of pattern, patterns, query and path is asked for, or half a
-    path."""
+    """Raises `InvalidInput` if more than one of pattern, patterns, query and path is given, or half a path."""
     path = body.source is not None, body.target is not None
     pattern = any(getattr(body, name) is not None for name in PATTERN)
     if (body.query is not None) + (body.patterns is not None) + any(path) + pattern > 1:
@@ -88,7 +87,7 @@ async def places(body: PlacesBody, asking: Asking, parts: Here) -> dict[str, Any
 
 
 def _place_options(body: PlacesBody) -> Json:
-    """The fields given, which must be those that the op takes."""
+    """The fields of the request. Raises `InvalidInput` if they are not those that the op takes."""
     given = {name: getattr(body, name) for name in body.model_fields_set - {"namespace", "op"}}
     given = {name: value for name, value in given.items() if value is not None}
     needed, taken = PLACE_FIELDS[body.op]

@@ -1,5 +1,5 @@
-"""Export and import of a namespace as a file: `stores/transfer.py` reads and writes it in a thread, which asks the
-shards through the event loop, a page at a time."""
+"""Export and import of a namespace as a file. A thread reads or writes the file (`stores/transfer/files.py`) and calls
+the shards through the event loop, a page at a time."""
 
 import asyncio
 import os
@@ -37,7 +37,7 @@ async def export(body: ExportBody, asking: Asking, parts: Here) -> StreamingResp
     asking.check(body.namespace)
     check_name(body.namespace, "namespace")
     rows = _pages(parts, body, asyncio.get_running_loop())
-    file = await _in_thread(partial(_saved, body.format, rows, body.vectors))
+    file = await _in_thread(partial(saved, body.format, rows, body.vectors))
     name = f"{body.namespace.replace(':', '_')}.{body.format}"
     headers = {
         "content-length": str(os.fstat(file.fileno()).st_size),
@@ -46,8 +46,8 @@ async def export(body: ExportBody, asking: Asking, parts: Here) -> StreamingResp
     return StreamingResponse(_pieces(file), media_type=MEDIA_TYPES[body.format], headers=headers)
 
 
-def _saved(form: str, rows: Iterator[Json], vectors: bool) -> BinaryIO:
-    """The rows as a file without a name: whoever leaves midway, no memory stays behind in the temporary folder."""
+def saved(form: str, rows: Iterator[Json], vectors: bool) -> BinaryIO:
+    """Write the rows to an unlinked temporary file, so that no memory stays on disk if the client disconnects."""
     with tempfile.TemporaryDirectory(prefix="sharpwave-") as folder:
         path = Path(folder) / f"export.{form}"
         files.save(path, rows, now=time.time(), vectors=vectors)
@@ -95,7 +95,7 @@ def _import(path: Path, namespace: str, parts: Parts, loop: asyncio.AbstractEven
 
 
 async def _received(request: Request) -> Path:
-    """The request's body as a file, named for its format."""
+    """Save the request's body to a temporary file whose suffix is its format."""
     path = _temporary("jsonl")
     size = 0
     try:
@@ -118,7 +118,7 @@ def _pages(parts: Parts, body: ExportBody, loop: asyncio.AbstractEventLoop) -> I
 
 
 async def _some(rows: AsyncIterator[Json]) -> list[Json]:
-    """The next rows; none at the end."""
+    """The next `files.BATCH` rows; an empty list at the end."""
     found = []
     async for row in rows:
         found.append(row)

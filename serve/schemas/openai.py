@@ -1,4 +1,4 @@
-"""A finished or growing answer in OpenAI's shapes, with the `memory` object beside."""
+"""Chat and completion responses in OpenAI's format, whole or streamed, with an additional `memory` object."""
 
 import json
 import time
@@ -16,8 +16,8 @@ Piece = tuple[int, Json]
 
 
 class Reply(ABC):
-    """All choices of one answer; every part of it carries the same id, time and model. Choice i answers prompt
-    i // n. `whole` or `event`, for each piece, tells what the engine said."""
+    """All choices of one response; every part of it has the same id, time and model. Choice i answers prompt i // n.
+    Call `whole` with all pieces from the engine, or `event` with each one."""
 
     object: str
     chunk_object: str
@@ -33,7 +33,7 @@ class Reply(ABC):
 
     @property
     def turns(self) -> list[Json]:
-        """Of the choices that are finished, in their order."""
+        """Generation statistics of the finished choices, in order."""
         return [self._turns[i] for i in sorted(self._turns)]
 
     def whole(self, pieces: Iterable[Piece]) -> Json:
@@ -47,7 +47,7 @@ class Reply(ABC):
         return {**self._common(self.object), "choices": choices, **self._outcome(), "usage": self._usage()}
 
     def event(self, i: int, piece: Json) -> str:
-        """The chunks that a piece becomes; the last one carries what holds for all choices."""
+        """The chunks for one piece; the last chunk of the stream has what applies to all choices."""
         if "text" in piece:
             return self._chunk(self._growth(i, piece))
         self._turns[i] = piece
@@ -94,7 +94,7 @@ class Reply(ABC):
         return {"memory": told, "timings": timings, **({"warnings": warnings} if warnings else {})}
 
     def _memory(self, prompt: int) -> Json:
-        """What became of the memories of one prompt; its choices got the same."""
+        """The `memory` object of one prompt, which is the same for all its choices."""
         n, recalled = self.body.n, self._recalled[prompt]
         turns = self.turns[prompt * n : (prompt + 1) * n]
         fallbacks = [recalled.failure, *(turn["fallback"] for turn in turns)]
@@ -178,7 +178,7 @@ class TextReply(Reply):
         return {"index": i, "text": text, "finish_reason": reason, "logprobs": self._logprobs(i, entries)}
 
     def _logprobs(self, i: int, entries: list[Json]) -> Json | None:
-        """The older shape: a list for each fact, not an entry for each token."""
+        """The format of completions: one list for each field, not one entry for each token."""
         if self.body.logprobs is None or not entries:
             return None
         offsets = []

@@ -1,5 +1,5 @@
-"""What the OpenAI routes, the adapter routes and every error answer, for `/openapi.json`. Chats, completions and errors
-make their answers themselves: `tests/test_openapi.py` holds them to it."""
+"""Response models of the OpenAI and adapter routes and of errors, for `/openapi.json`. Chat, completions and errors
+build their answers themselves; `tests/system/test_openapi.py` checks them against these models."""
 
 from typing import Any, Literal
 

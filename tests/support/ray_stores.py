@@ -13,14 +13,15 @@ from common.config import Config, load
 
 
 @contextmanager
-def local_ray() -> Iterator[None]:
-    """Of this test file alone: two CPUs, a small object store."""
+def local_ray(*, num_gpus: int = 0) -> Iterator[None]:
+    """Of this test file alone: two CPUs, a small object store, and so many GPUs in Ray's books (there need be none)."""
     os.environ["RAY_AUTH_MODE"] = "disabled"  # a local ray.init would set it to token for every later test
     for attempt in range(3):
         try:
             ray.init(
                 address="local",  # never somebody's cluster on this machine
                 num_cpus=2,
+                num_gpus=num_gpus,
                 include_dashboard=False,
                 object_store_memory=80 << 20,
                 namespace=RAY_NAMESPACE,

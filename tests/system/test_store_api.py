@@ -305,7 +305,7 @@ def test_an_export_comes_back_whole_and_once(http, form):
 def test_an_export_leaves_nothing_in_the_temporary_folder(tmp_path, monkeypatch):
     """Not even where the client leaves before it has read it all."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with transfer._saved("jsonl", iter(()), True) as file:
+    with transfer.saved("jsonl", iter(()), True) as file:
         assert [*tmp_path.iterdir()] == [] and b"sharpwave-export" in file.read()
 
 

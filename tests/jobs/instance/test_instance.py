@@ -98,7 +98,7 @@ def test_the_record_round_trips(tmp_path: Path) -> None:
     made = Instance(
         store=str(tmp_path), config_hash="c", model="m", head=(1, 2.5), started=((3, 4.0),), ready=True
     )
-    assert instances._record(made) == instances.read(tmp_path)
+    assert instances.record(made) == instances.read(tmp_path)
     assert instances.read(tmp_path / "absent") is None
 
 
@@ -122,7 +122,7 @@ def test_what_must_fail_fails_before_anything_starts(tmp_path: Path, monkeypatch
 
 
 def test_a_second_up_at_the_same_time_is_refused(tmp_path: Path) -> None:
-    with instances._locked(tmp_path), pytest.raises(Conflict, match="at work"):
+    with instances.locked(tmp_path), pytest.raises(Conflict, match="at work"):
         instances.up(overrides(tmp_path))
 
 
@@ -133,7 +133,7 @@ def test_the_head_gets_this_instances_identity_and_not_the_callers(
     monkeypatch.setenv("SHARPWAVE_TRAIN__LR", "7")
     monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
     config = overrides(tmp_path, store__shards=3)
-    environment = instances._head_environment(config, tmp_path / "token")
+    environment = instances.head_environment(config, tmp_path / "token")
     assert "RAY_ADDRESS" not in environment and "SHARPWAVE_TRAIN__LR" not in environment
     seen = load(env=environment)
     assert (seen.store.dir, seen.store.shards) == (str(tmp_path), 3)
@@ -222,7 +222,7 @@ def test_our_own_error_is_found_in_a_long_log(tmp_path: Path) -> None:
     log.write_text(
         f"Traceback ...\n(Replica pid=7) common.errors.StoreCorrupt: shard 0: bad CRC at seq 9\n{noise}"
     )
-    assert "did not start: shard 0: bad CRC at seq 9" in str(instances._failed("did not start", log))
+    assert "did not start: shard 0: bad CRC at seq 9" in str(instances.start_failure("did not start", log))
 
 
 def test_the_environment_for_ray_job_submit_names_the_token(tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from actors.scorers import BASELINE, NULL, ScoreJob, Scorer, Task, fan_out, start_scorers, tasks_of
+from actors.scorers import BASELINE, NULL, ScoreJob, Scorer, ScorerPool, Task, tasks_of
 from common import config
 from common.errors import InvalidInput
 from common.files import read_json
-from jobs.score import compute
 from jobs.scoring import conversations as talks
+from jobs.scoring.compute import compute
 from jobs.scoring.matrix import Matrix
 from models.scoring.leave_one_out import ScoreContext, naive_row
 from tests.support.ray_stores import local_ray
@@ -84,16 +84,16 @@ def test_the_job_equals_the_naive_matrix_survives_a_kill_and_resumes(cluster, lo
     again = compute(job(), settings, MEMORIES, TALKS, tmp_path)
     assert np.allclose(again.divergence[0], marked[0] + 123.0)
 
-    [actor] = start_scorers(job(), 1)
-    os.kill(ray.get(actor.pid.remote()), signal.SIGKILL)
-    task = Task(0, len(TALKS), (BASELINE, 0))
-    [result] = fan_out(job(), [actor], [task])
+    with ScorerPool(job(), 1) as pool:
+        os.kill(ray.get(pool.actors[0].pid.remote()), signal.SIGKILL)
+        [result] = pool.run([Task(0, len(TALKS), (BASELINE, 0))])
     assert result.error is None and np.abs(result.logprobs[0] - baseline).max() < 1e-3
 
 
 def test_work_that_keeps_failing_is_reported_failed_and_the_rest_goes_on(cluster):
     bad, good = Task(0, 2, (99,)), Task(0, 2, (BASELINE,))  # there is no memory 99
-    results = {result.task: result for result in fan_out(job(), start_scorers(job(), 1), [bad, good])}
+    with ScorerPool(job(), 1) as pool:
+        results = {result.task: result for result in pool.run([bad, good])}
     assert results[bad].logprobs is None and "IndexError" in results[bad].error
     assert results[good].error is None
 

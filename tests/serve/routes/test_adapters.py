@@ -56,7 +56,7 @@ def test_a_key_sees_the_versions_of_its_namespaces_and_only_one_of_all_sets_alia
     install_error_handlers(app)
     app.include_router(adapters.router)
     app.state.access = Access({"a": ["a"], "b": ["b"], "all": ["*"]})
-    parts = {"store": None, "engines": None, "embedder": None}  # none of them is reached
+    parts = {"store": None, "engines": None, "embedder": None, "recall": None}  # none of them is reached
     app.state.parts = Parts(config=config.load(env={}), adapters=store, **parts)
     requests = [
         ("GET", f"/v1/adapters/{digest}", {}),

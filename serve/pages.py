@@ -1,0 +1,26 @@
+"""All memories of a namespace, read from the store a page at a time."""
+
+from collections.abc import Container
+from typing import Any
+
+from actors.store.sharded_store import ShardedStore
+
+PAGE = 1000  # memories
+
+
+async def all_memories(
+    store: ShardedStore,
+    namespace: str,
+    *,
+    kinds: Container[str] | None = None,
+    where: dict[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """Every memory of a namespace in order of time, or those of `kinds` that the filter `where` matches."""
+    found: list[dict[str, Any]] = []
+    cursor = None
+    while True:
+        page = await store.list(namespace, limit=PAGE, after=cursor, where=where)
+        found += [memory for memory in page["memories"] if kinds is None or memory["kind"] in kinds]
+        cursor = page["next"]
+        if cursor is None:
+            return found
