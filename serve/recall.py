@@ -13,7 +13,7 @@ from ray.serve.handle import DeploymentHandle
 from actors.store.sharded_store import ShardedStore
 from common.config import Config
 from common.errors import NotReady
-from models.text.messages import Conversation
+from models.text.messages import Messages
 from serve.http import unwrap
 from serve.schemas.requests import MemoryField
 from serve.telemetry import Telemetry
@@ -49,7 +49,7 @@ class Recall:
         histories = config.recall.encoder == "kv_exact"  # a prefix is a namespace's whole history
         self._all_by_time = ("full", "prefix") if histories else ("full",)
 
-    async def for_prompt(self, prompt: Conversation, asked: MemoryField, mode: str) -> Recalled:
+    async def for_prompt(self, prompt: Messages, asked: MemoryField, mode: str) -> Recalled:
         """Memories for a prompt. A store that does not answer degrades to none, and the answer says so."""
         question = _question(prompt)
         if mode == "off" or (mode not in self._all_by_time and not question):
@@ -138,7 +138,7 @@ class Recall:
                 return found
 
 
-def _question(prompt: Conversation) -> str:
+def _question(prompt: Messages) -> str:
     """What memories are sought for: the last user turn, or the whole text to continue."""
     if isinstance(prompt, str):
         return prompt

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from models.engine.injection import Prompt
-from models.engine.kv_cache import SLOTS_AT_ONCE, KVTable, New, Pass, shape_of
+from models.engine.kv_cache import SLOTS_AT_ONCE, KVCache, New, Pass, shape_of
 from models.kv.prefix import to_run
 
 FILL_TOKENS = (32, 64, 128, 256)  # of a prompt in one pass
@@ -65,7 +65,7 @@ class Passes:
     def __init__(self, record: Record | None) -> None:
         self.recorded = self.replayed = self.failures = 0
         self.error: Exception | None = None  # of the last recording that failed
-        self._record = record
+        self.record = record
         self._recording = record is not None  # until one fails; then again with the next buffer
         self._buffer: Callable[[], Tensor | None] = lambda: None
         self._passes: OrderedDict[Hashable, Pass] = OrderedDict()
@@ -107,7 +107,17 @@ class Passes:
         self._passes.clear()
         self._replays.clear()
         self._end_pool()
-        self._recording = self._record is not None
+        self._recording = self.record is not None
+
+    @property
+    def num_kept(self) -> tuple[int, int]:
+        """Shapes that are kept, and how many of them have a graph."""
+        return len(self._passes), len(self._replays)
+
+    @property
+    def has_pool(self) -> bool:
+        """Whether memory is held for graphs."""
+        return self._pool is not None
 
     def status(self) -> dict[str, Any]:
         return {
@@ -118,9 +128,9 @@ class Passes:
         }
 
     def _try_to_record(self, key: Hashable, run: Replay) -> None:
-        assert self._record is not None
+        assert self.record is not None
         try:
-            self._replays[key], self._pool = self._record(run, self._pool)
+            self._replays[key], self._pool = self.record(run, self._pool)
             self.recorded += 1
         except Exception as error:
             self.failures += 1
@@ -192,7 +202,7 @@ class FixedShapes:
         self.decodes, self.fills = Passes(record), Passes(record)
         self.long = self.mixed = 0  # prompts and passes that are run without
         self._model = model
-        self._buffer: Tensor | None = None
+        self.buffer: Tensor | None = None
 
     def filling(self, prompt: Prompt, version: Hashable) -> Filling | None:
         """None for a prompt with many tokens, which is better run in large parts, or with many slots, which such a
@@ -201,20 +211,20 @@ class FixedShapes:
         if prompt.tokens > LONG_PROMPT or slots > MOST_SLOTS:
             self.long += 1
             return None
-        if self._buffer is None or self._buffer.shape[4] < slots:
+        if self.buffer is None or self.buffer.shape[4] < slots:
             self.fills.clear()
-            self._buffer = torch.zeros(
+            self.buffer = torch.zeros(
                 shape_of(self._model.config, 1, max(slots, LEAST_SLOTS)),
                 dtype=self._model.dtype,
                 device=self._model.device,
             )
-        return Filling(prompt, self.fills, self._buffer, version)
+        return Filling(prompt, self.fills, self.buffer, version)
 
     def decode(
         self,
         forward: Forward,
         version: Hashable,
-        table: KVTable,
+        table: KVCache,
         ids: Sequence[int],
         positions: Sequence[int],
     ) -> Tensor:
@@ -228,7 +238,7 @@ class FixedShapes:
         return {
             "decoding": self.decodes.status(),
             "filling": self.fills.status(),
-            "buffer_bytes": 0 if self._buffer is None else self._buffer.numel() * self._buffer.element_size(),
+            "buffer_bytes": 0 if self.buffer is None else self.buffer.numel() * self.buffer.element_size(),
             "long_prompts": self.long,
             "mixed_passes": self.mixed,
         }

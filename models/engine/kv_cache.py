@@ -24,7 +24,7 @@ def shape_of(config: Any, rows: int, slots: int) -> tuple[int, ...]:
     return config.num_hidden_layers, 2, rows, config.num_key_value_heads, slots, head_dim
 
 
-class KVTable:
+class KVCache:
     """Grows with what runs, up to `budget_bytes`. Not thread-safe: the engine's lock holds it."""
 
     def __init__(self, budget_bytes: int) -> None:
@@ -39,6 +39,16 @@ class KVTable:
     @property
     def size_bytes(self) -> int:
         return 0 if self._states is None else self._states.numel() * self._states.element_size()
+
+    @property
+    def slots(self) -> int:
+        """Slots that each row has memory for."""
+        return 0 if self._states is None else self._states.shape[4]
+
+    def row(self, row: int) -> Tensor:
+        """The states of a row's slots in use, in place: `[layers, 2, kv_heads, slots, head_dim]`."""
+        assert self._states is not None
+        return self._states[:, :, row, :, : self._lengths[row]]
 
     @staticmethod
     def bytes_for(slots: int, config: Any, dtype: torch.dtype) -> int:

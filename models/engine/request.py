@@ -10,21 +10,29 @@ import torch
 from torch import Tensor
 
 from models.engine.cuda_graphs import Filling
-from models.engine.generation_stats import Turn
+from models.engine.generation_stats import GenerationStats
 from models.engine.injection import Prompt
 from models.engine.sampling import Sampling, TextStream, choose
 from models.kv.prefix import Prefill
 
 
-class Answer:
+class Request:
     """`pieces` are texts that are certain and not yet taken; `done` after the last; `error` ended it early."""
 
     def __init__(
-        self, prompt: Prompt, *, adapter: str, sampling: Sampling, turn: Turn, tokenizer: Any, ends: set[int]
+        self,
+        prompt: Prompt,
+        *,
+        adapter: str,
+        sampling: Sampling,
+        turn: GenerationStats,
+        tokenizer: Any,
+        ends: set[int],
     ) -> None:
         self.prompt, self.adapter, self.sampling, self.turn = prompt, adapter, sampling, turn
         self.slots = prompt.slots + sampling.max_tokens  # of keys and values, that it may come to use
         self.pieces: deque[str] = deque()
+        self.tokens: list[int] = []  # every token chosen, an end token included
         self.done = False
         self.error: Exception | None = None
         self.prefill: Prefill | Filling | None = None
@@ -69,6 +77,7 @@ class Answer:
 
     def _take(self, token: int, logits: Tensor) -> None:
         self.token = token
+        self.tokens.append(token)
         if token in self._ends:
             self._end("stop")
             return
