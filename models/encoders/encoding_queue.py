@@ -1,4 +1,4 @@
-"""The keeper of KV blocks: which are there, which are to be encoded, which must not come back."""
+"""Which KV blocks exist, which are to be encoded, and which must not be written again after an erasure."""
 
 import hashlib
 import threading
@@ -234,8 +234,8 @@ class EncodingQueue:
         return len(dropped) + len(histories)
 
     def written(self, namespace: str, writes: Iterable[Written]) -> None:
-        """These ids hold content (again): what was written after their erasure may be encoded. A write that the
-        erasure met, though it is told of only now, may not."""
+        """Allow memories written after the erasure of their ids to be encoded. A write older than the erasure stays
+        blocked, even if it is reported only now."""
         with self._queue_lock:
             for write in writes:
                 erased = self._erasure_of(namespace, write.id)
@@ -246,7 +246,7 @@ class EncodingQueue:
         """Have these memories' blocks encoded for this model version, where they are not yet; of a history, behind
         what is known of it.
 
-        A memory erased while its request waited is passed over: its text must not come back to the disk.
+        A memory erased while its request waited is skipped: its text must not be written to disk again.
         """
         mark = self.fingerprint(adapter)
         for memory in memories:
@@ -269,14 +269,14 @@ class EncodingQueue:
         return erased is None or erased[1] == memory.text
 
     def _erasure_of(self, namespace: str, memory_id: str) -> tuple[Erasure, str | None] | None:
-        """As in `_erased`, also where only another process was told of it."""
+        """The entry of `_erased`, or the erasure that another process has recorded."""
         told = self._erased.get((namespace, memory_id))
         mark = self._blocks.erased.get(namespace, memory_id) if told is None else None
         return told if mark is None else (Erasure.of(mark), None)
 
     def forget(self, namespace: str, memory_ids: Sequence[str], erasure: Erasure | None = None) -> int:
         """Drop queued and stored blocks of these memories, and what was encoded behind them. Returns the number
-        of files removed. `erasure`: when; without it, what `written` tells from now on counts as newer."""
+        of files removed. `erasure`: when; without it, every later call of `written` counts as newer."""
         ids, erasure = set(memory_ids), erasure or Erasure(heads={})
         with self._queue_lock:
             self._blocks.erased.add(namespace, ids, erasure.mark)

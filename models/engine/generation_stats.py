@@ -1,4 +1,4 @@
-"""What happened in one request."""
+"""Statistics of one generation request."""
 
 from dataclasses import dataclass, field
 from typing import Any

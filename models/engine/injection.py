@@ -1,4 +1,7 @@
-"""From a request's messages and memories to the prompt that the model runs. `models.encoders.encoding_queue` keeps the blocks."""
+"""Build the prompt that the model runs from a request's messages and memories.
+
+`models.encoders.encoding_queue` keeps the KV blocks.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -17,7 +17,8 @@ from models.kv.prefix import Prefill
 
 
 class Request:
-    """`pieces` are texts that are certain and not yet taken; `done` after the last; `error` ended it early."""
+    """A generation request and its answer so far. `pieces`: final texts that the client has not fetched; `done` after the
+    last one; `error`: why it ended early."""
 
     def __init__(
         self,
@@ -54,7 +55,7 @@ class Request:
     def first(self, logits: Tensor, position: int) -> None:
         """The prompt has run: `[vocabulary]` logits of its last token, and the position behind it."""
         self.prefill = None
-        # The cache has its states; blocks that were read from the disk are nobody else's.
+        # The cache has its states; blocks that were read from the disk belong to no one else.
         self.prompt = replace(self.prompt, prefix=None)
         self.position = position
         logits = self._biased(logits)
@@ -84,7 +85,7 @@ class Request:
         self.turn.completion_tokens += 1
         if self.sampling.logprobs is not None:
             self.turn.logprobs.append(self._logprobs(token, logits, self.sampling.logprobs))
-        self._say(self._stream.push(token))
+        self._append(self._stream.push(token))
         if self._stream.stopped:
             self._end("stop", finish=False)
         elif self.turn.completion_tokens >= self.sampling.max_tokens:
@@ -92,12 +93,12 @@ class Request:
 
     def _end(self, reason: str, *, finish: bool = True) -> None:
         if finish:
-            self._say(self._stream.finish())
+            self._append(self._stream.finish())
         self.turn.finish_reason = reason
         self.turn.generate_s = time.perf_counter() - self._started
         self.done = True
 
-    def _say(self, text: str) -> None:
+    def _append(self, text: str) -> None:
         if text:
             self.pieces.append(text)
 

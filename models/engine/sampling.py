@@ -23,7 +23,7 @@ REPLACEMENT = "\ufffd"  # what a tokenizer shows for the bytes of an unfinished 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """OpenAI's sampling parameters. `temperature` 0 is greedy and ignores `top_p` and `seed`. `logprobs`: how
-    many of the best tokens to tell beside each chosen one; None: none, nor its own."""
+    many of the best tokens to report beside each chosen one; None: no log-probabilities at all."""
 
     max_tokens: int
     temperature: float = 0.0

@@ -63,9 +63,9 @@ class Scheduler:
 
     def next_to_prefill(self) -> Request | None:
         """The request being prefilled, else the first that waits, once it is admitted."""
-        if self.prefilling is None and self.waiting and len(self.running) < self._serve.max_batch:
-            if not self.running or self.cache.fits(self.waiting[0].slots, self._config, self._dtype):
-                self.prefilling = self.waiting.popleft()
+        free = self.prefilling is None and len(self.running) < self._serve.max_batch
+        if free and self.waiting and self._has_room(self.waiting[0]):
+            self.prefilling = self.waiting.popleft()
         return self.prefilling
 
     def end_prefill(self) -> None:
@@ -96,3 +96,6 @@ class Scheduler:
         """Take out all that run, and what the cache holds of them."""
         self.running.clear()
         self.cache.clear()
+
+    def _has_room(self, request: Request) -> bool:
+        return not self.running or self.cache.fits(request.slots, self._config, self._dtype)
