@@ -19,7 +19,7 @@ from common.files import read_json
 from train.anchors import neighbours
 from train.loop import ADAPTER, MANIFEST, Cursor, train_loop_per_worker
 from train.replay.forms import forms_of
-from train.replay.rounds import RoundPlanner, ReplayData, replay_stream
+from train.replay.rounds import ReplayData, RoundPlanner, replay_stream
 from train.replay.sampler import Ledger
 
 CONTROLLER_FAILURES = 3  # else a request that no node can meet is retried for ever

@@ -143,8 +143,8 @@ class Passes:
 
 
 class Filling:
-    """A prompt being run behind its prefix, as `models.kv.prefix.Prefill` does it, in passes of fixed shape over a buffer
-    of one row, which is its alone meanwhile."""
+    """Prefill of one prompt behind its prefix, as `models.kv.prefix.Prefill` does it, in passes of fixed shape over a
+    buffer of one row, which no other prompt uses meanwhile."""
 
     def __init__(self, prompt: Prompt, passes: Passes, buffer: Tensor, version: Hashable) -> None:
         prefix = prompt.prefix

@@ -17,8 +17,8 @@ from models.kv.prefix import Prefill
 
 
 class Request:
-    """A generation request and its answer so far. `pieces`: final texts that the client has not fetched; `done` after the
-    last one; `error`: why it ended early."""
+    """A generation request and its answer so far. `pieces`: final texts that the client has not fetched; `done`: no
+    more will follow; `error`: why it ended early."""
 
     def __init__(
         self,

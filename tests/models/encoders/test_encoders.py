@@ -150,7 +150,7 @@ def test_a_history_over_the_context_begins_anew_by_quarters(exact, monkeypatch):
     begins = []
     for count in range(1, len(memories) + 1):
         turn = GenerationStats(mode="prefix")
-        kept = exact.memories._fitting(memories[:count], True, 60, turn)
+        kept = exact.injection._fitting(memories[:count], True, 60, turn)
         assert (len(kept) == count) == (turn.fallback is None)
         begins.append(kept[0].id)
     assert len(set(begins)) <= 9 and begins[0] == "0" and begins[-1] != "0"

@@ -37,9 +37,9 @@ def test_ragged_requests_that_join_and_leave_in_random_order_answer_as_alone(loa
     engine = make_engine(loaded, tmp_path, max_batch=4, prefill_tokens=16)
     memories = [memory(i, rng) for i in range(10)]
     encode(engine, memories)
-    cases = ragged(rng, memories, [BASE], 10)
+    cases = ragged(rng, memories, [BASE], 8)
     expected = [run_alone(engine, case) for case in cases]
-    assert len({text_of(answer) for answer in expected}) > 6
+    assert len({text_of(answer) for answer in expected}) > 5
 
     answers, most = together(engine, cases, rng)
     assert most >= 3

@@ -217,7 +217,8 @@ def test_versions_keep_to_their_own_weights_also_after_a_reload(loaded, trained,
     memories = [memory(i, rng) for i in range(6)]
     for version in versions:
         encode(engine, memories, version)
-    given = ragged(rng, memories, versions, 12)
+    given = ragged(rng, memories, versions, 8)
+    assert {case[3] for case in given} == {*versions}
     expected = [run_alone(plain(engine), case) for case in given]
     fixed(engine)
     engine.versions.max_adapters = 1

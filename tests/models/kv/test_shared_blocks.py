@@ -120,6 +120,6 @@ def test_a_retired_version_finishes_what_runs_and_leaves_nothing(loaded, tmp_pat
     while not running.done:
         engine.step()
     assert "".join(running.pieces) == alone and running.error is None
-    assert list(engine._weights._loaded) == [other] and len(files(tmp_path)) == 4
+    assert engine.versions.loaded == [other] and len(files(tmp_path)) == 4
     assert adapters.publish(trained[0], {"namespace": "n", "model_digest": loaded.digest}) == version
     assert "".join(engine.answer(QUESTION, [ADA], turn=GenerationStats(mode="text"), **asked)) == alone
