@@ -22,7 +22,7 @@ from models.scoring.leave_one_out import LeaveOneOut, ScoreContext
 from models.text.prompt import PromptBuilder
 from models.weights.adapters import AdapterStore
 from models.weights.load import load_model
-from models.weights.versions import Weights
+from models.weights.versions import ModelVersions
 
 BASELINE, NULL = -1, -2  # rows that omit nothing: the plain one, and one computed on the path of an omission
 ATTEMPTS = 3
@@ -77,7 +77,7 @@ class Scorer:
             torch.set_num_threads(job.threads)
         self._job = job
         self._loaded = load_model(job.model, job.dtype)
-        self._weights = Weights(self._loaded, AdapterStore(Path(job.adapters_dir)), 1)
+        self._weights = ModelVersions(self._loaded, AdapterStore(Path(job.adapters_dir)), 1)
         self._builder = PromptBuilder(self._loaded.tokenizer)
         self._held: tuple[tuple[int, int], LeaveOneOut] | None = None
 

@@ -31,12 +31,12 @@ from benchmarks.provenance import of_model
 from common.config import RecallConfig, ServeConfig
 from common.files import write_json
 from models.engine.engine import Engine
-from models.engine.generation_stats import Turn
+from models.engine.generation_stats import GenerationStats
 from models.engine.sampling import Sampling
 from models.kv.blocks import BlockStore
 from models.weights.adapters import BASE, AdapterStore
 from models.weights.load import LoadedModel, load_model
-from models.weights.versions import Weights
+from models.weights.versions import ModelVersions
 
 WAYS = ("engine", "static", "single")
 SUBJECTS = "rivers bread tides clocks owls bridges salt kites glass maps yeast comets".split()
@@ -76,7 +76,7 @@ def by_engine(engine: Engine, asked: Sequence[Request], concurrent: int) -> list
                     namespace="bench",
                     adapter=BASE,
                     sampling=Sampling(max_tokens=request.limit),
-                    turn=Turn(mode="off"),
+                    turn=GenerationStats(mode="off"),
                 )
             )
         engine.step()
@@ -88,7 +88,7 @@ def by_engine(engine: Engine, asked: Sequence[Request], concurrent: int) -> list
 
 def make_engine(loaded: LoadedModel, folder: Path, **serve: Any) -> Engine:
     """Without memories."""
-    weights = Weights(loaded, AdapterStore(folder / "adapters"), 1)
+    weights = ModelVersions(loaded, AdapterStore(folder / "adapters"), 1)
     return Engine(
         loaded, weights, BlockStore(folder / "blocks", 1 << 20), RecallConfig(), ServeConfig(**serve)
     )

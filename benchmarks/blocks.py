@@ -27,15 +27,15 @@ from benchmarks.provenance import of_model
 from common.config import RecallConfig
 from common.files import write_json
 from jobs.demo.demo_data import write_demo
-from models.encoders.encoding_queue import Recalled
+from models.encoders.encoding_queue import RecalledMemory
 from models.engine.engine import Engine
-from models.engine.generation_stats import Turn
+from models.engine.generation_stats import GenerationStats
 from models.engine.sampling import Sampling
 from models.kv import prefix as kv
 from models.kv.blocks import BlockStore
 from models.weights.adapters import BASE, AdapterStore
 from models.weights.load import LoadedModel, load_model
-from models.weights.versions import Weights
+from models.weights.versions import ModelVersions
 from train.evaluation.evaluate import normalise
 from train.generation.chat import SHORTEST_SPAN
 
@@ -53,7 +53,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 class Question:
     messages: list[dict[str, str]]
     answer: str
-    memories: list[Recalled]
+    memories: list[RecalledMemory]
 
 
 def questions_of(seed: int) -> list[Question]:
@@ -62,7 +62,7 @@ def questions_of(seed: int) -> list[Question]:
         rows = [
             json.loads(line) for line in write_demo(Path(folder), seed).experiences.read_text().splitlines()
         ]
-    memories = [Recalled(id=f"{seed}-{row['id']}", text=row["text"]) for row in rows]
+    memories = [RecalledMemory(id=f"{seed}-{row['id']}", text=row["text"]) for row in rows]
     found = []
     for number, row in enumerate(rows):
         near = [memories[(number + step) % len(memories)] for step in range(3)]
@@ -81,23 +81,19 @@ def measure(
     """Encode, then answer. `answers` and `first` (`[questions, vocabulary]` log-probabilities) are compared later."""
     engine = Engine(
         loaded,
-        Weights(loaded, AdapterStore(folder / "adapters"), 1),
+        ModelVersions(loaded, AdapterStore(folder / "adapters"), 1),
         BlockStore(folder / "blocks", 8 << 30),
         recall,
     )
     memories = list({memory.id: memory for question in questions for memory in question.memories}.values())
-    engine.memories.enqueue("n", memories[:1], BASE)
+    engine.queue.enqueue("n", memories[:1], BASE)
     engine.encode_some()  # the head, and what a first call costs
     started = time.process_time()
-    engine.memories.enqueue("n", memories[1:], BASE)
+    engine.queue.enqueue("n", memories[1:], BASE)
     while engine.encode_some():
         pass
     seconds = time.process_time() - started
-    mark = engine.memories.fingerprint(BASE)
-    blocks = [
-        engine.memories._blocks.get("n", memory.id, mark, engine.memories.builder.memory(memory.text))
-        for memory in memories
-    ]
+    blocks = engine.queue.find_blocks("n", memories, BASE)
     files = [path.stat().st_size for path in (folder / "blocks").rglob("*.safetensors")]
     return {
         "tokens": float(np.mean([len(block.ids) for block in blocks if block])),
@@ -111,8 +107,8 @@ def measure(
 
 def _first(engine: Engine, question: Question) -> torch.Tensor:
     """Log-probabilities of the answer's first token, `[vocabulary]`."""
-    turn = Turn(mode="prefix")
-    prompt = engine.memories.prompt(
+    turn = GenerationStats(mode="prefix")
+    prompt = engine.injection.prompt(
         engine.loaded.model,
         question.messages,
         question.memories,
@@ -134,7 +130,7 @@ def _answers(engine: Engine, questions: list[Question]) -> list[str]:
             namespace="n",
             adapter=BASE,
             sampling=Sampling(max_tokens=MAX_TOKENS),
-            turn=Turn(mode="prefix"),
+            turn=GenerationStats(mode="prefix"),
         )
         for question in questions
     ]

@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.batching import make_engine
 from benchmarks.provenance import of_model
 from common.files import write_json
-from models.engine.generation_stats import Turn
-from models.engine.kv_cache import KVTable
+from models.engine.generation_stats import GenerationStats
+from models.engine.kv_cache import KVCache
 from models.engine.sampling import Sampling
 from models.weights.adapters import BASE
 from models.weights.load import LoadedModel, load_model
@@ -72,7 +72,7 @@ def step_ms(loaded: LoadedModel, rows: int, steps: int, graphs: bool) -> tuple[f
                 namespace="bench",
                 adapter=BASE,
                 sampling=Sampling(max_tokens=2 * steps + rows + 8),
-                turn=Turn(mode="off"),
+                turn=GenerationStats(mode="off"),
             )
             for number in range(rows)
         ]
@@ -105,7 +105,7 @@ def main() -> None:
     loaded = load_model(options.model, options.dtype)
     loaded = Endless(loaded.model, loaded.tokenizer, loaded.name, loaded.digest)
     speed, weights = bandwidth(loaded.device), weight_bytes(loaded)
-    slot = KVTable.bytes_for(128, loaded.model.config, loaded.dtype) / 128
+    slot = KVCache.bytes_for(128, loaded.model.config, loaded.dtype) / 128
     report: dict[str, Any] = {
         **of_model(loaded, options.model),
         "bandwidth_bytes_a_second": speed,

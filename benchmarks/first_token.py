@@ -29,14 +29,14 @@ from benchmarks.provenance import of_model
 from benchmarks.session_sets import Asked, own
 from common.config import RecallConfig, ServeConfig
 from common.files import write_json
-from models.encoders.encoding_queue import Recalled
+from models.encoders.encoding_queue import RecalledMemory
 from models.engine.engine import Engine
-from models.engine.generation_stats import Turn
+from models.engine.generation_stats import GenerationStats
 from models.engine.sampling import Sampling
 from models.kv.blocks import BlockStore
 from models.weights.adapters import BASE, AdapterStore
 from models.weights.load import LoadedModel, load_model
-from models.weights.versions import Weights
+from models.weights.versions import ModelVersions
 from train.generation.chat import SHORTEST_SPAN
 
 CACHE = 8 << 30  # bytes
@@ -53,16 +53,16 @@ def measure(loaded: LoadedModel, tokens: int, repeats: int, folder: Path) -> Jso
     engines = {name: _engine(loaded, encoder, cache, folder) for name, (_, encoder, cache) in WAYS.items()}
     memories, used = [], 0
     for fact in facts.facts:
-        used += len(engines["text"].memories.builder.memory(fact.text))
+        used += len(engines["text"].queue.builder.memory(fact.text))
         if used > min(tokens, loaded.context_tokens - SPARE):
             break
-        memories.append(Recalled(id=fact.id, text=fact.text))
+        memories.append(RecalledMemory(id=fact.id, text=fact.text))
     for name in ("blocks", "history"):  # those on disk are those of `blocks`
-        engines[name].memories.enqueue("n", memories, BASE)
+        engines[name].queue.enqueue("n", memories, BASE)
         while engines[name].encode_some():
             pass
     seconds: dict[str, list[float]] = {name: [] for name in WAYS}
-    rows: dict[str, Turn] = {}
+    rows: dict[str, GenerationStats] = {}
     for asked in facts.questions[: repeats + 1]:
         for name in WAYS:
             taken, rows[name] = _first(engines[name], asked, memories, WAYS[name][0])
@@ -80,12 +80,14 @@ def measure(loaded: LoadedModel, tokens: int, repeats: int, folder: Path) -> Jso
 
 def _engine(loaded: LoadedModel, encoder: str, cache: int, folder: Path) -> Engine:
     blocks = BlockStore(folder / "blocks", cache)
-    weights = Weights(loaded, AdapterStore(folder / "adapters"), 1)
+    weights = ModelVersions(loaded, AdapterStore(folder / "adapters"), 1)
     recall = RecallConfig.model_validate({"encoder": encoder})
     return Engine(loaded, weights, blocks, recall, ServeConfig(kv_cache_bytes=CACHE))
 
 
-def _first(engine: Engine, asked: Asked, memories: Sequence[Recalled], mode: str) -> tuple[float, Turn]:
+def _first(
+    engine: Engine, asked: Asked, memories: Sequence[RecalledMemory], mode: str
+) -> tuple[float, GenerationStats]:
     started = time.perf_counter()
     answer = engine.submit(
         [{"role": "system", "content": SHORTEST_SPAN}, {"role": "user", "content": asked.text}],
@@ -93,7 +95,7 @@ def _first(engine: Engine, asked: Asked, memories: Sequence[Recalled], mode: str
         namespace="n",
         adapter=BASE,
         sampling=Sampling(max_tokens=1),
-        turn=Turn(mode=mode),
+        turn=GenerationStats(mode=mode),
     )
     while not answer.done:
         engine.step()

@@ -25,9 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.public_sets import letta_rows
 from common.config import RecallConfig
 from common.files import write_json
-from models.encoders.encoding_queue import Recalled
+from models.encoders.encoding_queue import RecalledMemory
 from models.engine.engine import Engine
-from models.engine.generation_stats import Turn
+from models.engine.generation_stats import GenerationStats
 from models.engine.sampling import Sampling
 from models.kv.blocks import BlockStore
 from models.scoring.leave_one_out import LeaveOneOut, ScoreContext, divergences
@@ -35,7 +35,7 @@ from models.text.embed import Embedder
 from models.text.prompt import PromptBuilder
 from models.weights.adapters import BASE, AdapterStore
 from models.weights.load import LoadedModel, load_model
-from models.weights.versions import Weights
+from models.weights.versions import ModelVersions
 from train.evaluation.evaluate import normalise, wilson
 from train.generation.chat import SHORTEST_SPAN
 
@@ -80,12 +80,12 @@ def measure_modes(
             recall = RecallConfig(mode=mode, k=K, reprocess=policy or "best_last")
             engine = Engine(
                 loaded,
-                Weights(loaded, AdapterStore(Path(scratch) / "adapters"), 1),
+                ModelVersions(loaded, AdapterStore(Path(scratch) / "adapters"), 1),
                 BlockStore(Path(scratch) / "blocks", recall.block_cache_bytes),
                 recall,
             )
-            engine.memories.enqueue(
-                "letta", [Recalled(id=str(i), text=fact) for i, fact in enumerate(facts)], BASE
+            engine.queue.enqueue(
+                "letta", [RecalledMemory(id=str(i), text=fact) for i, fact in enumerate(facts)], BASE
             )
             while engine.encode_some():
                 pass
@@ -100,11 +100,11 @@ def _measure(
     hits, tokens, slots, seconds, answers = [], [], [], [], []
     for question, order in zip(questions, nearest, strict=True):
         chosen = range(len(facts)) if mode == "full" else order[:K]
-        turn = Turn(mode=mode)
+        turn = GenerationStats(mode=mode)
         messages = [{"role": "system", "content": SHORTEST_SPAN}, {"role": "user", "content": question.text}]
         pieces = engine.answer(
             messages,
-            [] if mode == "off" else [Recalled(id=str(i), text=facts[i]) for i in chosen],
+            [] if mode == "off" else [RecalledMemory(id=str(i), text=facts[i]) for i in chosen],
             namespace="letta",
             adapter=BASE,
             sampling=Sampling(max_tokens=MAX_TOKENS),

@@ -41,16 +41,16 @@ from benchmarks.provenance import of_model
 from benchmarks.session_report import write_report
 from benchmarks.session_sets import Asked, FactSet, letta, locomo, own
 from common.config import RecallConfig, ServeConfig, StoreConfig
-from models.encoders.encoding_queue import Recalled
+from models.encoders.encoding_queue import RecalledMemory
 from models.engine.engine import Engine
-from models.engine.generation_stats import Turn
-from models.engine.request import Answer
+from models.engine.generation_stats import GenerationStats
+from models.engine.request import Request
 from models.engine.sampling import Sampling
 from models.kv.blocks import BlockStore
 from models.text.embed import Embedder
 from models.weights.adapters import BASE, AdapterStore
 from models.weights.load import LoadedModel, load_model
-from models.weights.versions import Weights
+from models.weights.versions import ModelVersions
 from stores.memory.memory import parse_memory
 from stores.ranking.ranking import relevant
 from stores.shard.shard import Shard
@@ -79,14 +79,14 @@ class Session:
         self._shard = Shard(
             folder / "shard", number=0, dim=self._embedder.dim, config=StoreConfig(map_size_bytes=1 << 30)
         )
-        self._history = [Recalled(id=fact.id, text=fact.text) for fact in facts.facts]
+        self._history = [RecalledMemory(id=fact.id, text=fact.text) for fact in facts.facts]
         blocks = BlockStore(folder / "blocks", 4 << 30)
         adapters = AdapterStore(folder / "adapters")
         self._versions = {"": BASE}  # by what follows a mode's @
         if options.adapter:
             manifest = {"model_digest": loaded.digest}
             self._versions["adapter"] = adapters.publish(options.adapter, manifest, alias=None)
-        weights = Weights(loaded, adapters, 1)
+        weights = ModelVersions(loaded, adapters, 1)
         self._engines: dict[str, Engine] = {}
         of_config: dict[str, Engine] = {}
         serve = ServeConfig(kv_cache_bytes=8 << 30, max_batch=options.together)
@@ -116,7 +116,7 @@ class Session:
         )
         started = time.perf_counter()
         chunked = {
-            engine.memories.fingerprint(BASE): engine
+            engine.queue.fingerprint(BASE): engine
             for name, engine in self._engines.items()
             if not name.startswith(("full", "text", "off"))
         }
@@ -136,11 +136,13 @@ class Session:
 
     def _encode(self, engine: Engine) -> None:
         for version in self._versions.values():
-            engine.memories.enqueue("session", self._history, version)
+            engine.queue.enqueue("session", self._history, version)
             while engine.encode_some():
                 pass
 
-    def retrieve(self, asked: Asked, retrieval: str, top: int | None = None) -> tuple[list[Recalled], float]:
+    def retrieve(
+        self, asked: Asked, retrieval: str, top: int | None = None
+    ) -> tuple[list[RecalledMemory], float]:
         started = time.perf_counter()
         [vector] = self._embedder.encode([asked.text])
         found = self._shard.search.find(
@@ -148,7 +150,7 @@ class Session:
         )
         if retrieval == "full" and top is None:
             found = relevant(found, self._share)
-        memories = [Recalled(id=hit["memory"]["id"], text=hit["memory"]["text"]) for hit in found]
+        memories = [RecalledMemory(id=hit["memory"]["id"], text=hit["memory"]["text"]) for hit in found]
         return memories, time.perf_counter() - started
 
     def ask(self, questions: Sequence[Asked], name: str) -> list[Json]:
@@ -159,7 +161,7 @@ class Session:
         exact = name.startswith("full") and self._exact
         return [_result(asked, *each, exact) for asked, each in zip(questions, started, strict=True)]
 
-    def _submit(self, asked: Asked, name: str) -> tuple[Answer, list[Recalled], float]:
+    def _submit(self, asked: Asked, name: str) -> tuple[Request, list[RecalledMemory], float]:
         """The answer that begins, the memories it goes by, and how long those were looked for."""
         way, _, version = name.partition("@")
         mode = way.partition(":")[0]
@@ -170,7 +172,9 @@ class Session:
             top = int(way.removeprefix(f"{mode}:top-")) if ":top-" in way else None
             memories, retrieve_s = self.retrieve(asked, "flat" if mode == "text_flat" else "full", top)
         exact = mode == "full" and self._exact
-        turn = Turn(mode="prefix" if exact else "values" if mode in VALUES else mode.removesuffix("_flat"))
+        turn = GenerationStats(
+            mode="prefix" if exact else "values" if mode in VALUES else mode.removesuffix("_flat")
+        )
         answer = self._engines[name].submit(
             [{"role": "system", "content": SHORTEST_SPAN}, {"role": "user", "content": asked.text}],
             memories,
@@ -186,7 +190,7 @@ class Session:
 
 
 def _result(
-    asked: Asked, answer: Answer, memories: Sequence[Recalled], retrieve_s: float, exact: bool
+    asked: Asked, answer: Request, memories: Sequence[RecalledMemory], retrieve_s: float, exact: bool
 ) -> Json:
     if answer.error is not None:
         raise answer.error

@@ -13,7 +13,7 @@ from ray.serve.handle import DeploymentHandle
 from actors.store.sharded_store import ShardedStore
 from common.config import Config
 from common.errors import NotReady
-from models.text.messages import Conversation
+from models.text.messages import Messages
 from serve.http import unwrap
 from serve.pages import all_memories
 from serve.schemas.requests import MemoryField
@@ -48,7 +48,7 @@ class Recall:
         histories = config.recall.encoder == "kv_exact"  # a prefix is a namespace's whole history
         self._all_by_time = ("full", "prefix") if histories else ("full",)
 
-    async def for_prompt(self, prompt: Conversation, asked: MemoryField, mode: str) -> Recalled:
+    async def for_prompt(self, prompt: Messages, asked: MemoryField, mode: str) -> Recalled:
         """Memories for a prompt. If the store does not answer in time there are none, and `failure` has the reason."""
         question = _question(prompt)
         if mode == "off" or (mode not in self._all_by_time and not question):
@@ -125,7 +125,7 @@ class Recall:
         return rerank
 
 
-def _question(prompt: Conversation) -> str:
+def _question(prompt: Messages) -> str:
     """The query for memories: the last user message, or the whole text to continue."""
     if isinstance(prompt, str):
         return prompt

@@ -14,17 +14,17 @@ import torch
 from ray import serve as ray_serve
 
 from common.config import Config
-from models.encoders.encoding_queue import Erasure, Recalled, Written
+from models.encoders.encoding_queue import Erasure, RecalledMemory, Written
 from models.engine.engine import Engine
-from models.engine.generation_stats import Turn
-from models.engine.request import Answer
+from models.engine.generation_stats import GenerationStats
+from models.engine.request import Request
 from models.engine.sampling import Sampling
 from models.kv.blocks import BlockStore
 from models.text.embed import Embedder
 from models.text.rerank import Reranker
 from models.weights.adapters import AdapterStore
 from models.weights.load import load_model
-from models.weights.versions import Weights
+from models.weights.versions import ModelVersions
 from stores.log.open import block_ring
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,9 @@ class EngineReplica:
         # Ray gives a replica as many threads as it books CPUs, which is less than one.
         torch.set_num_threads(config.model.threads or os.cpu_count() or 1)
         loaded = load_model(config.model.name, config.model.dtype)
-        weights = Weights(loaded, AdapterStore(config.store_dir / "adapters"), config.model.max_adapters)
+        weights = ModelVersions(
+            loaded, AdapterStore(config.store_dir / "adapters"), config.model.max_adapters
+        )
         blocks = BlockStore(
             config.store_dir / "blocks",
             config.recall.block_cache_bytes,
@@ -52,14 +54,14 @@ class EngineReplica:
         )
         self._engine = Engine(loaded, weights, blocks, config.recall, config.serve)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
-        self._news: dict[Answer, asyncio.Event] = {}
+        self._news: dict[Request, asyncio.Event] = {}
         self._answered = 0
         self._wanted = asyncio.Event()
         self._stepping = asyncio.get_running_loop().create_task(self._step_forever())
 
     async def generate(self, request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-        """`{text, logprobs}` for each new piece of the answer, then the statistics of the generation (`Turn`)."""
-        turn = Turn(mode=request["mode"])
+        """`{text, logprobs}` for each new piece of the answer, then the statistics of the generation (`GenerationStats`)."""
+        turn = GenerationStats(mode=request["mode"])
         answer = await self._submit(request, turn)
         news = self._news[answer] = asyncio.Event()
         told = 0
@@ -82,11 +84,11 @@ class EngineReplica:
         self._answered += 1
         yield dataclasses.asdict(turn)
 
-    async def _submit(self, request: dict[str, Any], turn: Turn) -> Answer:
+    async def _submit(self, request: dict[str, Any], turn: GenerationStats) -> Request:
         submitted = self._thread.submit(
             self._engine.submit,
             request["messages"],
-            [Recalled(**memory) for memory in request["memories"]],
+            [RecalledMemory(**memory) for memory in request["memories"]],
             namespace=request["namespace"],
             adapter=request["adapter"],
             sampling=Sampling(**request["sampling"]),
@@ -100,14 +102,14 @@ class EngineReplica:
         finally:
             self._wanted.set()  # also where it failed: blocks may have been queued
 
-    def _take_back(self, submitted: Future[Answer]) -> None:
+    def _take_back(self, submitted: Future[Request]) -> None:
         if not submitted.cancelled() and submitted.exception() is None:
             self._thread.submit(self._engine.cancel, submitted.result())
 
     async def enqueue(self, namespace: str, memories: list[dict[str, Any]], adapters: list[str]) -> None:
         """Queue the encoding of these memories' blocks for these model versions; `memories`: fields of `Written`."""
         written = [Written(**memory) for memory in memories]
-        self._engine.memories.written(namespace, written)
+        self._engine.queue.written(namespace, written)
         for adapter in adapters:
             await self._run(partial(self._engine.enqueue, namespace, written, adapter))
         self._wanted.set()
@@ -117,7 +119,7 @@ class EngineReplica:
 
     async def forget(self, namespace: str, memory_ids: list[str], erasure: dict[str, Any]) -> int:
         """Erase the blocks of these memories; `erasure`: fields of `Erasure`. Returns the number of files removed."""
-        forget = self._engine.memories.forget
+        forget = self._engine.queue.forget
         return await self._run(partial(forget, namespace, memory_ids, Erasure(**erasure)))
 
     async def retire(self, adapter: str) -> int:

@@ -19,7 +19,7 @@ from common.files import read_json
 from train.anchors import neighbours
 from train.loop import ADAPTER, MANIFEST, Cursor, train_loop_per_worker
 from train.replay.forms import forms_of
-from train.replay.rounds import Planner, ReplayData, replay_stream
+from train.replay.rounds import ReplayData, RoundPlanner, replay_stream
 from train.replay.sampler import Ledger
 
 CONTROLLER_FAILURES = 3  # else a request that no node can meet is retried for ever
@@ -148,7 +148,7 @@ def _questions(records: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _ledger(config: Config, records: Sequence[Mapping[str, Any]], cursor: Cursor) -> Ledger:
     """What was planned, counted here once more, against what the workers counted."""
-    planner = Planner(records, config.replay, config.train)
+    planner = RoundPlanner(records, config.replay, config.train)
     planned = [planner.block(number) for number in range(config.train.rounds)]
     return Ledger(
         samples=cursor.samples,

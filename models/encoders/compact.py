@@ -1,4 +1,4 @@
-"""Fewer slots for a memory, without training: keep those that the model needs to say it again.
+"""Compact a memory without training: keep the slots that the model needs to repeat it.
 
 A block's key scores what it receives at most, over all queries, when the model reads the memory a second time behind
 the first (KVzip, arXiv 2505.23416). Every layer and head keeps its own best tokens, all of them equally many, so that

@@ -1,4 +1,4 @@
-"""The keeper of KV blocks: which are there, which are to be encoded, which must not come back."""
+"""Which KV blocks exist, which are to be encoded, and which must not be written again after an erasure."""
 
 import hashlib
 import threading
@@ -24,7 +24,7 @@ _Version = tuple[str, str]  # namespace, adapter
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recalled:
+class RecalledMemory:
     """A memory that recall chose for this request, most relevant first (of a history: in order of time)."""
 
     id: str
@@ -32,7 +32,7 @@ class Recalled:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Written(Recalled):
+class Written(RecalledMemory):
     """A memory and its write: the `seq`-th record of a shard, under the layout of this generation or a later one."""
 
     generation: int
@@ -62,7 +62,7 @@ class Erasure:
         return write.seq > self.heads.get(write.shard, -1)
 
 
-class Encoding:
+class EncodingQueue:
     """Thread-safe where it does not take a model; whoever gives one holds the engine's lock."""
 
     def __init__(self, loaded: LoadedModel, blocks: BlockStore, recall: RecallConfig) -> None:
@@ -112,14 +112,14 @@ class Encoding:
             ids.append(block)
         if not chosen:
             return 0
-        encoded = self.encoder.encode(model, self._head(model, version), ids)
+        encoded = self.encoder.encode(model, self.head(model, version), ids)
         for (key, (text, mark)), block, made in zip(chosen, ids, encoded, strict=True):
-            self._put(key[0], Recalled(id=key[1], text=text), mark, block, made)
+            self._put(key[0], RecalledMemory(id=key[1], text=text), mark, block, made)
             with self._queue_lock:
                 wanted = self._queue.get(key) == (text, mark)
                 if wanted:
                     del self._queue[key]
-                wanted = wanted and self._admitted(key[0], Recalled(id=key[1], text=text))
+                wanted = wanted and self._admitted(key[0], RecalledMemory(id=key[1], text=text))
             if not wanted:  # forgotten while it was being encoded
                 self._blocks.forget(key[0], [key[1]])
         return len(chosen)
@@ -131,9 +131,11 @@ class Encoding:
             space = next((space for space, of in self._unfinished if of == version), None)
             if space is None:
                 return 0
-            history = [Recalled(id=id, text=text) for id, text in self._histories[space, version].items()]
+            history = [
+                RecalledMemory(id=id, text=text) for id, text in self._histories[space, version].items()
+            ]
         done = self.known_history(space, history, version)
-        chosen: list[Recalled] = []
+        chosen: list[RecalledMemory] = []
         ids: list[list[int]] = []
         used = 0
         # What is longer than the context is never asked for.
@@ -150,7 +152,7 @@ class Encoding:
                 if self._histories.get((space, version)) == {memory.id: memory.text for memory in history}:
                     self._unfinished.pop((space, version), None)
             return self._encode_history(model, version, limit, tokens)  # another namespace's
-        encoded = self.encoder.encode(model, kv.laid(self._head(model, version), done).lay(), ids)
+        encoded = self.encoder.encode(model, kv.laid(self.head(model, version), done).lay(), ids)
         fronts = _fronts([*(block.ids for block in done), *ids])[len(done) :]
         mark, behind = self.fingerprint(version), [memory.id for memory in history[: len(done)]]
         for memory, block, front, made in zip(chosen, ids, fronts, encoded, strict=True):
@@ -158,7 +160,7 @@ class Encoding:
             behind.append(memory.id)
         with self._queue_lock:
             now = self._histories.get((space, version), {})
-            kept = {id for id, text in now.items() if self._admitted(space, Recalled(id=id, text=text))}
+            kept = {id for id, text in now.items() if self._admitted(space, RecalledMemory(id=id, text=text))}
             behind_now = history[: len(behind)]
             gone = [m.id for m in behind_now if m.id not in kept or now[m.id] != m.text]
         if gone:  # forgotten while it was being encoded: what was encoded behind goes too
@@ -168,7 +170,7 @@ class Encoding:
     def _put(
         self,
         namespace: str,
-        memory: Recalled,
+        memory: RecalledMemory,
         mark: str,
         ids: Sequence[int],
         encoded: Encoded,
@@ -189,7 +191,17 @@ class Encoding:
         )
         self._blocks.put(namespace, block)
 
-    def known_history(self, namespace: str, history: Sequence[Recalled], adapter: str) -> list[kv.KVBlock]:
+    def find_blocks(
+        self, namespace: str, memories: Sequence[RecalledMemory], adapter: str
+    ) -> list[kv.KVBlock]:
+        """The blocks of those memories that have been encoded for this model version, in the same order."""
+        mark = self.fingerprint(adapter)
+        found = (self._blocks.get(namespace, m.id, mark, self.builder.memory(m.text)) for m in memories)
+        return [block for block in found if block is not None]
+
+    def known_history(
+        self, namespace: str, history: Sequence[RecalledMemory], adapter: str
+    ) -> list[kv.KVBlock]:
         """The blocks of as much of the history, from its start, as has been encoded just as it reads now."""
         mark, found = self.fingerprint(adapter), []
         ids = [self.builder.memory(memory.text) for memory in history]
@@ -200,7 +212,9 @@ class Encoding:
             found.append(block)
         return found
 
-    def remember(self, namespace: str, history: Sequence[Recalled], adapter: str, *, complete: bool) -> None:
+    def remember(
+        self, namespace: str, history: Sequence[RecalledMemory], adapter: str, *, complete: bool
+    ) -> None:
         """The whole history as it was asked for just now; what of it is not encoded yet will be."""
         with self._queue_lock:
             kept = {memory.id: memory.text for memory in history if self._admitted(namespace, memory)}
@@ -220,19 +234,19 @@ class Encoding:
         return len(dropped) + len(histories)
 
     def written(self, namespace: str, writes: Iterable[Written]) -> None:
-        """These ids hold content (again): what was written after their erasure may be encoded. A write that the
-        erasure met, though it is told of only now, may not."""
+        """Allow memories written after the erasure of their ids to be encoded. A write older than the erasure stays
+        blocked, even if it is reported only now."""
         with self._queue_lock:
             for write in writes:
                 erased = self._erasure_of(namespace, write.id)
                 if erased is not None and erased[0].precedes(write):
                     self._erased[namespace, write.id] = (erased[0], write.text)
 
-    def enqueue(self, namespace: str, memories: Sequence[Recalled], adapter: str) -> None:
+    def enqueue(self, namespace: str, memories: Sequence[RecalledMemory], adapter: str) -> None:
         """Have these memories' blocks encoded for this model version, where they are not yet; of a history, behind
         what is known of it.
 
-        A memory erased while its request waited is passed over: its text must not come back to the disk.
+        A memory erased while its request waited is skipped: its text must not be written to disk again.
         """
         mark = self.fingerprint(adapter)
         for memory in memories:
@@ -250,19 +264,19 @@ class Encoding:
                 else:
                     self._queue[(namespace, memory.id, adapter)] = (memory.text, mark)
 
-    def _admitted(self, namespace: str, memory: Recalled) -> bool:
+    def _admitted(self, namespace: str, memory: RecalledMemory) -> bool:
         erased = self._erasure_of(namespace, memory.id)
         return erased is None or erased[1] == memory.text
 
     def _erasure_of(self, namespace: str, memory_id: str) -> tuple[Erasure, str | None] | None:
-        """As in `_erased`, also where only another process was told of it."""
+        """The entry of `_erased`, or the erasure that another process has recorded."""
         told = self._erased.get((namespace, memory_id))
         mark = self._blocks.erased.get(namespace, memory_id) if told is None else None
         return told if mark is None else (Erasure.of(mark), None)
 
     def forget(self, namespace: str, memory_ids: Sequence[str], erasure: Erasure | None = None) -> int:
         """Drop queued and stored blocks of these memories, and what was encoded behind them. Returns the number
-        of files removed. `erasure`: when; without it, what `written` tells from now on counts as newer."""
+        of files removed. `erasure`: when; without it, every later call of `written` counts as newer."""
         ids, erasure = set(memory_ids), erasure or Erasure(heads={})
         with self._queue_lock:
             self._blocks.erased.add(namespace, ids, erasure.mark)
@@ -290,7 +304,8 @@ class Encoding:
     def block_counts(self) -> dict[str, int]:
         return self._blocks.counts()
 
-    def _head(self, model: Any, adapter: str) -> torch.Tensor:
+    def head(self, model: Any, adapter: str) -> torch.Tensor:
+        """The states of the chat template's head for this model version, which every prefix begins with."""
         if adapter not in self._heads:
             self._heads[adapter] = kv.encode_head(model, self.builder.head)
         return self._heads[adapter]

@@ -1,0 +1,12 @@
+"""Continuous batching of generation requests. Open `engine.py` first.
+
+engine.py            model, versions and passes; `Engine.step` is the loop's body
+scheduler.py         who waits, is prefilled and decodes; admission to the KV cache
+request.py           one request, from its prompt to its last token
+generation_stats.py  what happened in one request
+injection.py         from messages and memories to the prompt that runs
+sampling.py          choice of the next token, streaming of text
+kv_cache.py          keys and values of the requests that decode together
+cuda_graphs.py       passes of fixed shape, recorded as CUDA graphs
+bias_overlay.py      memories as a bias of the logits or a low-rank overlay
+"""

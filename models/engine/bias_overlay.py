@@ -8,8 +8,8 @@ output projection (`o_proj`); `w` are weights of the memories, most relevant fir
              logits += strength * z(U norm(b))         U the unembedding, z to mean 0 and deviation 1
     overlay  W' = W + strength * sum_i w_i (W v_i) v_i^T / |v_i|^2     of rank = number of memories
 
-What attention would add, if it spread evenly over a memory's tokens, is `W v`: so the bias says what the memories
-would have the model say, without their order, and the overlay strengthens what attention already finds of them.
+What attention would add, if it spread evenly over a memory's tokens, is `W v`: so the bias favours what the memories
+would make the model answer, without their order, and the overlay strengthens what attention already finds of them.
 Both are off by default; `benchmarks/session.py` measures them like modes.
 """
 
@@ -53,7 +53,7 @@ def logit_bias(model: Any, values: Values, strength: float) -> Tensor:
 
 
 class Overlay:
-    """The overlay of a batch: `rows` says what each row of the forward pass at hand gets."""
+    """The overlay of a batch: `rows` sets what each row of the current forward pass gets."""
 
     def __init__(self, model: Any, strength: float) -> None:
         self._strength = strength

@@ -1,9 +1,9 @@
 """Forward passes of fixed shape, which a GPU records once as a graph and then replays.
 
-A pass over a few tokens takes a GPU several times as long to be told of, kernel by kernel, as to do. A CUDA graph
-tells it all at once, but always with the same shapes at the same addresses. So rows are filled up to a power of two,
-tokens and slots to the next of a few, and what changes from pass to pass lies in the buffers of a `models.table.Pass`.
-The second pass of a shape is recorded (the first one warms up), and the later ones replay it.
+Launching its kernels one by one dominates a pass over a few tokens. A CUDA graph launches them all at once, but always
+with the same shapes at the same addresses. So rows are padded to a power of two, tokens and slots to one of a few
+sizes, and what changes from pass to pass is kept in the buffers of a `models.engine.kv_cache.Pass`. The first pass of
+a shape warms up, the second is recorded, later ones replay the graph.
 """
 
 import logging
@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from models.engine.injection import Prompt
-from models.engine.kv_cache import SLOTS_AT_ONCE, KVTable, New, Pass, shape_of
+from models.engine.kv_cache import SLOTS_AT_ONCE, KVCache, New, Pass, shape_of
 from models.kv.prefix import to_run
 
 FILL_TOKENS = (32, 64, 128, 256)  # of a prompt in one pass
 LONG_PROMPT = 2 * FILL_TOKENS[-1]  # tokens; beyond, launching kernels is not what takes the time
 LEAST_SLOTS, MOST_SLOTS = 1024, 4096  # of the buffer that prompts are filled into
-HIDDEN = torch.iinfo(torch.long).max  # the order of a slot that nobody sees
+HIDDEN = torch.iinfo(torch.long).max  # the order of a slot that no token attends to
 PASSES = (
     96  # shapes kept, with a graph of a few MB each where one was recorded; the one used longest ago goes
 )
@@ -35,14 +35,14 @@ logger = logging.getLogger(__name__)
 
 
 def widened(slots: int) -> int:
-    """More by at most a quarter, or below 512 by 127, so that rows which grow by a slot a pass come by few shapes."""
+    """Round up so that lengths share few shapes: at most 25% of waste, or 127 slots below 512."""
     step = max(SLOTS_AT_ONCE, 1 << max(0, (slots - 1).bit_length() - 3))
     return -(-slots // step) * step
 
 
 def cuda_graph(run: Replay, pool: Any) -> tuple[Replay, Any]:
-    """Record what `run` asks the GPU for. Returns what does it again, with its logits in the same place, and the memory
-    pool, which ends with the last graph in it."""
+    """Record the kernels that `run` launches. Returns a function that launches them again and writes the logits to the
+    same place, and the memory pool, which ends with the last graph in it."""
     pool = pool or torch.cuda.graph_pool_handle()
     graph = torch.cuda.CUDAGraph()
     # The outer context leads back to this thread's stream also where a recording cannot begin or end.
@@ -65,7 +65,7 @@ class Passes:
     def __init__(self, record: Record | None) -> None:
         self.recorded = self.replayed = self.failures = 0
         self.error: Exception | None = None  # of the last recording that failed
-        self._record = record
+        self.record = record
         self._recording = record is not None  # until one fails; then again with the next buffer
         self._buffer: Callable[[], Tensor | None] = lambda: None
         self._passes: OrderedDict[Hashable, Pass] = OrderedDict()
@@ -107,7 +107,17 @@ class Passes:
         self._passes.clear()
         self._replays.clear()
         self._end_pool()
-        self._recording = self._record is not None
+        self._recording = self.record is not None
+
+    @property
+    def num_kept(self) -> tuple[int, int]:
+        """Shapes that are kept, and how many of them have a graph."""
+        return len(self._passes), len(self._replays)
+
+    @property
+    def has_pool(self) -> bool:
+        """Whether memory is held for graphs."""
+        return self._pool is not None
 
     def status(self) -> dict[str, Any]:
         return {
@@ -118,9 +128,9 @@ class Passes:
         }
 
     def _try_to_record(self, key: Hashable, run: Replay) -> None:
-        assert self._record is not None
+        assert self.record is not None
         try:
-            self._replays[key], self._pool = self._record(run, self._pool)
+            self._replays[key], self._pool = self.record(run, self._pool)
             self.recorded += 1
         except Exception as error:
             self.failures += 1
@@ -133,8 +143,8 @@ class Passes:
 
 
 class Filling:
-    """A prompt being run behind its prefix, as `models.prefix.Prefill` does it, in passes of fixed shape over a buffer
-    of one row, which is its alone meanwhile."""
+    """Prefill of one prompt behind its prefix, as `models.kv.prefix.Prefill` does it, in passes of fixed shape over a
+    buffer of one row, which no other prompt uses meanwhile."""
 
     def __init__(self, prompt: Prompt, passes: Passes, buffer: Tensor, version: Hashable) -> None:
         prefix = prompt.prefix
@@ -148,7 +158,7 @@ class Filling:
         if prefix:
             buffer[:, :, 0, :, : self._used] = prefix.lay()
             self._order[: self._used] = prefix.positions
-        buffer[:, :, 0, :, self._used :].zero_()  # as `models.table` wants it
+        buffer[:, :, 0, :, self._used :].zero_()  # as `models.engine.kv_cache` requires
 
     @property
     def done(self) -> bool:
@@ -163,7 +173,7 @@ class Filling:
         """Run up to `limit` more tokens, and no more than the largest pass takes. Returns how many."""
         count = min(len(self._tokens) - self._next, FILL_TOKENS[-1], limit)
         size = next(size for size in FILL_TOKENS if size >= count)
-        # Padding goes to the slots behind, where nobody sees it and the next part overwrites it.
+        # Padding goes to the slots behind, where no token attends to it and the next part overwrites it.
         padding = [0] * (size - count)
         positions = self._positions[self._next : self._next + count]
         self._order[self._used : self._used + count] = torch.tensor(positions)
@@ -192,7 +202,7 @@ class FixedShapes:
         self.decodes, self.fills = Passes(record), Passes(record)
         self.long = self.mixed = 0  # prompts and passes that are run without
         self._model = model
-        self._buffer: Tensor | None = None
+        self.buffer: Tensor | None = None
 
     def filling(self, prompt: Prompt, version: Hashable) -> Filling | None:
         """None for a prompt with many tokens, which is better run in large parts, or with many slots, which such a
@@ -201,20 +211,20 @@ class FixedShapes:
         if prompt.tokens > LONG_PROMPT or slots > MOST_SLOTS:
             self.long += 1
             return None
-        if self._buffer is None or self._buffer.shape[4] < slots:
+        if self.buffer is None or self.buffer.shape[4] < slots:
             self.fills.clear()
-            self._buffer = torch.zeros(
+            self.buffer = torch.zeros(
                 shape_of(self._model.config, 1, max(slots, LEAST_SLOTS)),
                 dtype=self._model.dtype,
                 device=self._model.device,
             )
-        return Filling(prompt, self.fills, self._buffer, version)
+        return Filling(prompt, self.fills, self.buffer, version)
 
     def decode(
         self,
         forward: Forward,
         version: Hashable,
-        table: KVTable,
+        table: KVCache,
         ids: Sequence[int],
         positions: Sequence[int],
     ) -> Tensor:
@@ -228,7 +238,7 @@ class FixedShapes:
         return {
             "decoding": self.decodes.status(),
             "filling": self.fills.status(),
-            "buffer_bytes": 0 if self._buffer is None else self._buffer.numel() * self._buffer.element_size(),
+            "buffer_bytes": 0 if self.buffer is None else self.buffer.numel() * self.buffer.element_size(),
             "long_prompts": self.long,
             "mixed_passes": self.mixed,
         }

@@ -1,11 +1,11 @@
-"""What happened in one request."""
+"""Statistics of one generation request."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
 
 @dataclass(kw_only=True)
-class Turn:
+class GenerationStats:
     """Filled in as the request runs. `prompt_tokens` were processed, `prefix_tokens` injected; seconds count
     from when the request was handed to the engine. `logprobs`: OpenAI's entry for each token, where asked for.
     """

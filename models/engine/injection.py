@@ -1,4 +1,7 @@
-"""From a request's messages and memories to the prompt that the model runs. `models.encoding` keeps the blocks."""
+"""Build the prompt that the model runs from a request's messages and memories.
+
+`models.encoders.encoding_queue` keeps the KV blocks.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,12 +9,11 @@ from typing import Any
 
 from common.config import RecallConfig
 from common.errors import InvalidInput
-from models.encoders.encoding_queue import Encoding, Recalled
+from models.encoders.encoding_queue import EncodingQueue, RecalledMemory
 from models.engine.bias_overlay import Values, values_of
-from models.engine.generation_stats import Turn
+from models.engine.generation_stats import GenerationStats
 from models.kv import prefix as kv
-from models.kv.blocks import BlockStore
-from models.text.messages import Conversation
+from models.text.messages import Messages
 from models.weights.load import LoadedModel
 
 
@@ -39,11 +41,14 @@ class Prompt:
         return len(self.ids) + (self.prefix.length if self.prefix else 0)
 
 
-class Injection(Encoding):
-    """Thread-safe where it does not take a model; whoever gives one holds the engine's lock."""
+class Injection:
+    """Thread-safe where it does not take a model; whoever gives one holds the engine's lock. `queue` keeps the blocks
+    and encodes those that are missing."""
 
-    def __init__(self, loaded: LoadedModel, blocks: BlockStore, recall: RecallConfig) -> None:
-        super().__init__(loaded, blocks, recall)
+    def __init__(self, loaded: LoadedModel, queue: EncodingQueue, recall: RecallConfig) -> None:
+        self._loaded = loaded
+        self._queue = queue
+        self._builder = queue.builder
         self.fallbacks = 0
         self._recall = recall
         self._policy = kv.Policy(kind=recall.reprocess, first_k=recall.first_k, best=recall.best)
@@ -52,44 +57,46 @@ class Injection(Encoding):
     def prompt(
         self,
         model: Any,
-        messages: Conversation,
-        memories: Sequence[Recalled],
+        messages: Messages,
+        memories: Sequence[RecalledMemory],
         *,
         namespace: str,
         adapter: str,
         max_tokens: int,
-        turn: Turn,
+        turn: GenerationStats,
     ) -> Prompt:
         """What to run for this request; `turn.mode` says how memories reach the model, `turn` what became of
         it. Raises `InvalidInput` where prompt and answer do not fit the model's context."""
         mode = turn.mode
         if mode == "off" or not memories:
-            return self._checked(Prompt(self.builder.plain(messages)), max_tokens, turn)
-        tail = self.builder.tail(messages)
+            return self._checked(Prompt(self._builder.plain(messages)), max_tokens, turn)
+        tail = self._builder.tail(messages)
         if mode == "hybrid":
-            if self.encoder.history:
+            if self._queue.encoder.history:
                 raise InvalidInput(
                     "memory.mode hybrid needs blocks of their own; recall.encoder kv_exact has a history: use prefix",
                     param="memory.mode",
                 )
-            tail = self.builder.memory(memories[0].text) + tail
-        by_time = mode == "full" or (mode == "prefix" and self.encoder.history)
+            tail = self._builder.memory(memories[0].text) + tail
+        by_time = mode == "full" or (mode == "prefix" and self._queue.encoder.history)
         memories = self._fitting(memories, by_time, len(tail) + max_tokens, turn)
         turn.injected = [memory.id for memory in memories]
-        if mode == "prefix" and self.encoder.history:
+        if mode == "prefix" and self._queue.encoder.history:
             prompt = self._behind_history(model, memories, tail, namespace, adapter, turn)
             return self._checked(prompt, max_tokens, turn)
         if mode in ("prefix", "hybrid", "values"):
-            blocks = self._find_blocks(namespace, memories, adapter)
+            blocks = self._queue.find_blocks(namespace, memories, adapter)
             if len(blocks) == len(memories):
                 values = self._values(blocks)
                 if mode == "values":
-                    return self._checked(Prompt(self.builder.plain(messages), None, values), max_tokens, turn)
+                    return self._checked(
+                        Prompt(self._builder.plain(messages), None, values), max_tokens, turn
+                    )
                 policy = kv.INDEPENDENT if mode == "hybrid" else self._policy
-                head = self._head(model, adapter)
+                head = self._queue.head(model, adapter)
                 prefix = kv.assemble(head, blocks, self._inverse_frequency, policy)
                 return self._checked(Prompt(tail, prefix, values), max_tokens, turn)
-            self.enqueue(namespace, memories, adapter)
+            self._queue.enqueue(namespace, memories, adapter)
             self.fallbacks += 1
             missing = len(memories) - len(blocks)
             turn.fallback = (
@@ -97,40 +104,40 @@ class Injection(Encoding):
             )
         # Full history reads in order of time; recalled text as the prefix does, the most relevant last.
         ordered = memories if mode == "full" else memories[::-1]
-        text = [token for memory in ordered for token in self.builder.memory(memory.text)]
-        return self._checked(Prompt(self.builder.head + text + tail), max_tokens, turn)
+        text = [token for memory in ordered for token in self._builder.memory(memory.text)]
+        return self._checked(Prompt(self._builder.head + text + tail), max_tokens, turn)
 
     def _behind_history(
         self,
         model: Any,
-        memories: Sequence[Recalled],
+        memories: Sequence[RecalledMemory],
         tail: list[int],
         namespace: str,
         adapter: str,
-        turn: Turn,
+        turn: GenerationStats,
     ) -> Prompt:
         """The states of as much of the history as there are; the rest of it runs as text, now and not again."""
-        known = self.known_history(namespace, memories, adapter)
+        known = self._queue.known_history(namespace, memories, adapter)
         new = memories[len(known) :]
-        self.remember(namespace, memories, adapter, complete=not new)
+        self._queue.remember(namespace, memories, adapter, complete=not new)
         if new:
             self.fallbacks += 1
             rest = f"the last {len(new)} of {len(memories)} blocks"
             turn.fallback = f"text: {rest} not encoded yet for this model version; queued"
-        text = [token for memory in new for token in self.builder.memory(memory.text)]
-        return Prompt(text + tail, kv.laid(self._head(model, adapter), known))
+        text = [token for memory in new for token in self._builder.memory(memory.text)]
+        return Prompt(text + tail, kv.laid(self._queue.head(model, adapter), known))
 
     def _fitting(
-        self, memories: Sequence[Recalled], by_time: bool, others: int, turn: Turn
-    ) -> list[Recalled]:
+        self, memories: Sequence[RecalledMemory], by_time: bool, others: int, turn: GenerationStats
+    ) -> list[RecalledMemory]:
         """As many memories as the context holds: the newest of those in order of time, else the most relevant."""
-        room = self._loaded.context_tokens - len(self.builder.head) - others
-        sizes = [len(self.builder.memory(memory.text)) for memory in memories]
-        if by_time and self.encoder.history and sum(sizes) > room:
+        room = self._loaded.context_tokens - len(self._builder.head) - others
+        sizes = [len(self._builder.memory(memory.text)) for memory in memories]
+        if by_time and self._queue.encoder.history and sum(sizes) > room:
             # Where a history begins decides all its states: it moves by a quarter of the context at a time.
             quarter = self._loaded.context_tokens // 4
             room = sum(sizes) + quarter * ((room - sum(sizes)) // quarter)
-        kept: list[Recalled] = []
+        kept: list[RecalledMemory] = []
         for memory, size in list(zip(memories, sizes, strict=True))[:: -1 if by_time else 1]:
             room -= size
             if room < 0:
@@ -144,12 +151,7 @@ class Injection(Encoding):
             return None
         return values_of(blocks, self._loaded.model.config, self._loaded.device)
 
-    def _find_blocks(self, namespace: str, memories: Sequence[Recalled], adapter: str) -> list[kv.KVBlock]:
-        mark = self.fingerprint(adapter)
-        found = (self._blocks.get(namespace, m.id, mark, self.builder.memory(m.text)) for m in memories)
-        return [block for block in found if block is not None]
-
-    def _checked(self, prompt: Prompt, max_tokens: int, turn: Turn) -> Prompt:
+    def _checked(self, prompt: Prompt, max_tokens: int, turn: GenerationStats) -> Prompt:
         total, limit = prompt.length + max_tokens, self._loaded.context_tokens
         if total > limit:
             raise InvalidInput(

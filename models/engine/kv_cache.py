@@ -19,12 +19,12 @@ SLOTS_AT_ONCE = 128  # a row grows by this many, so that answers of like length 
 
 
 def shape_of(config: Any, rows: int, slots: int) -> tuple[int, ...]:
-    """Of the states of a model with this configuration."""
+    """Shape of the states of a model with this configuration."""
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return config.num_hidden_layers, 2, rows, config.num_key_value_heads, slots, head_dim
 
 
-class KVTable:
+class KVCache:
     """Grows with what runs, up to `budget_bytes`. Not thread-safe: the engine's lock holds it."""
 
     def __init__(self, budget_bytes: int) -> None:
@@ -40,14 +40,24 @@ class KVTable:
     def size_bytes(self) -> int:
         return 0 if self._states is None else self._states.numel() * self._states.element_size()
 
+    @property
+    def slots(self) -> int:
+        """Slots that each row has memory for."""
+        return 0 if self._states is None else self._states.shape[4]
+
+    def row(self, row: int) -> Tensor:
+        """The states of a row's slots in use, in place: `[layers, 2, kv_heads, slots, head_dim]`."""
+        assert self._states is not None
+        return self._states[:, :, row, :, : self._lengths[row]]
+
     @staticmethod
     def bytes_for(slots: int, config: Any, dtype: torch.dtype) -> int:
-        """Of `slots` in one row of a model with this configuration."""
+        """Bytes of `slots` in one row, for a model with this configuration."""
         slots = -(-slots // SLOTS_AT_ONCE) * SLOTS_AT_ONCE
         return math.prod(shape_of(config, 1, slots)) * dtype.itemsize
 
     def fits(self, slots: int, config: Any, dtype: torch.dtype) -> bool:
-        """Is there room for one more row of `slots`?"""
+        """Whether one more row of `slots` fits the budget."""
         rows, widest = self._shape_with(slots)
         return rows * self.bytes_for(widest, config, dtype) <= self._budget
 
@@ -63,7 +73,7 @@ class KVTable:
         return row
 
     def leave(self, row: int) -> None:
-        """Give a row up; the last one takes its number."""
+        """Free a row; the last row moves to its place and takes its number."""
         assert self._states is not None
         last, length, gone = len(self) - 1, self._lengths[-1], self._lengths[row]
         if row != last:
@@ -91,7 +101,7 @@ class KVTable:
             _, _, has_rows, _, has_slots, _ = self._states.shape
             if rows <= has_rows and widest <= has_slots:
                 return has_rows, has_slots
-            # What is there may be wide for a row that has left: count anew.
+            # What is there may be wide for a row that has left: count again.
             rows = max(rows, has_rows if len(self) else 0)
         return 1 << (rows - 1).bit_length(), -(-widest // SLOTS_AT_ONCE) * SLOTS_AT_ONCE
 
@@ -112,7 +122,7 @@ class KVTable:
 
 @dataclass(frozen=True, kw_only=True)
 class New:
-    """What a pass is given, `[rows, tokens]` each: ids, positions, and the slots that their states go to. `order` is
+    """Inputs of a pass, `[rows, tokens]` each: ids, positions, and the slots that their states go to. `order` is
     that of the slots, `[slots]`, by position; None: as they stand. `last`: the token whose logits are wanted."""
 
     ids: Sequence[Sequence[int]]
@@ -123,7 +133,7 @@ class New:
 
     @property
     def slots(self) -> int:
-        """That the pass must at least go over."""
+        """Slots that the pass must cover at least."""
         return 1 + max(map(max, self.places))
 
 
@@ -140,7 +150,7 @@ class Pass:
         self._states: Tensor | None = None
 
     def give(self, new: New) -> None:
-        """Rows that are not given write to their first slot, which whoever joins there writes anew."""
+        """Rows that are not given write to their first slot, which the next request there overwrites."""
         orders = new.places if new.order is None else new.positions
         given = torch.tensor([new.ids, new.positions, new.places, orders])
         self._given[:, : given.shape[1]].copy_(given)

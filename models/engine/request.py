@@ -10,21 +10,30 @@ import torch
 from torch import Tensor
 
 from models.engine.cuda_graphs import Filling
-from models.engine.generation_stats import Turn
+from models.engine.generation_stats import GenerationStats
 from models.engine.injection import Prompt
 from models.engine.sampling import Sampling, TextStream, choose
 from models.kv.prefix import Prefill
 
 
-class Answer:
-    """`pieces` are texts that are certain and not yet taken; `done` after the last; `error` ended it early."""
+class Request:
+    """A generation request and its answer so far. `pieces`: final texts that the client has not fetched; `done`: no
+    more will follow; `error`: why it ended early."""
 
     def __init__(
-        self, prompt: Prompt, *, adapter: str, sampling: Sampling, turn: Turn, tokenizer: Any, ends: set[int]
+        self,
+        prompt: Prompt,
+        *,
+        adapter: str,
+        sampling: Sampling,
+        turn: GenerationStats,
+        tokenizer: Any,
+        ends: set[int],
     ) -> None:
         self.prompt, self.adapter, self.sampling, self.turn = prompt, adapter, sampling, turn
         self.slots = prompt.slots + sampling.max_tokens  # of keys and values, that it may come to use
         self.pieces: deque[str] = deque()
+        self.tokens: list[int] = []  # every token chosen, an end token included
         self.done = False
         self.error: Exception | None = None
         self.prefill: Prefill | Filling | None = None
@@ -46,7 +55,7 @@ class Answer:
     def first(self, logits: Tensor, position: int) -> None:
         """The prompt has run: `[vocabulary]` logits of its last token, and the position behind it."""
         self.prefill = None
-        # The cache has its states; blocks that were read from the disk are nobody else's.
+        # The cache has its states; blocks that were read from the disk belong to no one else.
         self.prompt = replace(self.prompt, prefix=None)
         self.position = position
         logits = self._biased(logits)
@@ -69,13 +78,14 @@ class Answer:
 
     def _take(self, token: int, logits: Tensor) -> None:
         self.token = token
+        self.tokens.append(token)
         if token in self._ends:
             self._end("stop")
             return
         self.turn.completion_tokens += 1
         if self.sampling.logprobs is not None:
             self.turn.logprobs.append(self._logprobs(token, logits, self.sampling.logprobs))
-        self._say(self._stream.push(token))
+        self._append(self._stream.push(token))
         if self._stream.stopped:
             self._end("stop", finish=False)
         elif self.turn.completion_tokens >= self.sampling.max_tokens:
@@ -83,12 +93,12 @@ class Answer:
 
     def _end(self, reason: str, *, finish: bool = True) -> None:
         if finish:
-            self._say(self._stream.finish())
+            self._append(self._stream.finish())
         self.turn.finish_reason = reason
         self.turn.generate_s = time.perf_counter() - self._started
         self.done = True
 
-    def _say(self, text: str) -> None:
+    def _append(self, text: str) -> None:
         if text:
             self.pieces.append(text)
 

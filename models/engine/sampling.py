@@ -1,4 +1,15 @@
-"""Choosing the next token, and turning tokens into text that can be streamed."""
+"""Choose the next token, and turn tokens into text that can be streamed.
+
+What a seed means: a greedy or seeded answer is reproducible for the same requests in the same company on the same
+machine, and depends on its company only through rounding. One row of a matrix product may differ in its last bits with
+the number of rows and with the processor (about 1e-4 in the logits), so where the two best tokens lie within about 1e-3
+of each other, another company, batch size or processor may choose the other one; the texts then differ from there on.
+
+A draw is made by the Gumbel-max trick (arXiv 1411.0030): every token has its own noise, fixed by seed, step and token
+id, and the largest sum of log-probability and noise wins. A change of d in the logits can change the choice only if the
+two best sums lie within 2 d / temperature, which happens about that often. (A draw from the cumulative sum of sorted
+probabilities would change whenever two near-equal tokens swap places.)
+"""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +23,7 @@ REPLACEMENT = "\ufffd"  # what a tokenizer shows for the bytes of an unfinished 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """OpenAI's sampling parameters. `temperature` 0 is greedy and ignores `top_p` and `seed`. `logprobs`: how
-    many of the best tokens to tell beside each chosen one; None: none, nor its own."""
+    many of the best tokens to report beside each chosen one; None: no log-probabilities at all."""
 
     max_tokens: int
     temperature: float = 0.0
@@ -28,14 +39,28 @@ class Sampling:
 
 
 def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> int:
-    """The next token from `[vocabulary]` logits: the best, or a draw from the nucleus (arXiv 1904.09751)."""
+    """The next token from `[vocabulary]` logits: the best, or a draw from the nucleus (arXiv 1904.09751).
+
+    Every draw takes one number per token id from `generator`, whatever the logits are.
+    """
     if sampling.temperature == 0.0:
         return int(logits.argmax())
     probabilities = torch.softmax(logits.float().cpu() / sampling.temperature, dim=-1)
-    ordered, order = probabilities.sort(descending=True)
-    # A token stays while the mass before it is below top_p, so the best one always does.
-    kept = ordered * ((ordered.cumsum(0) - ordered) < sampling.top_p)
-    return int(order[torch.multinomial(kept, 1, generator=generator)])
+    scores = probabilities / exponential_noise(len(probabilities), generator)
+    while True:
+        token = int(scores.argmax())
+        likelier = probabilities > probabilities[token]
+        # A token belongs to the nucleus while the mass above it is below top_p, so the likeliest one always does.
+        if sampling.top_p >= 1.0 or not likelier.any() or probabilities[likelier].sum() < sampling.top_p:
+            return token
+        scores.masked_fill_(~likelier, 0.0)  # whatever is no likelier is outside as well
+
+
+def exponential_noise(size: int, generator: torch.Generator | None) -> Tensor:
+    """`[size]` float64 draws E of an exponential distribution: p / E is largest at i with probability p_i, as -log E
+    is Gumbel noise. float64, since float32 has no numbers small enough for unlikely tokens to win as often as they
+    should."""
+    return torch.rand(size, generator=generator, dtype=torch.float64).log_().neg_()
 
 
 class TextStream:

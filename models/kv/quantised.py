@@ -1,4 +1,4 @@
-"""Key/value states in eight bits, as they lie at rest.
+"""Key/value states quantised to int8 for storage.
 
 Keys are scaled by head and channel over the block's tokens, since a few channels of a key are much larger than the
 rest; values by head and token. Symmetric, rounded to nearest: the error is at most half a scale.

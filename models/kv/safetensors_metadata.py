@@ -1,4 +1,4 @@
-"""What stands beside the tensors of a safetensors file in memory."""
+"""Read the metadata of a safetensors file held in memory."""
 
 import json
 

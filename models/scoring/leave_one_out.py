@@ -1,4 +1,4 @@
-"""How much each memory mattered to each response: exact leave-one-out divergence.
+"""Exact leave-one-out divergence: how much each memory changed each response.
 
     D[i, j] = log p(response j | all memories) - log p(response j | without memory i)        nats, signed
 

@@ -1,4 +1,4 @@
-"""Text to unit vectors. Memories and queries go through this same path, always."""
+"""Embed texts as unit vectors; memories and queries share this path."""
 
 import importlib.util
 from pathlib import Path

@@ -10,7 +10,7 @@ MEMORIES = "\ue000memories\ue001"
 RESPONSE = "\ue000response\ue001"
 
 Message = Mapping[str, Any]
-Conversation = Sequence[Message] | str  # a chat, or a text to continue
+Messages = Sequence[Message] | str  # a chat, or a text to continue
 
 
 def check_messages(messages: Sequence[Message]) -> list[dict]:

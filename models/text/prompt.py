@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.errors import InvalidInput
-from models.text.messages import MEMORIES, RESPONSE, Conversation, Message, check_messages
+from models.text.messages import MEMORIES, RESPONSE, Message, Messages, check_messages
 
 PREAMBLE = "You remember these facts:\n"
 DEFAULT_SYSTEM = "You are a helpful assistant."
@@ -51,14 +51,14 @@ class PromptBuilder:
             f"- {text.strip()}\n", add_special_tokens=False, split_special_tokens=True
         )
 
-    def tail(self, asked: Conversation) -> list[int]:
+    def tail(self, asked: Messages) -> list[int]:
         """What follows the memories: the client's system text, the conversation, the assistant's opening; of a
         text to continue, that text."""
         if isinstance(asked, str):
             return self._ids(f"\n{asked}")
         return self._ids(self._after_head(check_messages(asked), generate=True))
 
-    def plain(self, asked: Conversation) -> list[int]:
+    def plain(self, asked: Messages) -> list[int]:
         """The whole prompt of a request without memory; of a text to continue, as the tokenizer begins texts."""
         if isinstance(asked, str):
             return list(self._tokenizer.encode(asked))

@@ -1,4 +1,4 @@
-"""How well a text answers a query, judged by a cross-encoder that reads both at once."""
+"""Relevance of a text to a query, scored by a cross-encoder."""
 
 import threading
 from collections.abc import Sequence

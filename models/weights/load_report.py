@@ -1,5 +1,4 @@
-"""Whether trained tensors fit a model. For a PEFT LoRA folder it is told before it is loaded: PEFT passes over what it
-does not know."""
+"""Check the keys and shapes of trained tensors against a model before they are loaded: PEFT ignores unknown keys."""
 
 import re
 from dataclasses import asdict, dataclass, field

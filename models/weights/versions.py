@@ -16,7 +16,7 @@ from models.weights.load_report import check_adapter, load_report
 _PEFT_BASE = "__base__"  # PEFT's name for a row of a mixed batch that no adapter touches
 
 
-class Weights:
+class ModelVersions:
     """A base model and the adapter versions loaded on top of it. Not thread-safe: the engine's lock holds it.
 
     A version stays as long as someone holds it (`hold`, `release`), and beyond that while it is among the
@@ -26,16 +26,21 @@ class Weights:
     def __init__(self, loaded: LoadedModel, store: AdapterStore, max_adapters: int) -> None:
         self.base = loaded.model
         self._digest = loaded.digest
-        self._store = store
-        self._max = max_adapters
+        self.store = store
+        self.max_adapters = max_adapters
         self._peft: Any = None
         self._loaded: OrderedDict[str, int] = OrderedDict()  # which load it was
-        self._loads = 0
+        self.loads = 0
         self._holders: Counter[str] = Counter()
         self._retired: set[str] = set()
 
+    @property
+    def loaded(self) -> list[str]:
+        """Versions in memory, the one used longest ago first."""
+        return [*self._loaded]
+
     def exists(self, digest: str) -> bool:
-        return digest == BASE or self._store.has(digest)
+        return digest == BASE or self.store.has(digest)
 
     def load_of(self, digest: str) -> int:
         """A number for where these weights, held by someone, lie in memory: another one after each loading."""
@@ -44,7 +49,7 @@ class Weights:
     def hold(self, digest: str) -> None:
         """Keep this version until `release`. Raises `NotFound` where it has retired, and what loading it raises."""
         if digest != BASE:
-            self._store.check(digest)
+            self.store.check(digest)
             self._holders[digest] += 1
             try:
                 self._load(digest)
@@ -89,7 +94,7 @@ class Weights:
         if digest in self._loaded:
             self._loaded.move_to_end(digest)
             return
-        trained_on = self._store.manifest(digest).get("model_digest")
+        trained_on = self.store.manifest(digest).get("model_digest")
         if trained_on != self._digest:
             raise Conflict(
                 f"adapter {digest} was trained on base weights {trained_on}, this instance serves {self._digest}; "
@@ -97,7 +102,7 @@ class Weights:
                 param="model",
                 code="adapter_of_another_base",
             )
-        with self._store.copied(digest) as path:
+        with self.store.copied(digest) as path:
             check_adapter(load_report(self.base, path))
             if self._peft is None:
                 self._peft = PeftModel.from_pretrained(
@@ -105,8 +110,8 @@ class Weights:
                 )
             else:
                 self._peft.load_adapter(path, adapter_name=digest, is_trainable=False)
-        self._loads += 1
-        self._loaded[digest] = self._loads
+        self.loads += 1
+        self._loaded[digest] = self.loads
         if evict:
             self._evict(besides=digest)
 
@@ -115,7 +120,7 @@ class Weights:
         for digest in [
             digest for digest in self._loaded if digest not in self._holders and digest != besides
         ]:
-            if digest in self._retired or len(self._loaded) > self._max:
+            if digest in self._retired or len(self._loaded) > self.max_adapters:
                 del self._loaded[digest]
                 self._unload(digest)
         self._retired &= self._loaded.keys()

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from common.errors import InvalidInput
-from models.text.messages import Conversation, check_messages, check_text
+from models.text.messages import Messages as PromptMessages
+from models.text.messages import check_messages, check_text
 
 Mode = Literal["full", "text", "prefix", "hybrid", "off"]
 Kind = Literal["episodic", "relational", "spatial"]
@@ -133,7 +134,7 @@ class GenerateBody(OpenAIBody, ABC):
 
     @property
     @abstractmethod
-    def prompts(self) -> Sequence[Conversation]:
+    def prompts(self) -> Sequence[PromptMessages]:
         """Each is answered `n` times."""
 
     @property
@@ -166,7 +167,7 @@ class ChatBody(GenerateBody):
     top_logprobs: int | None = Field(None, ge=0, le=20)
 
     @property
-    def prompts(self) -> Sequence[Conversation]:
+    def prompts(self) -> Sequence[PromptMessages]:
         """Raises `InvalidInput` naming the first bad message."""
         return [check_messages(self.messages)]
 
@@ -189,7 +190,7 @@ class CompletionBody(GenerateBody):
     logprobs: int | None = Field(None, ge=0, le=20)
 
     @property
-    def prompts(self) -> Sequence[Conversation]:
+    def prompts(self) -> Sequence[PromptMessages]:
         """Raises `InvalidInput` for a text that no model takes."""
         return [check_text(text, f"prompt[{i}]") for i, text in enumerate(self.prompt)]
 

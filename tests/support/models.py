@@ -9,21 +9,23 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from common.config import RecallConfig, ServeConfig
-from models.encoders.encoding_queue import Recalled
+from models.encoders.encoding_queue import RecalledMemory
 from models.engine.engine import Engine
-from models.engine.generation_stats import Turn
-from models.engine.sampling import Sampling
+from models.engine.generation_stats import GenerationStats
+from models.engine.request import Request
+from models.engine.sampling import Sampling, exponential_noise
 from models.kv.blocks import BlockStore
+from models.kv.prefix import Prefill
 from models.weights.adapters import BASE, AdapterStore
 from models.weights.load import dequantised, resolve
-from models.weights.versions import Weights
+from models.weights.versions import ModelVersions
 
 QUESTION = [{"role": "user", "content": "Where does Ada Quill live?"}]
 
 
 def make_engine(loaded, folder: Path, *, recall: RecallConfig | None = None, **serve: Any) -> Engine:
     """Of its own weights, over the blocks and adapters in `folder`, which several may share."""
-    weights = Weights(loaded, AdapterStore(folder / "adapters"), 4)
+    weights = ModelVersions(loaded, AdapterStore(folder / "adapters"), 4)
     blocks = BlockStore(folder / "blocks", 1 << 30)
     return Engine(loaded, weights, blocks, recall or RecallConfig(), ServeConfig(**serve))
 
@@ -39,7 +41,7 @@ def encode(engine: Engine, memories=(), adapter: str = BASE, namespace: str = "n
 
 def ask(engine: Engine, memories, mode: str, *, adapter=BASE, namespace="n", messages=QUESTION, **sampling):
     """The answer to one request, and what happened in it."""
-    turn = Turn(mode=mode)
+    turn = GenerationStats(mode=mode)
     pieces = engine.answer(
         messages,
         memories,
@@ -54,9 +56,9 @@ def ask(engine: Engine, memories, mode: str, *, adapter=BASE, namespace="n", mes
 WORDS = "amber basil cedar dune ember fjord grove heron iris jade kelp linen".split()
 
 
-def memory(number: int, rng: random.Random) -> Recalled:
+def memory(number: int, rng: random.Random) -> RecalledMemory:
     words = " ".join(rng.choices(WORDS, k=rng.randint(2, 14)))
-    return Recalled(id=f"m{number}", text=f"Box {number} holds {words}.")
+    return RecalledMemory(id=f"m{number}", text=f"Box {number} holds {words}.")
 
 
 def question(rng: random.Random) -> list[dict]:
@@ -67,7 +69,7 @@ def question(rng: random.Random) -> list[dict]:
 def submit(engine, case):
     messages, memories, mode, adapter, sampling = case
     return engine.submit(
-        messages, memories, namespace="n", adapter=adapter, sampling=sampling, turn=Turn(mode=mode)
+        messages, memories, namespace="n", adapter=adapter, sampling=sampling, turn=GenerationStats(mode=mode)
     )
 
 
@@ -78,15 +80,28 @@ def text_of(answer) -> str:
     return "".join(answer.pieces)
 
 
-def alone(engine, case) -> str:
+def run_alone(engine, case) -> Request:
     answer = submit(engine, case)
     while not answer.done:
         engine.step()
-    return text_of(answer)
+    text_of(answer)
+    return answer
 
 
-def together(engine, cases, rng) -> tuple[list[str], int]:
-    """The answers of requests that join in random order, and how many ran at once."""
+def alone(engine, case) -> str:
+    return text_of(run_alone(engine, case))
+
+
+def run_all(engine, cases) -> list[Request]:
+    """These requests, submitted at once and answered together."""
+    answers = [submit(engine, case) for case in cases]
+    while engine.busy:
+        engine.step()
+    return answers
+
+
+def together(engine, cases, rng) -> tuple[list[Request], int]:
+    """Requests that join in random order and have been answered, and how many ran at once."""
     waiting, answers, most = [*enumerate(cases)], {}, 0
     rng.shuffle(waiting)
     while waiting or engine.busy:
@@ -94,11 +109,13 @@ def together(engine, cases, rng) -> tuple[list[str], int]:
             number, case = waiting.pop()
             answers[number] = submit(engine, case)
         engine.step()
-        most = max(most, len(engine._running))
-    return [text_of(answers[number]) for number in range(len(cases))], most
+        most = max(most, engine.scheduler.num_running)
+    return [answers[number] for number in range(len(cases))], most
 
 
-def ragged(rng: random.Random, memories: Sequence[Recalled], versions: Sequence[str], count: int) -> list:
+def ragged(
+    rng: random.Random, memories: Sequence[RecalledMemory], versions: Sequence[str], count: int
+) -> list:
     """Cases of every kind, as `submit` takes them: messages, memories, mode, version, sampling."""
     return [
         (
@@ -124,3 +141,68 @@ def write_tiny_llama(folder: Path, **changes: Any) -> str:
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+TIE = 1e-3  # of logits: about ten times what rounding changes between batch sizes and processors
+MOST_TIES = 0.1  # of the answers that are compared
+
+
+def assert_same_answers(engine, cases, requests, expected) -> int:
+    """Require the same tokens of `requests` as of `expected`, which ran `cases` alone, or in other company.
+
+    Where two answers differ, the first difference must be a near-tie: a naive forward pass over the prompt and the
+    tokens so far, without any cache of the engine, must score both choices within `TIE` of its best. What follows a
+    near-tie is not compared. No more than `MOST_TIES` of the answers (or one) may end so. Returns how many did.
+    """
+    ties = 0
+    for case, request, lone in zip(cases, requests, expected, strict=True):
+        for answer in (request, lone):
+            if answer.error:
+                raise answer.error
+        if request.tokens == lone.tokens:
+            assert text_of(request) == text_of(lone)
+            continue
+        pairs = enumerate(zip(request.tokens, lone.tokens, strict=False))
+        place = next((n for n, (one, other) in pairs if one != other), None)
+        assert place is not None, f"one answer ends before the other: {request.tokens} {lone.tokens}"
+        gaps = [gap_of(engine, case, lone.tokens[:place], r.tokens[place]) for r in (request, lone)]
+        assert max(gaps) <= TIE, f"answers differ at token {place} by {gaps} logits: no near-tie"
+        ties += 1
+    assert ties <= max(1, MOST_TIES * len(expected)), (
+        f"{ties} of {len(expected)} answers diverge at near-ties"
+    )
+    return ties
+
+
+@torch.inference_mode()
+def gap_of(engine, case, before: Sequence[int], token: int) -> float:
+    """By how many logits `token` falls short of the choice of a naive pass behind the tokens `before`."""
+    sampling = case[4]
+    request = submit(engine, case)
+    prompt = request.prompt
+    engine.cancel(request)
+    with engine.versions.using(case[3]) as model:
+        prefill = Prefill(prompt.prefix, [*prompt.ids, *before], engine.loaded.model.config)
+        while not prefill.done:
+            prefill.advance(model, 1 << 20)
+    logits = prefill.logits.float().cpu()
+    if request.bias is not None:
+        logits = logits + request.bias.cpu()
+    if sampling.temperature == 0.0:
+        return float(logits.max() - logits[token])
+    generator = sampling.generator()
+    for _ in range(len(before) + 1):
+        noise = exponential_noise(len(logits), generator)
+    probabilities = torch.softmax(logits.double() / sampling.temperature, dim=-1)
+    scores = logits.double() - sampling.temperature * noise.log()
+    ordered = probabilities.sort(descending=True).values
+    above, gaps = ordered.cumsum(0) - ordered, []
+    for shift in (-TIE, 0.0, TIE):  # a token may be at the border of the nucleus
+        kept = (
+            probabilities >= ordered[above < max(sampling.top_p + shift, 1e-9)].min()
+            if sampling.top_p < 1
+            else scores > -torch.inf
+        )
+        if kept[token]:
+            gaps.append(float(scores[kept].max() - scores[token]))
+    return min(gaps, default=float("inf"))

@@ -1,4 +1,4 @@
-"""Scenes to learn reading from: a few memories, and questions whose answers lie in one or several of them.
+"""Training scenes for the reader: a few memories, and questions whose answers lie in one or several of them.
 
 All is invented and drawn by seed, without end. Topics, wordings, names and answers are others than the demo's
 (`jobs.demo_data`), which benchmarks ask about: what is measured must never have been trained on.

@@ -1,4 +1,4 @@
-"""What the reader learns from: the base's own answers to scenes, with the memories as text in its prompt."""
+"""Targets for the reader: the base model's own answers to scenes, with the memories as text in its prompt."""
 
 import copy
 from collections import deque

@@ -1,4 +1,4 @@
-"""Training the learned encoder (`models.soft_prompt`): the model is its own teacher.
+"""Training the learned encoder (`models.encoders.soft_prompt`): the model is its own teacher.
 
 With a memory as text the model answers a question; with the memory's soft embeddings in the text's place it learns to
 give the same answer. The model stays as it is: only the encoder has a gradient. Open `train_soft_prompt` first.

@@ -1,4 +1,4 @@
-"""Accept an adapter or roll it back: every measurement must be there, finite, and within its bar."""
+"""Accept an adapter or roll it back: every measurement must be present, finite and within its bound."""
 
 import math
 from dataclasses import dataclass

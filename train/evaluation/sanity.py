@@ -1,4 +1,4 @@
-"""What a model must not forget: generated choices of one word, from grammar and common knowledge.
+"""Retention of general abilities: generated choices of one word, from grammar and common knowledge.
 
 The word lists are small and everyday, so that a 135M model answers most of them with a clear margin and
 the count moves only when something is really lost. Nothing in here is about the demo's invented world.

@@ -1,4 +1,4 @@
-"""How a question is put to the model: one rendering for training and evaluation, so they cannot differ."""
+"""Chat prompts of questions, rendered the same way for training and evaluation."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Training forms: what one memory looks like as questions and short answers.
+"""Training forms of a memory: questions with short answers.
 
 Only cues of the family `train` are read here. `audit` and `test` wordings measure what was learnt, so they
 must never become a form; nor does the text of a memory ever stand in a prompt whole.

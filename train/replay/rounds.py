@@ -36,7 +36,7 @@ SCHEMA = pa.schema(
 )
 
 
-class Planner:
+class RoundPlanner:
     """Makes the block of a round; a pure function of the records, the configuration and the round's number."""
 
     def __init__(
@@ -97,7 +97,7 @@ class ReplaySource(Datasource):
 def _read_rounds(
     records: Sequence[Mapping[str, Any]], replay: ReplayConfig, train: TrainConfig
 ) -> Iterator[pa.Table]:
-    planner = Planner(records, replay, train)
+    planner = RoundPlanner(records, replay, train)
     for number in range(train.rounds):
         yield planner.block(number)
 

@@ -11,21 +11,21 @@ from common.config import RecallConfig
 from common.errors import InvalidInput
 from models.encoders.compact import compacted
 from models.encoders.encoders import REPEAT, Chunks, Compact, Exact, make_encoder
-from models.encoders.encoding_queue import Recalled
+from models.encoders.encoding_queue import RecalledMemory
 from models.engine.engine import Engine
-from models.engine.generation_stats import Turn
+from models.engine.generation_stats import GenerationStats
 from models.kv import prefix as kv
 from models.kv.blocks import BlockStore
 from models.weights.adapters import BASE, AdapterStore
-from models.weights.versions import Weights
+from models.weights.versions import ModelVersions
 from tests.support.models import QUESTION, ask, encode, make_engine
 
 TOLERANCE = 2e-4
 FACTS = [
-    Recalled(id="bo", text="Bo Tarn works as a baker and keeps a goat called Rex in the yard."),
-    Recalled(id="ada", text="Ada Quill lives in Lisbon."),
-    Recalled(id="mill", text="The Amber Mill is north of the Old Gate."),
-    Recalled(id="cy", text="Cy Moor paints doors silver on Sundays."),
+    RecalledMemory(id="bo", text="Bo Tarn works as a baker and keeps a goat called Rex in the yard."),
+    RecalledMemory(id="ada", text="Ada Quill lives in Lisbon."),
+    RecalledMemory(id="mill", text="The Amber Mill is north of the Old Gate."),
+    RecalledMemory(id="cy", text="Cy Moor paints doors silver on Sundays."),
 ]
 
 
@@ -59,8 +59,8 @@ def exact(small, tmp_path):
 
 def logits(engine, memories, mode, namespace="n"):
     """Of the first answer token, and what became of the request."""
-    turn = Turn(mode=mode)
-    prompt = engine.memories.prompt(
+    turn = GenerationStats(mode=mode)
+    prompt = engine.injection.prompt(
         engine.loaded.model,
         QUESTION,
         memories,
@@ -83,9 +83,9 @@ def check_equals_full(engine, memories):
 
 
 def test_a_history_that_grows_by_one_equals_the_full_prompt_and_runs_only_what_is_new(exact):
-    tail = len(exact.memories.builder.tail(QUESTION))
+    tail = len(exact.queue.builder.tail(QUESTION))
     for count in range(1, len(FACTS) + 1):
-        new = len(exact.memories.builder.memory(FACTS[count - 1].text))
+        new = len(exact.queue.builder.memory(FACTS[count - 1].text))
         turn = check_equals_full(exact, FACTS[:count])  # before its last memory is encoded
         assert (
             turn.fallback
@@ -114,11 +114,11 @@ def test_a_change_in_the_middle_cuts_the_history_back_to_before_it(exact, tmp_pa
     else:
         stays = 0 if change == "first erased" else 1
         now = [fact for fact in FACTS if fact is not FACTS[stays]]
-        assert exact.memories.forget("n", [FACTS[stays].id]) == len(FACTS) - stays
+        assert exact.queue.forget("n", [FACTS[stays].id]) == len(FACTS) - stays
         on_disk = b"".join(path.read_bytes() for path in (tmp_path / "blocks").rglob("*.safetensors"))
         # Neither the memory nor its name in the notes of what was encoded behind it.
         assert FACTS[stays].text.encode() not in on_disk and f'"{FACTS[stays].id}"'.encode() not in on_disk
-    assert len(exact.memories.known_history("n", now, BASE)) == stays
+    assert len(exact.queue.known_history("n", now, BASE)) == stays
     turn = check_equals_full(exact, now)
     assert turn.fallback == (
         f"text: the last {len(now) - stays} of {len(now)} blocks not encoded yet for this model version; queued"
@@ -129,11 +129,11 @@ def test_a_change_in_the_middle_cuts_the_history_back_to_before_it(exact, tmp_pa
 
 def test_an_erased_history_does_not_come_back_through_a_request_that_waited(exact):
     encode(exact, FACTS)
-    exact.memories.forget("n", ["bo"])
+    exact.queue.forget("n", ["bo"])
     encode(exact)
     logits(exact, FACTS, "prefix")  # recalled before the erasure
     encode(exact)
-    assert exact.memories.known_history("n", FACTS, BASE) == []
+    assert exact.queue.known_history("n", FACTS, BASE) == []
     assert check_equals_full(exact, FACTS[1:]).fallback is None
 
 
@@ -141,23 +141,21 @@ def test_a_history_survives_a_restart_and_is_its_namespaces_own(small, exact, tm
     encode(exact, FACTS)
     again = make(small, tmp_path, encoder="kv_exact")
     assert check_equals_full(again, FACTS).fallback is None
-    assert logits(again, FACTS, "prefix", namespace="other")[1].prefix_tokens == len(
-        again.memories.builder.head
-    )
+    assert logits(again, FACTS, "prefix", namespace="other")[1].prefix_tokens == len(again.queue.builder.head)
 
 
 def test_a_history_over_the_context_begins_anew_by_quarters(exact, monkeypatch):
     monkeypatch.setattr(exact.loaded.model.config, "max_position_embeddings", 512)
-    memories = [Recalled(id=str(i), text=f"Box {i} holds " + "amber " * 12) for i in range(60)]
+    memories = [RecalledMemory(id=str(i), text=f"Box {i} holds " + "amber " * 12) for i in range(60)]
     begins = []
     for count in range(1, len(memories) + 1):
-        turn = Turn(mode="prefix")
-        kept = exact.memories._fitting(memories[:count], True, 60, turn)
+        turn = GenerationStats(mode="prefix")
+        kept = exact.injection._fitting(memories[:count], True, 60, turn)
         assert (len(kept) == count) == (turn.fallback is None)
         begins.append(kept[0].id)
     assert len(set(begins)) <= 9 and begins[0] == "0" and begins[-1] != "0"
     encode(exact, memories)  # ends, though not all of it will ever fit
-    assert exact.memories.pending_blocks == 0
+    assert exact.queue.pending_blocks == 0
 
 
 def test_a_history_has_no_single_best_memory_to_repeat(exact):
@@ -224,8 +222,8 @@ def test_a_compact_block_takes_up_its_text_positions_with_fewer_slots(loaded, tm
     engine = make(loaded, tmp_path, encoder="kv_compact", compact=2, reprocess="none")
     encode(engine, FACTS)
     _, turn = logits(engine, FACTS, "prefix")
-    sizes = [len(engine.memories.builder.memory(fact.text)) for fact in FACTS]
-    head = len(engine.memories.builder.head)
+    sizes = [len(engine.queue.builder.memory(fact.text)) for fact in FACTS]
+    head = len(engine.queue.builder.head)
     assert turn.fallback is None and turn.prefix_tokens == head + sum(-(-size // 2) for size in sizes)
     again = make(
         loaded, tmp_path, encoder="kv_compact", compact=2, best=1
@@ -242,7 +240,7 @@ def test_a_compact_block_takes_up_its_text_positions_with_fewer_slots(loaded, tm
 def test_the_encoder_and_its_parameters_are_part_of_the_fingerprint(small, tmp_path):
     settings = [{}, {"encoder": "kv_exact"}, {"encoder": "kv_compact"}, {"encoder": "kv_compact", "compact": 4},
                 {"block_dtype": "int8"}]  # fmt: skip
-    marks = {make(small, tmp_path, **recall).memories.fingerprint(BASE) for recall in settings}
+    marks = {make(small, tmp_path, **recall).queue.fingerprint(BASE) for recall in settings}
     assert len(marks) == len(settings)
     encode(make(small, tmp_path), FACTS)
     assert ask(make(small, tmp_path, encoder="kv_compact"), FACTS, "prefix")[1].fallback
@@ -261,7 +259,7 @@ def test_eight_bits_at_rest_answer_the_same(loaded, tmp_path, encoder):
     given, turn = ask(engine, FACTS[:1] + FACTS[1:2], "prefix")
     assert turn.fallback is None
     size = sum(path.stat().st_size for path in (tmp_path / "blocks").rglob("*.safetensors"))
-    tokens = sum(len(engine.memories.builder.memory(fact.text)) for fact in FACTS)
+    tokens = sum(len(engine.queue.builder.memory(fact.text)) for fact in FACTS)
     assert size < 0.35 * tokens * 45 * 1024  # of 45 KiB a token in float32
     if encoder == "kv_exact":
         assert given == plain
@@ -272,7 +270,7 @@ def test_what_disk_had_no_room_for_falls_back_to_text_and_is_encoded_again(small
     encode(engine, FACTS[:1])
     [file] = (tmp_path / "blocks").rglob("*.safetensors")
     blocks = BlockStore(tmp_path / "blocks", 1 << 30, disk_bytes=2 * file.stat().st_size)
-    weights = Weights(small, AdapterStore(tmp_path / "adapters"), 1)
+    weights = ModelVersions(small, AdapterStore(tmp_path / "adapters"), 1)
     engine = Engine(small, weights, blocks, RecallConfig())
     encode(engine, FACTS)
     assert blocks.evicted
@@ -280,8 +278,8 @@ def test_what_disk_had_no_room_for_falls_back_to_text_and_is_encoded_again(small
     assert turn.fallback and torch.equal(injected, logits(engine, FACTS[:1], "text")[0])
     for fact in FACTS[1:]:
         logits(engine, [fact], "prefix")
-    assert engine.memories.fallbacks == blocks.misses == engine.memories.pending_blocks == blocks.evicted
-    assert engine.memories.encode(small.model, BASE, limit=1, tokens=64) == 1
+    assert engine.injection.fallbacks == blocks.misses == engine.queue.pending_blocks == blocks.evicted
+    assert engine.queue.encode(small.model, BASE, limit=1, tokens=64) == 1
     assert logits(engine, FACTS[:1], "prefix")[1].fallback is None
 
 
@@ -289,8 +287,8 @@ def test_a_retired_version_leaves_nothing(small, tmp_path):
     engine = make(small, tmp_path)
     encode(engine, FACTS)
     ask(engine, FACTS, "prefix")
-    engine.memories.enqueue("n", [Recalled(id="new", text="Dee has a boat.")], BASE)
-    assert engine.memories.retire(BASE) == len(FACTS)
-    assert engine.memories.pending_blocks == 0 and not engine.memories._heads
+    engine.queue.enqueue("n", [RecalledMemory(id="new", text="Dee has a boat.")], BASE)
+    assert engine.queue.retire(BASE) == len(FACTS)
+    assert engine.queue.pending_blocks == 0 and not engine.queue._heads
     assert not [*(tmp_path / "blocks").rglob("*.safetensors")]
     assert ask(engine, FACTS, "prefix")[1].fallback

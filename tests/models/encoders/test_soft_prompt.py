@@ -11,7 +11,7 @@ from safetensors.torch import load, save
 from common.config import RecallConfig
 from common.errors import InvalidInput, NotFound
 from jobs.soft_prompt import lessons_of, measure
-from models.encoders.encoding_queue import Recalled
+from models.encoders.encoding_queue import RecalledMemory
 from models.encoders.soft_prompt import SoftPrompt, load_soft_prompt, read_soft_prompt, save_soft_prompt
 from models.kv import prefix as kv
 from tests.support.models import ask, encode, make_engine
@@ -72,11 +72,14 @@ def test_files_of_another_model_or_of_nothing_are_refused(loaded, file, tmp_path
 def test_its_blocks_serve_and_are_fewer_slots(loaded, file, tmp_path):
     recall = RecallConfig(encoder="soft_prompt", soft_prompt=str(file), reprocess="none")
     engine = make_engine(loaded, tmp_path, recall=recall)
-    memories = [Recalled(id="ada", text="Ada Quill lives in Lisbon."), Recalled(id="short", text="A b")]
+    memories = [
+        RecalledMemory(id="ada", text="Ada Quill lives in Lisbon."),
+        RecalledMemory(id="short", text="A b"),
+    ]
     assert encode(engine, memories) == 2
     answer, turn = ask(engine, memories, "prefix", max_tokens=3)
     assert answer
-    assert turn.fallback is None and turn.prefix_tokens == len(engine.memories.builder.head) + 8
+    assert turn.fallback is None and turn.prefix_tokens == len(engine.queue.builder.head) + 8
     assert engine.status()["encoder"]["report"]["complete"]
 
 

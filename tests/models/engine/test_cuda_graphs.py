@@ -23,11 +23,13 @@ from models.weights.load import load_model
 from tests.support.models import (
     WORDS,
     alone,
+    assert_same_answers,
     encode,
     make_engine,
     memory,
     question,
     ragged,
+    run_alone,
     submit,
     together,
     write_tiny_llama,
@@ -45,12 +47,12 @@ RECORD = cuda_graph if ON_GPU else again
 
 
 def fixed(engine, record=RECORD):
-    engine._fixed = FixedShapes(engine.loaded.model, record)
+    engine.fixed_shapes = FixedShapes(engine.loaded.model, record)
     return engine
 
 
 def plain(engine):
-    engine._fixed = None
+    engine.fixed_shapes = None
     return engine
 
 
@@ -88,8 +90,8 @@ def test_ragged_requests_answer_as_in_passes_that_fit(loaded, tmp_path, seed):
     memories = [memory(i, rng) for i in range(10)]
     encode(engine, memories)
     given = ragged(rng, memories, [BASE], 12)
-    expected = [alone(plain(engine), case) for case in given]
-    assert together(fixed(engine), given, rng)[0] == expected
+    expected = [run_alone(plain(engine), case) for case in given]
+    assert_same_answers(engine, given, together(fixed(engine), given, rng)[0], expected)
     status = status_of(engine)
     assert status["long_prompts"] == status["mixed_passes"] == 0
     assert all(status[name]["recorded"] and status[name]["replayed"] for name in ("decoding", "filling"))
@@ -127,7 +129,7 @@ def test_any_prefix_in_parts_of_any_size_gives_the_same_states(tiny, tmp_path, r
             assert torch.allclose(filling.states, whole.states, atol=1e-4)
             assert torch.allclose(filling.logits, whole.logits, atol=1e-4)
         engine.cancel(answer)
-    assert shapes.fills.replayed > 10 and shapes._buffer.shape[4] >= (1024 if count == 2 else prompt.slots)
+    assert shapes.fills.replayed > 10 and shapes.buffer.shape[4] >= (1024 if count == 2 else prompt.slots)
 
 
 def test_rows_beyond_a_thousand_slots_and_cancelled_requests(tiny, tmp_path):
@@ -143,12 +145,11 @@ def test_rows_beyond_a_thousand_slots_and_cancelled_requests(tiny, tmp_path):
     text = next(
         text
         for count in range(400, 2000)
-        if len(engine.memories.builder.plain([{"role": "user", "content": (text := "amber " * count)}]))
-        > 1330
+        if len(engine.queue.builder.plain([{"role": "user", "content": (text := "amber " * count)}])) > 1330
     )
     given.append(([{"role": "user", "content": text}], [], "off", BASE, Sampling(max_tokens=12)))
-    expected = [alone(plain(engine), case) for case in given]
-    assert engine._table._states.shape[4] == 1408 < widened(1330)
+    expected = [run_alone(plain(engine), case) for case in given]
+    assert engine.scheduler.cache.slots == 1408 < widened(1330)
     fixed(engine)
     for _ in range(2):
         kept = dict(enumerate(given))
@@ -156,16 +157,18 @@ def test_rows_beyond_a_thousand_slots_and_cancelled_requests(tiny, tmp_path):
         while engine.busy:
             engine.step()
             if rng.random() < 0.3:
-                chosen = engine._filling or rng.choice([*answers.values()])
+                chosen = engine.scheduler.prefilling or rng.choice([*answers.values()])
                 if not chosen.done:
                     engine.cancel(chosen)
-                    assert chosen.prefill is None or chosen in engine._running
+                    assert chosen.prefill is None or chosen in engine.scheduler.running
                     answers = {n: answer for n, answer in answers.items() if answer is not chosen}
         assert len(answers) > 4
-        assert {n: "".join(answer.pieces) for n, answer in answers.items()} == {
-            n: expected[n] for n in answers
-        }
-    assert alone(engine, given[-1]) == expected[-1] and engine._table._states.shape[4] == 1408
+        kept = [*answers]
+        assert_same_answers(
+            engine, [given[n] for n in kept], [answers[n] for n in kept], [expected[n] for n in kept]
+        )
+    assert_same_answers(engine, given[-1:], [run_alone(engine, given[-1])], expected[-1:])
+    assert engine.scheduler.cache.slots == 1408
     assert status_of(engine)["long_prompts"] > 0
 
 
@@ -178,21 +181,21 @@ def test_what_a_former_request_left_is_not_seen_were_it_nan(tiny, tmp_path, prep
     long, middle, short = (
         ([{"role": "user", "content": text}], [], "off", BASE, Sampling(max_tokens=20)) for text in texts
     )
-    expected = alone(engine, middle), alone(engine, short)
+    expected = run_alone(engine, middle), run_alone(engine, short)
     started = [submit(engine, case) for case in ((long, middle) if first else (middle, long))]
     poisoned, other = started if first else started[::-1]
-    while len(engine._running) < 2:
+    while len(engine.scheduler.running) < 2:
         engine.step()
-    row = engine._running.index(poisoned)
+    row = engine.scheduler.running.index(poisoned)
     assert row == (0 if first else 1)
-    engine._table._states[:, :, row, :, : engine._table._lengths[row]] = torch.nan
-    if engine._fixed:
-        engine._fixed._buffer.fill_(torch.nan)
+    engine.scheduler.cache.row(row).fill_(torch.nan)
+    if engine.fixed_shapes:
+        engine.fixed_shapes.buffer.fill_(torch.nan)
     engine.cancel(poisoned)
     last = submit(engine, short)
     while engine.busy:
         engine.step()
-    assert ("".join(other.pieces), "".join(last.pieces)) == expected
+    assert_same_answers(engine, [middle, short], [other, last], expected)
 
 
 def test_a_long_prompt_goes_in_large_parts_and_is_counted(tiny, tmp_path):
@@ -209,32 +212,33 @@ def test_versions_keep_to_their_own_weights_also_after_a_reload(loaded, trained,
     rng = random.Random(6)
     own = replace(loaded, model=copy.deepcopy(loaded.model))  # PEFT changes its layers
     engine = make_engine(own, tmp_path, max_batch=4)
-    store = engine._weights._store
+    store = engine.versions.store
     versions = [BASE, *(store.publish(each, {"model_digest": loaded.digest}, alias=None) for each in trained)]
     memories = [memory(i, rng) for i in range(6)]
     for version in versions:
         encode(engine, memories, version)
-    given = ragged(rng, memories, versions, 12)
-    expected = [alone(plain(engine), case) for case in given]
+    given = ragged(rng, memories, versions, 8)
+    assert {case[3] for case in given} == {*versions}
+    expected = [run_alone(plain(engine), case) for case in given]
     fixed(engine)
-    engine._weights._max = 1
+    engine.versions.max_adapters = 1
     loads = []
     for _ in range(2):  # one after the other, so each version is unloaded for the next and loaded again
-        assert [alone(engine, case) for case in given] == expected
-        loads.append(engine._weights._loads)
+        assert_same_answers(engine, given, [run_alone(engine, case) for case in given], expected)
+        loads.append(engine.versions.loads)
     assert loads[1] - loads[0] >= 2
     assert status_of(engine)["mixed_passes"] == 0
-    engine._weights._max = 4
-    assert together(engine, given, rng)[0] == expected
+    engine.versions.max_adapters = 4
+    assert_same_answers(engine, given, together(engine, given, rng)[0], expected)
     assert status_of(engine)["mixed_passes"] > 0
 
 
 def test_weights_that_are_loaded_again_are_other_ones_to_a_graph(loaded, trained, tmp_path):
     own = replace(loaded, model=copy.deepcopy(loaded.model))
-    weights = make_engine(own, tmp_path)._weights
-    weights._max = 1
+    weights = make_engine(own, tmp_path).versions
+    weights.max_adapters = 1
     one, other = (
-        weights._store.publish(each, {"model_digest": loaded.digest}, alias=None) for each in trained
+        weights.store.publish(each, {"model_digest": loaded.digest}, alias=None) for each in trained
     )
     seen = [weights.load_of(BASE)]
     for version in (one, other, one):
@@ -265,11 +269,11 @@ def test_a_graph_is_of_one_version_and_the_oldest_goes(monkeypatch):
     told = Told(again)
     for version in (0, 0, 1, 1, 0, 1, 0, 2, 0, 3, 0):
         told.run(version)
-    assert (told.passes.recorded, len(told.passes._passes), len(told.passes._replays)) == (2, 2, 1)
-    assert told.passes._pool is not None
+    assert (told.passes.recorded, *told.passes.num_kept) == (2, 2, 1)
+    assert told.passes.has_pool
     told.run(4)
     told.run(5)  # the last graph has gone, and its pool with it
-    assert not told.passes._replays and told.passes._pool is None
+    assert told.passes.num_kept[1] == 0 and not told.passes.has_pool
 
 
 def test_another_buffer_means_other_graphs_and_an_old_one_is_not_kept():
@@ -297,7 +301,7 @@ def test_a_recording_that_fails_is_told_and_comes_again_with_the_next_buffer(cap
     status = told.passes.status()
     assert (status["failures"], status["error"], status["replayed"]) == (1, "no graphs today", 0)
     assert "no graphs today" in caplog.text
-    told.passes._record = again
+    told.passes.record = again
     told.states = torch.zeros_like(told.states)
     for _ in range(3):
         told.run(0)

@@ -10,17 +10,17 @@ import torch
 
 from common.config import RecallConfig
 from common.errors import Conflict, InvalidInput, NotFound
-from models.encoders.encoding_queue import Erasure, Recalled, Written
+from models.encoders.encoding_queue import Erasure, RecalledMemory, Written
 from models.engine.engine import Engine
-from models.engine.generation_stats import Turn
+from models.engine.generation_stats import GenerationStats
 from models.engine.sampling import Sampling, TextStream, choose
 from models.kv.blocks import BlockStore
 from models.weights.adapters import BASE, AdapterStore
-from models.weights.versions import Weights
+from models.weights.versions import ModelVersions
 from tests.support.models import QUESTION, ask, encode, make_engine
 
-ADA = Recalled(id="ada", text="Ada Quill lives in Lisbon.")
-BO = Recalled(id="bo", text="Bo Tarn works as a baker.")
+ADA = RecalledMemory(id="ada", text="Ada Quill lives in Lisbon.")
+BO = RecalledMemory(id="bo", text="Bo Tarn works as a baker.")
 
 
 @pytest.fixture
@@ -50,14 +50,14 @@ def test_prefix_with_one_block_answers_as_text_does_at_fewer_tokens(engine):
     assert prefix == text and "Lisbon" in text
     assert turn.fallback is None and turn.injected == ["ada"]
     assert turn.prompt_tokens + turn.prefix_tokens == text_turn.prompt_tokens
-    assert turn.prompt_tokens == len(engine.memories.builder.tail(QUESTION))
+    assert turn.prompt_tokens == len(engine.queue.builder.tail(QUESTION))
 
 
 def test_a_missing_block_falls_back_to_text_says_so_and_is_queued(engine):
     text, _ = ask(engine, [ADA], "text")
     given, turn = ask(engine, [ADA], "prefix")
     assert given == text and turn.prefix_tokens == 0
-    assert turn.fallback.startswith("text: 1 of 1 blocks") and engine.memories.fallbacks == 1
+    assert turn.fallback.startswith("text: 1 of 1 blocks") and engine.injection.fallbacks == 1
     while engine.encode_some():
         pass
     assert ask(engine, [ADA], "prefix")[1].fallback is None
@@ -65,7 +65,7 @@ def test_a_missing_block_falls_back_to_text_says_so_and_is_queued(engine):
 
 def test_a_block_of_other_text_or_another_namespace_is_never_used(engine):
     encode(engine, [ADA])
-    moved = Recalled(id="ada", text="Ada Quill lives in Oslo.")
+    moved = RecalledMemory(id="ada", text="Ada Quill lives in Oslo.")
     answer, turn = ask(engine, [moved], "prefix")
     assert turn.fallback and "Lisbon" not in answer
     assert ask(engine, [ADA], "prefix", namespace="other")[1].fallback
@@ -73,53 +73,53 @@ def test_a_block_of_other_text_or_another_namespace_is_never_used(engine):
 
 def test_forgetting_removes_blocks_from_memory_disk_and_queue(engine, tmp_path):
     encode(engine, [ADA, BO])
-    engine.memories.enqueue("n", [Recalled(id="cy", text="Cy keeps a goat.")], BASE)
-    assert engine.memories.forget("n", ["ada", "cy"]) == 1
-    assert engine.memories.pending_blocks == 0
+    engine.queue.enqueue("n", [RecalledMemory(id="cy", text="Cy keeps a goat.")], BASE)
+    assert engine.queue.forget("n", ["ada", "cy"]) == 1
+    assert engine.queue.pending_blocks == 0
     on_disk = b"".join(path.read_bytes() for path in (tmp_path / "blocks").rglob("*.safetensors"))
     assert b"Bo Tarn" in on_disk and b"Ada Quill" not in on_disk
     assert ask(engine, [ADA], "prefix")[1].fallback
 
 
 def test_an_erased_memory_does_not_come_back_through_a_request_that_waited(engine):
-    engine.memories.forget("n", ["ada"])
+    engine.queue.forget("n", ["ada"])
     for _ in range(2):
         assert ask(engine, [ADA], "prefix")[1].fallback  # retrieved before the erasure, answered after it
         assert engine.encode_some() == 0
-    engine.memories.written("n", [written(ADA, seq=1)])  # written anew
+    engine.queue.written("n", [written(ADA, seq=1)])  # written anew
     encode(engine, [ADA])
     assert ask(engine, [ADA], "prefix")[1].fallback is None
 
 
 def test_a_write_that_an_erasure_has_met_is_never_encoded_however_late_it_is_told(engine, tmp_path):
     """The write commits as record 7, the erasure follows it, and only then the engine hears of the write."""
-    engine.memories.forget("n", ["ada"], Erasure(generation=2, heads={0: 9, 1: 4}))
+    engine.queue.forget("n", ["ada"], Erasure(generation=2, heads={0: 9, 1: 4}))
     for met in (written(ADA, seq=7), written(ADA, seq=4, shard=1), written(ADA, seq=99, generation=1)):
-        engine.memories.written("n", [met])
-        engine.memories.enqueue("n", [met], BASE)
-        assert engine.memories.pending_blocks == 0
+        engine.queue.written("n", [met])
+        engine.queue.enqueue("n", [met], BASE)
+        assert engine.queue.pending_blocks == 0
     again = Written(id="ada", text="Ada Quill lives in Oslo.", generation=2, shard=0, seq=10)
-    engine.memories.written("n", [again])
-    engine.memories.enqueue("n", [ADA, again], BASE)  # the old text is still in a request that waits
+    engine.queue.written("n", [again])
+    engine.queue.enqueue("n", [ADA, again], BASE)  # the old text is still in a request that waits
     while engine.encode_some():
         pass
-    engine.memories.enqueue("n", [ADA], BASE)
-    assert engine.memories.pending_blocks == 0
+    engine.queue.enqueue("n", [ADA], BASE)
+    assert engine.queue.pending_blocks == 0
     on_disk = b"".join(path.read_bytes() for path in (tmp_path / "blocks").rglob("*.safetensors"))
     assert b"Oslo" in on_disk and b"Lisbon" not in on_disk
-    engine.memories.forget("n", ["ada"], Erasure(generation=3, heads={0: 1}))
-    engine.memories.written("n", [again])
-    engine.memories.enqueue("n", [again], BASE)
-    assert engine.memories.pending_blocks == 0
+    engine.queue.forget("n", ["ada"], Erasure(generation=3, heads={0: 1}))
+    engine.queue.written("n", [again])
+    engine.queue.enqueue("n", [again], BASE)
+    assert engine.queue.pending_blocks == 0
 
 
 def test_long_memories_are_encoded_in_bounded_batches(engine, monkeypatch):
     monkeypatch.setattr("models.engine.engine.ENCODE_TOKENS", 100)
-    engine.memories.enqueue("n", [Recalled(id=str(i), text="word " * 45) for i in range(5)], BASE)
-    engine.memories.enqueue(
-        "n", [Recalled(id="huge", text="word " * 9000)], BASE
+    engine.queue.enqueue("n", [RecalledMemory(id=str(i), text="word " * 45) for i in range(5)], BASE)
+    engine.queue.enqueue(
+        "n", [RecalledMemory(id="huge", text="word " * 9000)], BASE
     )  # longer than the context: never injected
-    assert engine.memories.pending_blocks == 5
+    assert engine.queue.pending_blocks == 5
     done = []
     while count := engine.encode_some():
         done.append(count)
@@ -129,7 +129,7 @@ def test_long_memories_are_encoded_in_bounded_batches(engine, monkeypatch):
 def test_blocks_survive_a_restart_and_a_small_budget(loaded, engine, tmp_path, adapters):
     encode(engine, [ADA, BO])
     small = BlockStore(tmp_path / "blocks", 1)  # holds nothing in memory
-    again = Engine(loaded, Weights(loaded, adapters, 1), small, RecallConfig())
+    again = Engine(loaded, ModelVersions(loaded, adapters, 1), small, RecallConfig())
     assert ask(again, [ADA, BO], "prefix")[1].fallback is None
     assert small.held_bytes == 0 and small.disk_hits == 2
 
@@ -151,7 +151,7 @@ def test_modes_off_and_hybrid_and_no_memories(engine):
 def test_a_prompt_over_the_context_is_an_error_and_too_much_history_is_cut_aloud(engine, monkeypatch):
     # An eighth of the real context: attention over all of it takes a CPU a minute.
     monkeypatch.setattr(engine.loaded.model.config, "max_position_embeddings", 1024)
-    long = [Recalled(id=str(i), text="word " * 230) for i in range(6)]
+    long = [RecalledMemory(id=str(i), text="word " * 230) for i in range(6)]
     _, turn = ask(engine, long, "full", max_tokens=1)
     assert turn.fallback.startswith("kept 4 of 6") and turn.injected == ["2", "3", "4", "5"]
     with pytest.raises(InvalidInput, match="context holds 1024"):
@@ -159,7 +159,7 @@ def test_a_prompt_over_the_context_is_an_error_and_too_much_history_is_cut_aloud
 
 
 def test_an_abandoned_answer_frees_the_model(engine):
-    turn = Turn(mode="off")
+    turn = GenerationStats(mode="off")
     pieces = engine.answer(
         QUESTION, [], namespace="n", adapter=BASE, sampling=Sampling(max_tokens=50), turn=turn
     )
@@ -234,15 +234,15 @@ def test_adapters_swap_per_request_and_kv_of_one_never_serves_another(loaded, ad
 
 
 def test_loaded_adapters_are_bounded_and_those_of_another_base_refused(loaded, adaptable, adapters, trained):
-    weights = adaptable._weights
-    weights._max = 1
+    weights = adaptable.versions
+    weights.max_adapters = 1
     for folder in trained:
         manifest = {"namespace": "n", "created": 1.0, "model_digest": loaded.digest}
         with weights.using(adapters.publish(folder, manifest)):
-            assert len(weights._loaded) == 1
+            assert len(weights.loaded) == 1
     shutil.rmtree(adapters.folder)
     other = adapters.publish(trained[0], {"namespace": "n", "model_digest": "another"})
-    weights._loaded.clear()
+    weights.retire(other)
     with pytest.raises(Conflict, match="trained on base weights another"), weights.using(other):
         pass
 

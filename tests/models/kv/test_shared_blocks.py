@@ -9,16 +9,16 @@ import pytest
 import torch
 
 from common.errors import NotFound
-from models.encoders.encoding_queue import Erasure, Recalled, Written
-from models.engine.generation_stats import Turn
+from models.encoders.encoding_queue import Erasure, RecalledMemory, Written
+from models.engine.generation_stats import GenerationStats
 from models.engine.sampling import Sampling
 from models.kv.blocks import BlockStore
 from models.kv.prefix import KVBlock
 from models.weights.adapters import AdapterStore
 from tests.support.models import QUESTION, encode, make_engine
 
-ADA = Recalled(id="ada", text="Ada Quill lives in Lisbon.")
-BO = Recalled(id="bo", text="Bo Tarn works as a baker.")
+ADA = RecalledMemory(id="ada", text="Ada Quill lives in Lisbon.")
+BO = RecalledMemory(id="bo", text="Bo Tarn works as a baker.")
 
 
 def files(folder: Path) -> list[str]:
@@ -28,7 +28,7 @@ def files(folder: Path) -> list[str]:
 def test_what_one_replica_erased_does_not_come_back_out_of_another(loaded, tmp_path):
     here, there = make_engine(loaded, tmp_path), make_engine(loaded, tmp_path)
     there.enqueue("n", [ADA, BO], "")
-    assert here.memories.forget("n", ["ada"], Erasure(generation=1, heads={0: 7})) == 0
+    assert here.queue.forget("n", ["ada"], Erasure(generation=1, heads={0: 7})) == 0
     while there.encode_some():  # queued before, and nobody told it
         pass
     assert len(files(tmp_path)) == 1
@@ -37,7 +37,7 @@ def test_what_one_replica_erased_does_not_come_back_out_of_another(loaded, tmp_p
         engine.enqueue("n", [ADA], "")  # a request that had recalled it before
         assert not engine.busy
     removed = [
-        engine.memories.forget("n", ["bo"], Erasure(generation=1, heads={0: 8})) for engine in (here, there)
+        engine.queue.forget("n", ["bo"], Erasure(generation=1, heads={0: 8})) for engine in (here, there)
     ]
     assert removed == [1, 0] and not files(tmp_path)
 
@@ -45,9 +45,9 @@ def test_what_one_replica_erased_does_not_come_back_out_of_another(loaded, tmp_p
 @pytest.mark.parametrize("seq", [7, 8])
 def test_what_was_written_after_an_erasure_is_encoded_by_any_replica(loaded, tmp_path, seq):
     here, there = make_engine(loaded, tmp_path), make_engine(loaded, tmp_path)
-    here.memories.forget("n", ["ada"], Erasure(generation=1, heads={0: 7}))
+    here.queue.forget("n", ["ada"], Erasure(generation=1, heads={0: 7}))
     again = Written(id="ada", text=ADA.text, generation=1, shard=0, seq=seq)
-    there.memories.written("n", [again])
+    there.queue.written("n", [again])
     encode(there, [again])
     assert len(files(tmp_path)) == (seq > 7)
 
@@ -107,19 +107,19 @@ def test_a_retired_version_finishes_what_runs_and_leaves_nothing(loaded, tmp_pat
     for adapter in ("", version, other):
         encode(engine, [ADA, BO], adapter)
     asked = {"namespace": "n", "adapter": version, "sampling": Sampling(max_tokens=8)}
-    alone = "".join(engine.answer(QUESTION, [ADA], turn=Turn(mode="prefix"), **asked))
-    running = engine.submit(QUESTION, [ADA], turn=Turn(mode="prefix"), **asked)
+    alone = "".join(engine.answer(QUESTION, [ADA], turn=GenerationStats(mode="prefix"), **asked))
+    running = engine.submit(QUESTION, [ADA], turn=GenerationStats(mode="prefix"), **asked)
     engine.step()
     adapters.retire(version)
-    engine.memories.enqueue("n", [Recalled(id="cy", text="Cy Vell keeps a goat.")], version)
-    assert engine.retire(version) == 2 and not engine.memories.pending_blocks
+    engine.queue.enqueue("n", [RecalledMemory(id="cy", text="Cy Vell keeps a goat.")], version)
+    assert engine.retire(version) == 2 and not engine.queue.pending_blocks
     with pytest.raises(NotFound, match=version):
-        engine.submit(QUESTION, [ADA], turn=Turn(mode="prefix"), **asked)
+        engine.submit(QUESTION, [ADA], turn=GenerationStats(mode="prefix"), **asked)
     engine.enqueue("n", [ADA], version)
-    assert not engine.memories.pending_blocks
+    assert not engine.queue.pending_blocks
     while not running.done:
         engine.step()
     assert "".join(running.pieces) == alone and running.error is None
-    assert list(engine._weights._loaded) == [other] and len(files(tmp_path)) == 4
+    assert engine.versions.loaded == [other] and len(files(tmp_path)) == 4
     assert adapters.publish(trained[0], {"namespace": "n", "model_digest": loaded.digest}) == version
-    assert "".join(engine.answer(QUESTION, [ADA], turn=Turn(mode="text"), **asked)) == alone
+    assert "".join(engine.answer(QUESTION, [ADA], turn=GenerationStats(mode="text"), **asked)) == alone

@@ -19,7 +19,7 @@ from models.text.prompt import PromptBuilder
 from models.weights.adapters import AdapterStore
 from models.weights.load import load_model
 from models.weights.load_report import check_adapter, load_report
-from models.weights.versions import Weights
+from models.weights.versions import ModelVersions
 from tests.support.models import write_tiny_llama
 from train.anchors import Anchors, anchor_batch, make_anchors
 from train.encoders import reader
@@ -172,7 +172,7 @@ def test_a_few_steps_lower_the_loss_and_give_an_adapter_that_serves(small, lesso
     assert report.provenance["purpose"] == "reader" and report.provenance["model_digest"] == base.digest
     with torch.no_grad():
         read = reader.read_logits(model, lesson, small.model.model.rotary_emb.inv_freq)
-    with Weights(base, store, 1).using(digest) as served:
+    with ModelVersions(base, store, 1).using(digest) as served:
         assert torch.allclose(served_logits(served, lesson), read, atol=1e-3, rtol=0)
 
 
@@ -211,7 +211,7 @@ def test_a_folder_that_does_not_fit_is_reported_and_refused(small, tmp_path):
     store = AdapterStore(tmp_path / "adapters")
     digest = store.publish(folder, {"model_digest": small.digest}, alias=None)
     with pytest.raises(Conflict, match="1 modules without a tensor"):
-        Weights(small, store, 1).hold(digest)
+        ModelVersions(small, store, 1).hold(digest)
 
 
 # The real model

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.config import ReplayConfig, TrainConfig
-from train.replay.rounds import SCHEMA, Planner, share_of
+from train.replay.rounds import SCHEMA, RoundPlanner, share_of
 from train.replay.sampler import Ledger, Sampler, SumTree, priorities
 
 
@@ -115,7 +115,7 @@ def test_seed_and_round_decide_the_draw() -> None:
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
 def test_no_form_is_lost_to_equal_splitting(world_size: int) -> None:
-    planner = Planner([record(i) for i in range(5)], ReplayConfig(), TrainConfig(forms_per_sample=2))
+    planner = RoundPlanner([record(i) for i in range(5)], ReplayConfig(), TrainConfig(forms_per_sample=2))
     block = planner.block(0)
     shares = [share_of(block, rank, world_size) for rank in range(world_size)]
     assert len({share.num_rows for share in shares}) == 1
@@ -126,10 +126,10 @@ def test_no_form_is_lost_to_equal_splitting(world_size: int) -> None:
 
 def test_planner_blocks_are_reproducible_and_differ_by_round() -> None:
     records = [record(i) for i in range(5)]
-    one, two = (Planner(records, ReplayConfig(), TrainConfig(samples_per_round=2.0)) for _ in range(2))
+    one, two = (RoundPlanner(records, ReplayConfig(), TrainConfig(samples_per_round=2.0)) for _ in range(2))
     assert one.block(3).equals(two.block(3)) and not one.block(3).equals(one.block(4))
     assert one.samples == 10 and len(set(one.block(0)["sample"].to_pylist())) == 10
-    assert Planner([], ReplayConfig(), TrainConfig()).block(0).num_rows == 0
+    assert RoundPlanner([], ReplayConfig(), TrainConfig()).block(0).num_rows == 0
 
 
 def test_ledger_names_a_loss() -> None:
