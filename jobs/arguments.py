@@ -10,7 +10,7 @@ from ray import serve as ray_serve
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from actors.store.sharded_store import RAY_NAMESPACE
+from actors.layout.layout import RAY_NAMESPACE
 from common import config
 from common.config import Config
 from common.errors import NotReady

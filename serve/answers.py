@@ -129,7 +129,9 @@ class Answers:
         injected = {id: None for turn in reply.turns for id in turn["injected"]}
         if injected and counted:
             namespace = reply.body.memory.namespace
-            self._spawn(self._parts.store.touch(namespace, [*injected], op_id=fresh_op(), now=time.time()))
+            self._spawn(
+                self._parts.store.memories.touch(namespace, [*injected], op_id=fresh_op(), now=time.time())
+            )
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -19,7 +19,7 @@ async def all_memories(
     found: list[dict[str, Any]] = []
     cursor = None
     while True:
-        page = await store.list(namespace, limit=PAGE, after=cursor, where=where)
+        page = await store.memories.list(namespace, limit=PAGE, after=cursor, where=where)
         found += [memory for memory in page["memories"] if kinds is None or memory["kind"] in kinds]
         cursor = page["next"]
         if cursor is None:

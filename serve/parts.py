@@ -43,7 +43,7 @@ class Parts:
 
     async def get(self, namespace: str, memory_id: str) -> Json:
         """One memory with its statistics. Raises `NotFound`."""
-        found = await self.store.get(namespace, memory_id)
+        found = await self.store.memories.get(namespace, memory_id)
         if found is None:
             raise no_memory(memory_id, namespace)
         return found

@@ -97,7 +97,7 @@ class Recall:
         started = time.perf_counter()
         [vector] = await self._embedder.encode.remote([query])
         embed = {"stage": "embed", "ms": 1e3 * (time.perf_counter() - started)}
-        results, stages = await self._store.search_traced(
+        results, stages = await self._store.search.find_traced(
             namespace,
             vector,
             k,

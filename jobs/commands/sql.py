@@ -97,7 +97,7 @@ def shard_folders(config: Config) -> list[Path]:
     store has no shards."""
     store, folder = config.store_dir, config.store_dir / "shards"
     if config.store.backend == "redis":
-        from actors.layout.layout import layout_record  # with Ray, which a local store does without
+        from actors.layout.records import layout_record  # with Ray, which a local store does without
 
         found = layout_record(config).read()
         layout = None if found is None else found.to_json()

@@ -21,7 +21,7 @@ RAY_NAMESPACE = "sharpwave"
 
 
 def deploy(config: Config) -> None:
-    from actors.store.sharded_store import start_shards
+    from actors.start import start_shards
     from serve import app
 
     app.deploy(config)
@@ -29,7 +29,7 @@ def deploy(config: Config) -> None:
 
 
 def remove() -> None:
-    from actors.store.sharded_store import stop_shards
+    from actors.start import stop_shards
     from serve import app
 
     ray_serve.delete(app.NAME)

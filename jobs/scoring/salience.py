@@ -28,7 +28,7 @@ async def update_salience(
     after some blocks failed thus adds those blocks only.
     """
     for weights, op_id in operations(namespace, matrix, memories, conversations):
-        await store.score(namespace, weights, op_id=op_id, now=time.time())
+        await store.memories.score(namespace, weights, op_id=op_id, now=time.time())
 
 
 def operations(

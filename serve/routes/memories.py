@@ -13,6 +13,7 @@ from serve.parts import Asking, Here, Json, Namespace, Parts, fresh_op, no_memor
 from serve.schemas.requests import ForgetBody, SearchBody, WriteBody
 from serve.schemas.stores import UpdateBody
 from stores.memory.memory import KIND_FIELDS, Memory, parse_memory
+from stores.writes.batch import MemoryBatch
 
 router = APIRouter()
 
@@ -23,8 +24,8 @@ async def write(body: WriteBody, asking: Asking, parts: Here) -> dict[str, Any]:
     memories, refused = _parse(body, parts.config.store.max_text_bytes)
     vectors = await parts.embed([memory.text for memory in memories])
     generation = parts.store.generation
-    items = list(zip(memories, vectors, strict=True))
-    results = await parts.store.put(items, op_id=fresh_op(), now=time.time(), partial=body.partial)
+    batch = MemoryBatch(memories, vectors)
+    results = await parts.store.memories.put(batch, op_id=fresh_op(), now=time.time(), partial=body.partial)
     stored = sum(result["stored"] for result in results)
     # Not a memory that the store has under another id: its blocks would never be read, and never be erased.
     own = [(m.text, r) for m, r in zip(memories, results, strict=True) if r["stored"] and r["id"] == m.id]
@@ -66,7 +67,7 @@ async def list_memories(
 ) -> dict[str, Any]:
     asking.check(namespace)
     options: Json = {"kind": kind, "conversation": conversation, "limit": limit, "after": cursor}
-    return await parts.store.list(namespace, **options)
+    return await parts.store.memories.list(namespace, **options)
 
 
 @router.post("/v1/memories/search")
@@ -92,7 +93,7 @@ async def _complete(body: SearchBody, parts: Parts) -> Json:
     vector = await parts.embed_one(body.query)
     embedded = time.perf_counter()
     options: Json = {"kinds": body.kinds, "where": body.filter}
-    found = await parts.store.complete(body.namespace, vector, first + body.k, **options)
+    found = await parts.store.search.complete(body.namespace, vector, first + body.k, **options)
     stages = [
         {"stage": "embed", "ms": 1e3 * (embedded - started)},
         {"stage": "complete", "ms": 1e3 * (time.perf_counter() - embedded), "candidates": len(found)},
@@ -114,7 +115,7 @@ async def _forget(
 ) -> Json:
     """Erase in the store, then the KV blocks, and name the adapters that were trained on the memories."""
     chosen: Json = {"ids": ids, "where": where, "everything": everything}
-    receipt: Json = await parts.store.forget(namespace, **chosen, op_id=fresh_op(), now=time.time())
+    receipt: Json = await parts.store.erasure.forget(namespace, **chosen, op_id=fresh_op(), now=time.time())
     forgotten = receipt["forgotten"]
     erasure = {"generation": receipt.pop("generation"), "heads": dict(receipt.pop("heads"))}
     # Also ids that the store no longer has: sending an interrupted call again erases the blocks that it left.
@@ -132,7 +133,7 @@ async def weakest(
 ) -> dict[str, Any]:
     """The memories that decay has left least of, weakest first."""
     asking.check(namespace)
-    return {"memories": await parts.store.weakest(namespace, n, now=time.time())}
+    return {"memories": await parts.store.memories.weakest(namespace, n, now=time.time())}
 
 
 @router.get("/v1/memories/{memory_id}")
@@ -147,12 +148,12 @@ async def get(
 async def update(memory_id: str, body: UpdateBody, asking: Asking, parts: Here) -> dict[str, Any]:
     """Write a new version; 409 where `generation` is no longer the latest."""
     asking.check(body.namespace)
-    versions = await parts.store.history(body.namespace, memory_id)
+    versions = await parts.store.memories.history(body.namespace, memory_id)
     if not versions:
         raise no_memory(memory_id, body.namespace)
     memory = changed(versions[0]["content"], body, parts.config.store.max_text_bytes)
     generation = parts.store.generation
-    written: Json = await parts.store.supersede(
+    written: Json = await parts.store.memories.supersede(
         memory,
         await parts.embed_one(memory.text),
         generation=body.generation,
@@ -195,7 +196,7 @@ async def history(
 ) -> dict[str, Any]:
     """Every version, newest first."""
     asking.check(namespace)
-    versions = await parts.store.history(namespace, memory_id)
+    versions = await parts.store.memories.history(namespace, memory_id)
     if not versions:
         raise no_memory(memory_id, namespace)
     return {"id": memory_id, "namespace": namespace, "versions": versions}

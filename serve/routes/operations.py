@@ -18,7 +18,7 @@ router = APIRouter()
 async def seal(asking: Asking, parts: Here, body: NothingBody | None = None) -> dict[str, Any]:
     """Write `seal.json` beside the shards: where each one's chain stands, and a checksum."""
     asking.check(ALL)
-    return await parts.store.seal(now=time.time())
+    return await parts.store.chain.seal(now=time.time())
 
 
 @router.post("/v1/verify")
@@ -26,8 +26,8 @@ async def verify(asking: Asking, parts: Here, body: NothingBody | None = None) -
     """Read every log from the disk, and name each shard's first broken record; the last seal counts, too, and
     `sealed` says when that was made: null where these logs have none."""
     asking.check(ALL)
-    seal = await parts.store.sealed()
-    broken = await parts.store.verify(seal["shards"])
+    seal = await parts.store.chain.sealed()
+    broken = await parts.store.chain.verify(seal["shards"])
     shards = [{"shard": number, "broken": fault} for number, fault in enumerate(broken)]
     return {"intact": not any(broken), "sealed": seal["sealed"], "notice": seal["notice"], "shards": shards}
 
@@ -54,7 +54,9 @@ async def probe(body: ProbeBody, asking: Asking, parts: Here) -> dict[str, Any]:
     """Look for texts in every file of the store, the bytes of erased pages included, and in every shard."""
     asking.check(ALL)
     vectors = await parts.embed(body.texts) if body.vectors else ()
-    places = await parts.store.probe(Canaries(texts=body.texts, vectors=[*vectors], fragment=body.fragment))
+    places = await parts.store.erasure.probe(
+        Canaries(texts=body.texts, vectors=[*vectors], fragment=body.fragment)
+    )
     return {"clean": not any(place["found"] or place["unchecked"] for place in places), "places": places}
 
 
@@ -63,4 +65,4 @@ async def rotate_key(body: RotateBody, asking: Asking, parts: Here) -> dict[str,
     """Wrap everything that the shards hold of a namespace by a fresh data key, and destroy the old one; `rotated`
     is false where a disk had no room to: there the old key stays beside the new one."""
     asking.check(body.namespace)
-    return {"namespace": body.namespace, "rotated": await parts.store.rotate_key(body.namespace)}
+    return {"namespace": body.namespace, "rotated": await parts.store.erasure.rotate_key(body.namespace)}

@@ -20,8 +20,8 @@ from serve.schemas.stores import (
     RewindBody,
 )
 from stores.memory.memory import parse_time
-from stores.shard.keyed import candidate
 from stores.view.keyed import MAX_KEY, line_memory
+from stores.writes.keyed import candidate
 
 router = APIRouter()
 
@@ -51,15 +51,15 @@ async def facts(body: FactsBody, asking: Asking, parts: Here) -> dict[str, Any]:
     _check_question(body)
     store, space = parts.store, body.namespace
     if body.query is not None:
-        return {"facts": await store.recall_facts(space, body.query, k=body.k, at=at)}
+        return {"facts": await store.graph.recall_facts(space, body.query, k=body.k, at=at)}
     if body.source is not None and body.target is not None:
-        path = await store.fact_path(space, body.source, body.target, at=at)
+        path = await store.graph.fact_path(space, body.source, body.target, at=at)
         return {"facts": path or [], "found": path is not None}
     if body.patterns is not None:
-        solved = await store.solve_facts(space, body.patterns, at=at, limit=body.limit + 1)
+        solved = await store.graph.solve_facts(space, body.patterns, at=at, limit=body.limit + 1)
         return {"solutions": solved[: body.limit], "more": len(solved) > body.limit}
     pattern = {name: getattr(body, name) for name in PATTERN}
-    found = await store.query_facts(space, **pattern, at=at)
+    found = await store.graph.query_facts(space, **pattern, at=at)
     return {"facts": found[: body.limit], "more": len(found) > body.limit}
 
 
@@ -83,7 +83,7 @@ async def places(body: PlacesBody, asking: Asking, parts: Here) -> dict[str, Any
     asked = _place_options(body)
     if "at" in asked:
         asked["at"] = parse_time(asked["at"], "at")
-    return {"op": body.op, "result": await parts.store.query_places(body.namespace, body.op, **asked)}
+    return {"op": body.op, "result": await parts.store.graph.query_places(body.namespace, body.op, **asked)}
 
 
 def _place_options(body: PlacesBody) -> Json:
@@ -113,7 +113,7 @@ async def put_line(body: LineBody, asking: Asking, parts: Here) -> dict[str, Any
     now, limit = time.time(), parts.config.store.max_text_bytes
     line = (body.namespace, body.key, body.value)
     line_memory(*line, body.context, time=body.time, now=now, max_text_bytes=limit)  # before it is embedded
-    return await parts.store.put_line(
+    return await parts.store.keyed.put(
         *line,
         await parts.embed_one(body.value),
         context=body.context,
@@ -133,7 +133,7 @@ async def line(
 ) -> dict[str, Any]:
     """The line of `key`, with the anchor and the generation that a next write goes out from."""
     asking.check(namespace)
-    found = await parts.store.line(namespace, key)
+    found = await parts.store.keyed.get(namespace, key)
     if found is None:
         raise NotFound(f"no line {key[:64]!r} in namespace {namespace!r}", param="key", code="line_not_found")
     return found
@@ -144,7 +144,7 @@ async def query_lines(body: LinesQueryBody, asking: Asking, parts: Here) -> dict
     """The lines of highest concert weight, best first."""
     asking.check(body.namespace)
     vector = await _cue(body, parts)
-    return {"lines": await parts.store.query_lines(body.namespace, vector, body.k, now=time.time())}
+    return {"lines": await parts.store.keyed.query(body.namespace, vector, body.k, now=time.time())}
 
 
 @router.post("/v1/lines/bias")
@@ -152,7 +152,7 @@ async def bias(body: LinesQueryBody, asking: Asking, parts: Here) -> dict[str, A
     """The mean of the value vectors of those lines, by their weights; zeros where there are none."""
     asking.check(body.namespace)
     vector = await _cue(body, parts)
-    found = await parts.store.bias_vector(body.namespace, vector, body.k, now=time.time())
+    found = await parts.store.keyed.bias_vector(body.namespace, vector, body.k, now=time.time())
     return {"vector": [float(value) for value in found], "dim": len(found)}
 
 
@@ -171,7 +171,7 @@ async def race(body: RaceBody, asking: Asking, parts: Here) -> dict[str, Any]:
             raise
     texts = [memory.text for memory in memories] + ([body.cue] if body.cue else [])
     vectors = await parts.embed(texts)
-    return await parts.store.race_line(
+    return await parts.store.keyed.race(
         body.namespace,
         body.key,
         [candidate(memory, vector) for memory, vector in zip(memories, vectors, strict=False)],
@@ -199,21 +199,25 @@ async def push(conversation: str, body: PushBody, asking: Asking, parts: Here) -
     """Add turns to the conversation's short-term memory."""
     asking.check(body.namespace)
     turns = [turn.model_dump(exclude_none=True) for turn in body.turns]
-    return await parts.store.push(body.namespace, conversation, turns, op_id=fresh_op(), now=time.time())
+    return await parts.store.conversations.push(
+        body.namespace, conversation, turns, op_id=fresh_op(), now=time.time()
+    )
 
 
 @router.post("/v1/conversations/{conversation:path}/pop")
 async def pop(conversation: str, body: PopBody, asking: Asking, parts: Here) -> dict[str, Any]:
     """Take the newest turn off."""
     asking.check(body.namespace)
-    return await parts.store.pop(body.namespace, conversation, op_id=fresh_op(), now=time.time())
+    return await parts.store.conversations.pop(
+        body.namespace, conversation, op_id=fresh_op(), now=time.time()
+    )
 
 
 @router.post("/v1/conversations/{conversation:path}/peek")
 async def peek(conversation: str, body: PeekBody, asking: Asking, parts: Here) -> dict[str, Any]:
     """The newest `n` turns, the oldest of them first."""
     asking.check(body.namespace)
-    return {"turns": await parts.store.peek(body.namespace, conversation, body.n)}
+    return {"turns": await parts.store.conversations.peek(body.namespace, conversation, body.n)}
 
 
 @router.delete("/v1/conversations/{conversation:path}")
@@ -222,7 +226,7 @@ async def forget_conversation(
 ) -> dict[str, Any]:
     """Erase the conversation's short-term memory, what was popped and rewound included; the receipt."""
     asking.check(namespace)
-    return await parts.store.forget_turns(
+    return await parts.store.erasure.forget_turns(
         namespace, conversations=[conversation], op_id=fresh_op(), now=time.time()
     )
 
@@ -231,4 +235,6 @@ async def forget_conversation(
 async def rewind(conversation: str, body: RewindBody, asking: Asking, parts: Here) -> dict[str, Any]:
     """Go back by `n` turns."""
     asking.check(body.namespace)
-    return await parts.store.rewind(body.namespace, conversation, body.n, op_id=fresh_op(), now=time.time())
+    return await parts.store.conversations.rewind(
+        body.namespace, conversation, body.n, op_id=fresh_op(), now=time.time()
+    )

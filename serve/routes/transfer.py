@@ -80,7 +80,7 @@ def _import(path: Path, namespace: str, parts: Parts, loop: asyncio.AbstractEven
 
     def take(rows: Sequence[Json], *, op_id: str, now: float) -> None:
         generation = parts.store.generation
-        answers = _wait(parts.store.take(rows, op_id=op_id, now=now), loop)
+        answers = _wait(parts.store.memories.import_rows(rows, op_id=op_id, now=now), loop)
         statuses.update(answer["status"] for answer in answers)
         told = zip(rows, answers, strict=True)
         new = [(row["memory"]["text"], answer) for row, answer in told if answer["status"] == "new"]
@@ -112,7 +112,7 @@ async def _received(request: Request) -> Path:
 
 
 def _pages(parts: Parts, body: ExportBody, loop: asyncio.AbstractEventLoop) -> Iterator[Json]:
-    rows = parts.store.export_rows(body.namespace, conversation=body.conversation)
+    rows = parts.store.memories.export_rows(body.namespace, conversation=body.conversation)
     while page := _wait(_some(rows), loop):
         yield from page
 

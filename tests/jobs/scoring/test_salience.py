@@ -13,6 +13,7 @@ from jobs.scoring.matrix import Matrix
 from jobs.scoring.salience import operations, update_salience
 from serve.pages import all_memories
 from stores.memory.memory import parse_memory
+from stores.writes.batch import MemoryBatch
 from tests.support.ray_stores import local_ray, store_config
 
 DIM = 8
@@ -38,7 +39,7 @@ def fill(store, namespace):
     ]
     vectors = np.eye(DIM, dtype=np.float32)
     op_id = hashlib.blake2b(namespace.encode(), digest_size=16).hexdigest()
-    asyncio.run(store.put([*zip(memories, vectors, strict=True)], op_id=op_id, now=1.0))
+    asyncio.run(store.memories.put(MemoryBatch(memories, vectors[:N]), op_id=op_id, now=1.0))
     return read(store, namespace)
 
 
