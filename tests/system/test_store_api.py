@@ -488,6 +488,8 @@ def routes():
         "/v1/lines/race": {**RACE, "candidates": [{"value": "v"}]},
         "/v1/places/query": {"op": "macros"},
         "/v1/probe": {"texts": ["text"]},
+        "/v1/memories": {"memories": [{"text": "x"}]},
+        "/v1/memories/search": {"query": "x"},
         "/v1/memories/{memory_id}": {"generation": 1, "text": "x"},
         "/v1/conversations/{conversation:path}/push": {"turns": [{"role": "user", "text": "x"}]},
     }
