@@ -35,7 +35,7 @@ check: $(STAMP)  ## format, lint, types, imports, structure, generated docs
 	$(VENV)/bin/mypy $(ROOMS) tools
 	$(VENV)/bin/lint-imports
 	$(PYTHON) -m tools.house --summary
-	$(PYTHON) -m jobs.commands.reference --check
+	$(PYTHON) -m jobs.reference --check
 
 house: $(STAMP)  ## structure in numbers with the places behind them; ARGS=DIR for another tree
 	$(PYTHON) -m tools.house $(ARGS)
@@ -43,7 +43,7 @@ house: $(STAMP)  ## structure in numbers with the places behind them; ARGS=DIR f
 format:  ## rewrite files the way `check` wants them
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
-	$(PYTHON) -m jobs.commands.reference
+	$(PYTHON) -m jobs.reference
 
 test: $(STAMP)  ## tests for two CPU cores; ARGS="-k name" or ARGS="-m slow"
 	$(PYTHON) -m pytest $(ARGS)

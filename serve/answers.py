@@ -10,11 +10,11 @@ from typing import Any
 from fastapi.responses import JSONResponse, Response
 
 from common.errors import InvalidInput, Overloaded
+from serve import openai_answers as shapes
 from serve.access import Principal
 from serve.http import HeldStream, unwrap
 from serve.parts import Json, Parts, fresh_op
 from serve.recall import Recalled
-from serve.schemas import openai as shapes
 from serve.schemas.requests import ChatBody, CompletionBody
 from serve.telemetry import Telemetry
 

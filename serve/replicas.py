@@ -60,7 +60,7 @@ class EngineReplica:
         self._stepping = asyncio.get_running_loop().create_task(self._step_forever())
 
     async def generate(self, request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-        """`{text, logprobs}` for each new piece of the answer, then the statistics of the generation (`GenerationStats`)."""
+        """`{text, logprobs}` for each new piece of the answer, then the `GenerationStats`."""
         turn = GenerationStats(mode=request["mode"])
         answer = await self._submit(request, turn)
         news = self._news[answer] = asyncio.Event()

@@ -11,9 +11,9 @@ from fastapi.responses import Response
 from common.errors import InvalidInput, NotFound
 from models.text.messages import check_messages
 from serve.answers import Answers
+from serve.openai_answers import model_entry
 from serve.parts import Asking, Here, Json
 from serve.schemas import responses as told
-from serve.schemas.openai import model_entry
 from serve.schemas.requests import ChatBody, CompletionBody, EmbeddingsBody, ScoreBody
 
 router = APIRouter()

@@ -6,7 +6,7 @@ import pytest
 
 from common.config import Config, load, parse_override
 from common.errors import InvalidInput
-from jobs.commands import reference
+from jobs import reference
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -1,7 +1,7 @@
 """Generate docs/config.md, docs/cli.md and sharpwave.yaml from the code, so that they cannot drift from it.
 
-python -m jobs.commands.reference             # write
-python -m jobs.commands.reference --check     # exit 1 and name the files that are out of date
+python -m jobs.reference             # write
+python -m jobs.reference --check     # exit 1 and name the files that are out of date
 """
 
 import sys
@@ -25,7 +25,7 @@ def config_page() -> str:
     lines = [
         "# Configuration",
         "",
-        "Made by `python -m jobs.commands.reference` from `common/config.py`.",
+        "Made by `python -m jobs.reference` from `common/config.py`.",
         "",
         "One YAML file; `sharpwave up` takes `sharpwave.yaml` of the current folder where `--config` names no other.",
         f"Above the file stand environment variables (`{ENV_PREFIX}TRAIN__LR=1e-4` sets `train.lr`), above those "
@@ -59,7 +59,7 @@ def cli_page() -> str:
     context = typer.Context(
         root, info_name="sharpwave", terminal_width=HELP_WIDTH, max_content_width=HELP_WIDTH
     )
-    pages = ["# Command line", "", "Made by `python -m jobs.commands.reference` from `jobs/cli.py`.", ""]
+    pages = ["# Command line", "", "Made by `python -m jobs.reference` from `jobs/cli.py`.", ""]
     pages += _help("sharpwave", root, context)
     for name, command in root.commands.items():  # type: ignore[attr-defined]
         inner = typer.Context(command, info_name=name, parent=context)
@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None) -> int:
             path.parent.mkdir(exist_ok=True)
             path.write_text(text)
     if stale:
-        print(f"out of date: {', '.join(stale)}; run: python -m jobs.commands.reference", file=sys.stderr)
+        print(f"out of date: {', '.join(stale)}; run: python -m jobs.reference", file=sys.stderr)
     return 1 if stale else 0
 
 
