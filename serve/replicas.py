@@ -25,7 +25,7 @@ from models.text.rerank import Reranker
 from models.weights.adapters import AdapterStore
 from models.weights.load import load_model
 from models.weights.versions import ModelVersions
-from stores.log.open import block_ring
+from stores.log.open import block_keyring
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class EngineReplica:
             disk_bytes=config.recall.block_disk_bytes,
             device=loaded.device,
             device_bytes=config.recall.block_device_bytes,
-            sealer=block_ring(config.store),
+            encryptor=block_keyring(config.store),
         )
         self._engine = Engine(loaded, weights, blocks, config.recall, config.serve)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")

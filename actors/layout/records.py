@@ -12,7 +12,7 @@ from actors.layout.layout import BY_ID_ALONE, RAY_NAMESPACE, LayoutRecord, Shard
 from actors.layout.redis_record import LayoutKey
 from common.config import Config
 from common.errors import Conflict, NotReady
-from stores.log.open import ring_folder
+from stores.log.open import keyring_folder
 
 
 def shards_folder(config: Config) -> Path:
@@ -23,7 +23,7 @@ def keys_record(config: Config) -> LayoutFile | None:
     """The data keys of the shards where they lie apart from them, as folders that are dropped as theirs are."""
     if config.store.master_key is None or config.store.keys_dir is None:
         return None
-    return LayoutFile(ring_folder(shards_folder(config), config.store))
+    return LayoutFile(keyring_folder(shards_folder(config), config.store))
 
 
 def beside_record(config: Config) -> LayoutFile | None:

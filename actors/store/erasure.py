@@ -8,7 +8,7 @@ from typing import Any
 
 from actors.store.router import Route, Router, together
 from common.config import Config
-from stores.crypto.keyrings import read_rings
+from stores.crypto.keyrings import read_keyrings
 from stores.erasure.disk_probe import Canaries, probe_folder
 from stores.snapshots.files import CONTEXT
 
@@ -121,6 +121,6 @@ def merged(receipts: Sequence[Json]) -> Json:
 
 
 def _probe_files(config: Config, canaries: Canaries) -> list[Json]:
-    rings = read_rings(config.store)
-    opens = partial(rings.open_any, context=CONTEXT) if rings else None
-    return probe_folder(config.store_dir, canaries, open_sealed=opens)
+    rings = read_keyrings(config.store)
+    opens = partial(rings.decrypt_any, context=CONTEXT) if rings else None
+    return probe_folder(config.store_dir, canaries, decrypt=opens)

@@ -66,7 +66,7 @@ def _make(file: Path) -> Path:
 
 def _rewrap(old: Path, new: Path, *, store: Path) -> int:
     """Wrap the data keys in all keyrings of a stopped store; returns their number. Call again after an interruption."""
-    from stores.crypto.keyrings import ring_folders
+    from stores.crypto.keyrings import keyring_folders
     from stores.crypto.master_key import read_master, rotate_master
 
     before, after = (read_master(f"file:{file}") for file in (old, new))
@@ -77,7 +77,7 @@ def _rewrap(old: Path, new: Path, *, store: Path) -> int:
             code="running",
         )
     settings = config_of(store).store.model_copy(update={"dir": str(store)})
-    folders = ring_folders(settings)
+    folders = keyring_folders(settings)
     if not folders:
         raise InvalidInput(f"store {str(store)!r} holds no keys; give another --store", param="store")
     return sum(rotate_master(folder, before, after) for folder in folders)

@@ -56,7 +56,7 @@ def sql(
     Views: memories, episodic, relational, spatial, statistics, history, vectors;
     facts_at(time), memories_at(time). Times are in UTC.
     """
-    from stores.crypto.keyrings import read_rings
+    from stores.crypto.keyrings import read_keyrings
     from stores.snapshots import manifest, sql  # they take half a second, which other commands do without
 
     store = store.expanduser().resolve()
@@ -66,7 +66,12 @@ def sql(
         _refresh(store, api_key)
     folders = sql.newest(shard_folders(config))
     found = sql.query(
-        folders, statement, namespaces, limit=limit, timeout_s=timeout_s, sealer=read_rings(config.store)
+        folders,
+        statement,
+        namespaces,
+        limit=limit,
+        timeout_s=timeout_s,
+        encryptor=read_keyrings(config.store),
     )
     _print(found, as_json, as_csv)
     for folder in folders:

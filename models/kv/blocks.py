@@ -5,7 +5,7 @@ a history (`KVBlock.front`) end in `.history.safetensors`. Disk is the truth: a 
 whichever process removed it. Each tier has a byte budget and gives up what was used longest ago; what disk gives up is
 a miss later on. The namespace is part of the key and of the path: nothing crosses it. A block whose token ids, or whose
 history, are not the present ones is a miss, never an answer.
-With a `Sealer` the files are encrypted by namespace; one that it cannot open is a miss too.
+With a `Encryptor` the files are encrypted by namespace; one that it cannot open is a miss too.
 """
 
 import contextlib
@@ -34,13 +34,13 @@ PLAIN, HISTORY = ".safetensors", ".history.safetensors"
 LEFT_ON_DISK = 0.9  # of the budget, once it is exceeded: so that not every write has to look at all files
 
 
-class Sealer(Protocol):
-    """Encryption by namespace, as a key ring of the stores does it. Opening what was sealed under a key
+class Encryptor(Protocol):
+    """Encryption by namespace, as a keyring of the stores does it. Opening what was sealed under a key
     that is gone, or is not what was sealed, raises a `SharpwaveError`."""
 
-    def seal_bytes(self, namespace: str, data: bytes) -> bytes: ...
+    def encrypt_bytes(self, namespace: str, data: bytes) -> bytes: ...
 
-    def open_bytes(self, namespace: str, data: bytes) -> bytes: ...
+    def decrypt_bytes(self, namespace: str, data: bytes) -> bytes: ...
 
     def destroy(self, namespace: str) -> int: ...
 
@@ -58,11 +58,11 @@ class BlockStore:
         disk_bytes: int = 0,
         device: torch.device | None = None,
         device_bytes: int = 0,
-        sealer: Sealer | None = None,
+        encryptor: Encryptor | None = None,
     ) -> None:
         self._folder = folder
         self.erased = ErasedMarks(folder / "erased")
-        self._sealer = sealer
+        self._sealer = encryptor
         self._host = Tier(budget_bytes)
         self._on_device = Tier(device_bytes if device is not None and device.type == "cuda" else 0)
         self._device = device
@@ -114,7 +114,7 @@ class BlockStore:
         data = save(
             {name: tensor.cpu().contiguous() for name, tensor in block.tensors.items()}, _notes_of(block)
         )
-        sealed = self._sealer.seal_bytes(namespace, data) if self._sealer else data
+        sealed = self._sealer.encrypt_bytes(namespace, data) if self._sealer else data
         write_bytes(path, sealed)
         with self._lock:
             self._drop(key)
@@ -215,7 +215,7 @@ class BlockStore:
         """What stands beside the tensors; None where it cannot be opened."""
         try:
             if self._sealer is not None:
-                return _whole(read_notes(self._sealer.open_bytes(namespace, path.read_bytes())))
+                return _whole(read_notes(self._sealer.decrypt_bytes(namespace, path.read_bytes())))
             with safe_open(path, framework="pt") as file:
                 return _whole(file.metadata())
         except (SharpwaveError, FileNotFoundError):  # its key is gone, or so is the file by now
@@ -225,7 +225,7 @@ class BlockStore:
         try:
             data = path.read_bytes()
             if self._sealer is not None:
-                data = self._sealer.open_bytes(key[0], data)
+                data = self._sealer.decrypt_bytes(key[0], data)
         except (SharpwaveError, FileNotFoundError):
             return None
         note, tensors = _whole(read_notes(data)), load(data)

@@ -6,7 +6,7 @@ A sealed piece (the content of one record, one snapshot, one KV block):
 
 Every piece has a random key of its own, used once, so the content's nonce is fixed at zero and can never
 repeat. The piece key is wrapped by the namespace's data key under a random 96-bit nonce; NIST SP 800-38D
-bounds that at 2^32 wraps a key, and `KeyRing` turns to a fresh data key before. The content's associated
+bounds that at 2^32 wraps a key, and `Keyring` turns to a fresh data key before. The content's associated
 data binds namespace and context (a record's op and seq): a piece moved elsewhere does not open. A data
 key is rotated by wrapping piece keys anew (`renew`); content bytes stay, and with them every digest over
 them.
@@ -61,7 +61,7 @@ class _DataKey:
     left: int = 0  # wraps reserved and not used
 
 
-class KeyRing:
+class Keyring:
     """The data keys of one folder. Safe for threads; other processes may share the folder, and see each
     other's keys, when a key of theirs is met."""
 
@@ -73,23 +73,23 @@ class KeyRing:
         self._keys: dict[bytes, _DataKey] = {}
         self._present: dict[str, _DataKey] = {}
         self._destroyed: set[bytes] = set()
-        ring = folder / "ring.json"
-        if not ring.exists():
-            write_json(ring, {"format": FORMAT, "master": master.id})
-        made = read_json(ring)
+        keyring = folder / "ring.json"
+        if not keyring.exists():
+            write_json(keyring, {"format": FORMAT, "master": master.id})
+        made = read_json(keyring)
         if made["format"] != FORMAT:
-            raise Conflict(f"key ring {folder} is format {made['format']}, not {FORMAT}: use its own version")
+            raise Conflict(f"keyring {folder} is format {made['format']}, not {FORMAT}: use its own version")
         if made["master"] != master.id:
             raise InvalidInput(
-                f"store.master_key: key ring {folder} belongs to master key {made['master']}, not to "
-                f"{master.id}; give that one, or rotate the ring to this one",
+                f"store.master_key: keyring {folder} belongs to master key {made['master']}, not to "
+                f"{master.id}; give that one, or rotate the keyring to this one",
                 param="store.master_key",
             )
         self._read_folder()
 
     # Sealing
 
-    def seal(self, namespace: str, data: bytes, context: bytes = b"") -> bytes:
+    def encrypt(self, namespace: str, data: bytes, context: bytes = b"") -> bytes:
         """`data` as a sealed piece under the namespace's key, which is made where there is none."""
         with self._lock:
             key = self._reserve(namespace)
@@ -97,25 +97,25 @@ class KeyRing:
         content = AESGCM(piece).encrypt(_ZERO, data, _bind(namespace, context))
         return _wrap_piece(key, piece) + content
 
-    def open(self, namespace: str, sealed: bytes, context: bytes = b"") -> bytes:
+    def decrypt(self, namespace: str, sealed: bytes, context: bytes = b"") -> bytes:
         """The inverse of `seal`. Raises `NotFound(code="key_destroyed")` where the key was destroyed,
-        `NotReady(code="key_missing")` where the ring never had it, `StoreCorrupt` where the bytes, the
+        `NotReady(code="key_missing")` where the keyring never had it, `StoreCorrupt` where the bytes, the
         namespace or the context are others."""
         key = self._key_of(sealed)
         if key.namespace != namespace:
             raise StoreCorrupt("a sealed piece belongs to another namespace: it was moved from outside")
         return self._open(key, sealed, context)
 
-    def open_any(self, sealed: bytes, context: bytes = b"") -> bytes:
+    def decrypt_any(self, sealed: bytes, context: bytes = b"") -> bytes:
         """The same for a piece whose key says which namespace it is of."""
         return self._open(self._key_of(sealed), sealed, context)
 
-    def seal_bytes(self, namespace: str, data: bytes) -> bytes:
+    def encrypt_bytes(self, namespace: str, data: bytes) -> bytes:
         """A file's content, sealed."""
-        return self.seal(namespace, data, b"file")
+        return self.encrypt(namespace, data, b"file")
 
-    def open_bytes(self, namespace: str, data: bytes) -> bytes:
-        return self.open(namespace, data, b"file")
+    def decrypt_bytes(self, namespace: str, data: bytes) -> bytes:
+        return self.decrypt(namespace, data, b"file")
 
     def is_destroyed(self, sealed: bytes) -> bool:
         """Was the piece's key destroyed, so that nobody can ever open it?"""
@@ -230,7 +230,7 @@ class KeyRing:
         if id in self._destroyed:
             raise NotFound("the key of this content was destroyed with its namespace", code="key_destroyed")
         raise NotReady(
-            f"key ring {self.folder} does not hold key {id.hex()}, nor its gravestone: give the ring that "
+            f"keyring {self.folder} does not hold key {id.hex()}, nor its gravestone: give the keyring that "
             "belongs to this data, not an older copy",
             code="key_missing",
         )
@@ -269,7 +269,7 @@ class KeyRing:
                         self._hold(key)
 
 
-def is_sealed(data: bytes) -> bool:
+def is_encrypted(data: bytes) -> bool:
     """Could this be a sealed piece? JSON, Parquet and safetensors begin otherwise."""
     return len(data) >= HEADER_BYTES + TAG_BYTES and data[0] == FORMAT
 
@@ -283,7 +283,7 @@ def _bind(namespace: str, context: bytes) -> bytes:
 
 
 def _key_id(sealed: bytes) -> bytes:
-    if not is_sealed(sealed):
+    if not is_encrypted(sealed):
         raise StoreCorrupt("this is no sealed piece, or one of a later version")
     return sealed[1 : 1 + ID_BYTES]
 

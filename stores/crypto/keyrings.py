@@ -1,46 +1,47 @@
-"""All key rings of a store at once: for those who read what any shard, or the engine, has sealed."""
+"""All keyrings of a store at once: for those who read what any shard, or the engine, has sealed."""
 
 from collections.abc import Iterable
 from pathlib import Path
 
 from common.config import StoreConfig
 from common.errors import NotFound, NotReady
-from stores.crypto.keyring import KeyRing
+from stores.crypto.keyring import Keyring
 from stores.crypto.master_key import read_master
 
 _PLACES = ("shards/**/ring.json", "blocks/ring.json", "blocks/*/ring.json")
 
 
-class Rings:
+class Keyrings:
     """Opens pieces; seals none."""
 
-    def __init__(self, rings: Iterable[KeyRing]) -> None:
+    def __init__(self, rings: Iterable[Keyring]) -> None:
         self._rings = [*rings]
 
-    def open_any(self, sealed: bytes, context: bytes = b"") -> bytes:
-        """See `KeyRing.open_any`; the piece's key may be in any ring."""
+    def decrypt_any(self, sealed: bytes, context: bytes = b"") -> bytes:
+        """See `Keyring.decrypt_any`; the piece's key may be in any keyring."""
         gone: NotFound | None = None
-        for ring in self._rings:
+        for keyring in self._rings:
             try:
-                return ring.open_any(sealed, context)
+                return keyring.decrypt_any(sealed, context)
             except NotFound as error:
                 gone = error
             except NotReady:  # not of this ring
                 continue
         raise gone or NotReady(
-            "no key ring of this store holds the key of this content, nor its gravestone", code="key_missing"
+            "no keyring of this store holds the key of this content, nor its gravestone",
+            code="key_missing",
         )
 
 
-def ring_folders(config: StoreConfig) -> list[Path]:
+def keyring_folders(config: StoreConfig) -> list[Path]:
     """Of every shard, whichever layout it is of, and of the KV blocks."""
     root = Path(config.keys_dir or config.dir).expanduser().resolve()
     return sorted({file.parent for place in _PLACES for file in root.glob(place)})
 
 
-def read_rings(config: StoreConfig) -> Rings | None:
+def read_keyrings(config: StoreConfig) -> Keyrings | None:
     """None without encryption. Raises `InvalidInput` where the master key is missing or another."""
     if config.master_key is None:
         return None
     master = read_master(config.master_key)
-    return Rings(KeyRing(folder, master) for folder in ring_folders(config))
+    return Keyrings(Keyring(folder, master) for folder in keyring_folders(config))

@@ -76,9 +76,9 @@ def write_master(path: Path, master: MasterKey) -> None:
 
 
 def rotate_master(folder: Path, old: MasterKey, new: MasterKey) -> int:
-    """Wrap every data key of a ring by `new`; sealed data stays as it is. Returns how many were wrapped.
+    """Wrap every data key of a keyring by `new`; sealed data stays as it is. Returns how many were wrapped.
 
-    For a ring that no process has open. A crash half way leaves keys under both, and calling again takes
+    For a keyring that no process has open. A crash half way leaves keys under both, and calling again takes
     it to its end. Raises `InvalidInput` where a key is under neither.
     """
     wrapped = 0

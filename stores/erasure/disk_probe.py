@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.errors import NotFound, SharpwaveError
-from stores.crypto.keyring import is_sealed
+from stores.crypto.keyring import is_encrypted
 from stores.index.vectors import Vectors
 
 CHUNK_BYTES = 8 << 20  # of a file held at once
@@ -148,10 +148,10 @@ class ReportRow:
         }
 
 
-def probe_folder(folder: Path, canaries: Canaries, *, open_sealed: Open | None = None) -> list[Json]:
+def probe_folder(folder: Path, canaries: Canaries, *, decrypt: Open | None = None) -> list[Json]:
     """Every file under a store's folder: its bytes as they are, and what can be decoded of it.
 
-    `open_sealed` is the `open_any` of a key ring (or of `Rings`) with the context of files, so that encrypted
+    `decrypt` is the `decrypt_any` of a keyring (or of `Keyrings`) with the context of files, so that encrypted
     files are read too.
     """
     needles = canaries.needles()
@@ -164,7 +164,7 @@ def probe_folder(folder: Path, canaries: Canaries, *, open_sealed: Open | None =
             for needle, canary, form in needles:
                 if needle in where.encode():
                     rows["files"].note(canary, f"{form} in its name", where)
-            _decode(path, where, rows, open_sealed)
+            _decode(path, where, rows, decrypt)
         except FileNotFoundError:  # the store lives on
             continue
         except OSError as error:
@@ -172,7 +172,7 @@ def probe_folder(folder: Path, canaries: Canaries, *, open_sealed: Open | None =
     return [row.report() for row in rows.values()]
 
 
-def _decode(path: Path, where: str, rows: Mapping[str, ReportRow], open_sealed: Open | None) -> None:
+def _decode(path: Path, where: str, rows: Mapping[str, ReportRow], decrypt: Open | None) -> None:
     with path.open("rb") as file:
         head = file.read(16)
     if head[:4] == b"PAR1":
@@ -180,15 +180,15 @@ def _decode(path: Path, where: str, rows: Mapping[str, ReportRow], open_sealed: 
     elif head[:6] == b"ARROW1":
         _look(rows["snapshots"], where, lambda: _arrow_cells(path))
     elif path.name == "manifest.json":
-        _look_at_parts(path, where, rows["sealed files"], open_sealed)
-    elif path.suffix == ".safetensors" and not is_sealed(path.read_bytes()[:128]):
+        _look_at_parts(path, where, rows["sealed files"], decrypt)
+    elif path.suffix == ".safetensors" and not is_encrypted(path.read_bytes()[:128]):
         _look(rows["kv blocks"], where, lambda: [_safetensors_notes(path)])
     elif head[:2] == b"\x1f\x8b":
         _look(rows["compressed files"], where, lambda: [gzip.decompress(path.read_bytes())])
     elif path.suffix in COMPRESSED:
         rows["compressed files"].cannot(where, f"{COMPRESSED[path.suffix]} is not decoded")
     elif path.suffix == ".safetensors":
-        _look_at_sealed(path.read_bytes(), where, rows["sealed files"], open_sealed)
+        _look_at_sealed(path.read_bytes(), where, rows["sealed files"], decrypt)
 
 
 def _look(row: ReportRow, where: str, pieces: Callable[[], Iterable[bytes]]) -> None:
@@ -244,7 +244,7 @@ def _safetensors_notes(path: Path) -> bytes:
     return "\0".join(header.get("__metadata__", {}).values()).encode()
 
 
-def _look_at_parts(path: Path, where: str, row: ReportRow, open_sealed: Open | None) -> None:
+def _look_at_parts(path: Path, where: str, row: ReportRow, decrypt: Open | None) -> None:
     """A snapshot's blobs, where they are sealed."""
     manifest = json.loads(path.read_bytes())
     if not manifest.get("sealed"):
@@ -252,15 +252,15 @@ def _look_at_parts(path: Path, where: str, row: ReportRow, open_sealed: Open | N
     with (path.parent / "parts.bin").open("rb") as blobs:
         for number, part in enumerate(manifest["parts"]):
             blobs.seek(part["at"])
-            _look_at_sealed(blobs.read(part["bytes"]), f"{where} part {number}", row, open_sealed)
+            _look_at_sealed(blobs.read(part["bytes"]), f"{where} part {number}", row, decrypt)
 
 
-def _look_at_sealed(data: bytes, where: str, row: ReportRow, open_sealed: Open | None) -> None:
-    if open_sealed is None:
-        row.cannot(where, "sealed, and no key ring was given")
+def _look_at_sealed(data: bytes, where: str, row: ReportRow, decrypt: Open | None) -> None:
+    if decrypt is None:
+        row.cannot(where, "sealed, and no keyring was given")
         return
     try:
-        row.look(open_sealed(data), where)
+        row.look(decrypt(data), where)
     except NotFound:
         row.checked += 1  # the key was destroyed: nobody can read it
     except SharpwaveError as error:

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import orjson
 
 from common.errors import Conflict, InvalidInput, NotReady, StoreCorrupt
-from stores.crypto.keyring import KeyRing
+from stores.crypto.keyring import Keyring
 from stores.log import record as records
 from stores.log.record import Chain, Op, Record
 
@@ -60,7 +60,7 @@ class Log(Protocol):
     def path(self) -> Path: ...
 
     @property
-    def ring(self) -> KeyRing | None:
+    def keyring(self) -> Keyring | None:
         """The keys that contents are sealed with; None where there is no encryption."""
 
     @property
@@ -146,7 +146,7 @@ class BaseLog:
         self.rewrite: Callable[[Record], Record] | None = None
 
     @property
-    def ring(self) -> KeyRing | None:
+    def keyring(self) -> Keyring | None:
         return None
 
     def rotate_key(self, namespace: str) -> bool:

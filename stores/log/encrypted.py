@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from stores.crypto.keyring import KeyRing
+from stores.crypto.keyring import Keyring
 from stores.log import record as records
 from stores.log.base import Backend, Draft, Operation, answer, encode_json, result_of, unpack_result
 from stores.log.record import Op, Record
@@ -29,12 +29,12 @@ _REQUEST = "sealed"  # what a backend is told: a digest of the request could be 
 _LENGTH = struct.Struct(">I")
 
 
-class SealedLog:
+class EncryptedLog:
     """See `Log` for what the methods do. Callers see plain records; `inner` sees sealed ones."""
 
-    def __init__(self, inner: Backend, ring: KeyRing) -> None:
+    def __init__(self, inner: Backend, keyring: Keyring) -> None:
         self.inner = inner
-        self._ring = ring
+        self._keyring = keyring
         self._staged: dict[int, Record] = {}  # sealed, by seq, until they are committed
 
     @property
@@ -42,8 +42,8 @@ class SealedLog:
         return self.inner.path
 
     @property
-    def ring(self) -> KeyRing:
-        return self._ring
+    def keyring(self) -> Keyring:
+        return self._keyring
 
     @property
     def seq(self) -> int:
@@ -81,7 +81,7 @@ class SealedLog:
             yield op_id, None if kept is None else result_of(self._opened_result(op_id, kept))
 
     def _opened_result(self, op_id: str, kept: str) -> bytes:
-        return self.ring.open(SHARD, base64.b64decode(kept), op_id.encode())
+        return self.keyring.decrypt(SHARD, base64.b64decode(kept), op_id.encode())
 
     def stage(
         self, op_id: str, drafts: Sequence[Draft], *, now: float, after: Record | None = None
@@ -120,35 +120,37 @@ class SealedLog:
     def rotate_key(self, namespace: str) -> bool:
         """Records keep their content bytes: their piece keys are wrapped by the fresh data key. Of a namespace
         without a key there is nothing to rotate."""
-        if namespace not in self.ring.namespaces:
+        if namespace not in self.keyring.namespaces:
             return True
-        self.ring.rotate(namespace)
+        self.keyring.rotate(namespace)
         self.inner.rewrite = self._renewed
         try:
             rewritten = self.inner.scrub()
         finally:
             self.inner.rewrite = None
         if rewritten:
-            self.ring.drop_old(namespace)
+            self.keyring.drop_old(namespace)
         return rewritten
 
     def _seal(self, seq: int, op: Op, body: Any, vector: bytes) -> bytes:
         plain = encode_json(body)
-        return self.ring.seal(_namespace(body), _LENGTH.pack(len(plain)) + plain + vector, _context(seq, op))
+        return self.keyring.encrypt(
+            _namespace(body), _LENGTH.pack(len(plain)) + plain + vector, _context(seq, op)
+        )
 
     def _opened(self, record: Record) -> Record:
         if record.erased:
             return record
-        if self.ring.is_destroyed(record.body):
+        if self.keyring.is_destroyed(record.body):
             return records.erase(record)
-        plain = self.ring.open_any(record.body, _context(record.seq, record.op))
+        plain = self.keyring.decrypt_any(record.body, _context(record.seq, record.op))
         (length,) = _LENGTH.unpack_from(plain)
         end = _LENGTH.size + length
         return replace(record, body=plain[_LENGTH.size : end], vector=plain[end:])
 
     def _sealed(self, operation: Operation) -> Operation:
         kept = {"request": operation.request, "result": operation.result}
-        sealed = self.ring.seal(SHARD, encode_json(kept), operation.op_id.encode())
+        sealed = self.keyring.encrypt(SHARD, encode_json(kept), operation.op_id.encode())
         return replace(
             operation,
             request=_REQUEST,
@@ -160,9 +162,9 @@ class SealedLog:
         """The record as a rewritten file has it: wrapped by its namespace's present key."""
         if record.erased:
             return record
-        if self.ring.is_destroyed(record.body):
+        if self.keyring.is_destroyed(record.body):
             return records.erase(record)
-        renewed = self.ring.renew(record.body)
+        renewed = self.keyring.renew(record.body)
         return record if renewed is record.body else replace(record, body=renewed)
 
 

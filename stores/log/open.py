@@ -6,11 +6,11 @@ from typing import Any
 
 from common.config import StoreConfig
 from common.keys import read_key
-from stores.crypto.keyring import KeyRing
+from stores.crypto.keyring import Keyring
 from stores.crypto.master_key import read_master
 from stores.log import backend_marker, encrypted
 from stores.log.base import Backend, Log
-from stores.log.encrypted import SealedLog
+from stores.log.encrypted import EncryptedLog
 from stores.log.jsonl import JsonlLog
 from stores.log.lmdb import LmdbLog
 from stores.log.record import Chain
@@ -29,11 +29,11 @@ def open_log(path: Path, *, config: StoreConfig, identity: Mapping[str, Any], wa
     backend_marker.check_log(path, config.backend)
     if config.master_key is None:
         return _open_plain(path, config, identity, wait_s)
-    master, folder = read_master(config.master_key), ring_folder(path, config)
-    KeyRing(folder, master)  # a wrong master key is told before anything is touched
+    master, folder = read_master(config.master_key), keyring_folder(path, config)
+    Keyring(folder, master)  # a wrong master key is told before anything is touched
     log = _open_plain(path, config, {**identity, **encrypted.IDENTITY}, wait_s)
     try:
-        return SealedLog(log, KeyRing(folder, master))  # read once the former owner can change it no more
+        return EncryptedLog(log, Keyring(folder, master))  # read once the former owner can change it no more
     except BaseException:
         log.close()
         raise
@@ -57,15 +57,15 @@ def _open_plain(path: Path, config: StoreConfig, identity: Mapping[str, Any], wa
     )
 
 
-def block_ring(config: StoreConfig) -> KeyRing | None:
+def block_keyring(config: StoreConfig) -> Keyring | None:
     """The data keys of KV blocks, which any number of processes may share; None without encryption."""
     if config.master_key is None:
         return None
     blocks = Path(config.dir).expanduser().resolve() / "blocks"
-    return KeyRing(ring_folder(blocks, config), read_master(config.master_key))
+    return Keyring(keyring_folder(blocks, config), read_master(config.master_key))
 
 
-def ring_folder(path: Path, config: StoreConfig) -> Path:
+def keyring_folder(path: Path, config: StoreConfig) -> Path:
     """Where the data keys of the log in `path` are: in its own folder, or under `store.keys_dir` in the
     place that the log has in the store."""
     if config.keys_dir is None:

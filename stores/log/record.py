@@ -21,7 +21,7 @@ from itertools import pairwise
 from typing import Any
 
 from common.errors import StoreCorrupt
-from stores.crypto.keyring import HEADER_BYTES, is_sealed
+from stores.crypto.keyring import HEADER_BYTES, is_encrypted
 
 SALT_BYTES = 16
 _HEADER = struct.Struct(">IBQQd32s16sBHII")
@@ -224,6 +224,6 @@ def check_crc(raw: bytes, what: str) -> bytes:
 
 
 def _digest(op: Op, time: float, body: bytes, vector: bytes, salt: bytes) -> bytes:
-    body = body[HEADER_BYTES:] if is_sealed(body) else body
+    body = body[HEADER_BYTES:] if is_encrypted(body) else body
     content = b"".join((_HEAD.pack(op, time, len(body)), body, vector))
     return blake2b(content, digest_size=32, salt=salt).digest()

@@ -43,7 +43,7 @@ class ShardCore:
             path / "snapshots",
             every=config.snapshot_every,
             keep=config.snapshots_kept,
-            sealer=self.log.ring,
+            encryptor=self.log.keyring,
             config=config,
         )
         self.kept_results = KeptResults(self.log)
@@ -139,9 +139,9 @@ class ShardCore:
 
     def _destroy_unused_keys(self) -> None:
         """Destroy keys of namespaces that hold nothing: a crash may have come between an erasure and its keys."""
-        if ring := self.log.ring:
-            for namespace in {*ring.namespaces} - {*self.view.spaces} - {SHARD}:
-                ring.destroy(namespace)
+        if keyring := self.log.keyring:
+            for namespace in {*keyring.namespaces} - {*self.view.spaces} - {SHARD}:
+                keyring.destroy(namespace)
 
 
 def _forgets_turns(record: Record) -> bool:

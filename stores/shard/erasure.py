@@ -52,8 +52,8 @@ class Erasure:
         old_keys: list[bytes] = []
 
         def plan(pending: Pending) -> Planned:
-            if everything and core.log.ring:
-                old_keys.extend(core.log.ring.rotate(namespace))
+            if everything and core.log.keyring:
+                old_keys.extend(core.log.keyring.rotate(namespace))
             erasure = erase.forget(core.view, namespace, ids, keep, core.number)
             snapshots = len(core.snapshots.folders()) if erasure.erase else 0
             # No write of the namespace is in this batch, so all that is erased is no later than the log's last record.
@@ -138,10 +138,10 @@ class Erasure:
         with core.commits.lock:
             core.snapshots.finish_purge()
             scrubbed = core.log.scrub() if core.log.scrub_due else True
-            ring, gone = core.log.ring, None
-            if ring:
-                ring.destroy_keys(old_keys)
+            keyring, gone = core.log.keyring, None
+            if keyring:
+                keyring.destroy_keys(old_keys)
                 if core.space(namespace) is None:
-                    ring.destroy(namespace)
-                gone = namespace not in ring.namespaces
+                    keyring.destroy(namespace)
+                gone = namespace not in keyring.namespaces
             return {"scrubbed": scrubbed, "keys_destroyed": gone}

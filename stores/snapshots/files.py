@@ -46,23 +46,23 @@ MEMORIES, VECTORS, PARTS = "memories.parquet", "vectors.parquet", "parts.bin"
 TEMPORARY = ".tmp-"
 GROUP_ROWS = 16_384  # of a Parquet row group, and of one sealed blob
 
-CONTEXT = b"file"  # what a key ring binds the pieces of files to
+CONTEXT = b"file"  # what a keyring binds the pieces of files to
 
 Json = dict[str, Any]
 Parts = list[tuple[str, memoryview]]
 
 
-class Opener(Protocol):
-    """Decryption, as a `KeyRing` does it, or several (`rings.py`)."""
+class Decryptor(Protocol):
+    """Decryption, as a `Keyring` does it, or several (`rings.py`)."""
 
-    def open_any(self, sealed: bytes, context: bytes = b"") -> bytes: ...
+    def decrypt_any(self, sealed: bytes, context: bytes = b"") -> bytes: ...
 
 
-class Sealer(Opener, Protocol):
-    """Encryption of namespaces, as a `KeyRing` does it. With one, everything of every namespace is sealed,
+class Encryptor(Decryptor, Protocol):
+    """Encryption of namespaces, as a `Keyring` does it. With one, everything of every namespace is sealed,
     names included."""
 
-    def seal_bytes(self, namespace: str, data: bytes) -> bytes: ...
+    def encrypt_bytes(self, namespace: str, data: bytes) -> bytes: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +109,7 @@ def capture(view: View, state: Mapping[str, Any], shard: int) -> Capture:
 
 
 def write(
-    root: Path, captured: Capture, *, now: float, sealer: Sealer | None, go_on: Callable[[], None]
+    root: Path, captured: Capture, *, now: float, encryptor: Encryptor | None, go_on: Callable[[], None]
 ) -> Path:
     """Write the snapshot into `root/<seq>` and return that folder; a damaged one there is replaced.
 
@@ -120,7 +120,7 @@ def write(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     try:
-        parts = _write_spaces(folder, captured, sealer, go_on)
+        parts = _write_spaces(folder, captured, encryptor, go_on)
         manifest = {
             "format": FORMAT,
             "schema": SCHEMA_VERSION,
@@ -134,7 +134,7 @@ def write(
                 "memories": sum(len(found) for _, found, _, _ in captured.spaces),
                 "namespaces": len(captured.spaces),
             },
-            "sealed": sealer is not None,
+            "sealed": encryptor is not None,
             "parts": parts,
             "files": {name: fingerprint(folder / name) for name in (MEMORIES, VECTORS, PARTS)},
         }
@@ -152,20 +152,20 @@ def write(
 
 
 def _write_spaces(
-    folder: Path, captured: Capture, sealer: Sealer | None, go_on: Callable[[], None]
+    folder: Path, captured: Capture, encryptor: Encryptor | None, go_on: Callable[[], None]
 ) -> list[Json]:
     """Returns where each blob lies in `parts.bin`."""
     parts: list[Json] = []
     with (folder / PARTS).open("wb") as blobs, _tables(folder, captured.dim) as write_rows:
         for namespace, table, found, dumped in _batches(captured):
             go_on()
-            if sealer is not None:
+            if encryptor is not None:
                 dumped = {TABLE: _ipc(table), RAW_VECTORS: found.tobytes(), **dumped}
             elif table.num_rows:
                 write_rows(table, found)
             for part, data in dumped.items():
                 parts.append({"part": part, "at": blobs.tell()})
-                for piece in _blob(namespace, data, sealer):
+                for piece in _blob(namespace, data, encryptor):
                     blobs.write(piece)
                 parts[-1]["bytes"] = blobs.tell() - parts[-1]["at"]
     for name in (MEMORIES, VECTORS, PARTS):
@@ -208,11 +208,11 @@ def _tables(folder: Path, dim: int) -> Iterator[Callable[[pa.Table, Vectors], No
         flush()
 
 
-def _blob(namespace: str, data: Any, sealer: Sealer | None) -> Sequence[Any]:
+def _blob(namespace: str, data: Any, encryptor: Encryptor | None) -> Sequence[Any]:
     """Length and name of the namespace, and the data; the name is inside, so that sealing covers it."""
     name = namespace.encode()
     pieces = [bytes([len(name)]), name, data]
-    return pieces if sealer is None else [sealer.seal_bytes(namespace, b"".join(pieces))]
+    return pieces if encryptor is None else [encryptor.encrypt_bytes(namespace, b"".join(pieces))]
 
 
 def _batches(captured: Capture) -> Iterator[tuple[str, pa.Table, Vectors, Mapping[str, Any]]]:
@@ -241,7 +241,7 @@ def check_log(folder: Path, manifest: Mapping[str, Any], log: Log) -> None:
 
 
 def load(
-    folder: Path, *, sealer: Opener | None = None, only: Container[str] | None = None
+    folder: Path, *, encryptor: Decryptor | None = None, only: Container[str] | None = None
 ) -> tuple[Json, list[LoadedSpace]]:
     """The manifest and the namespaces in `only` (None: all), all checked but for vectors nobody reads.
 
@@ -249,11 +249,11 @@ def load(
     `unreadable`.
     """
     manifest = read_manifest(folder)
-    if manifest["sealed"] and sealer is None:
-        raise refused(folder, "sealed", "it is encrypted; open it with the key ring of its store")
+    if manifest["sealed"] and encryptor is None:
+        raise refused(folder, "sealed", "it is encrypted; open it with the keyring of its store")
     check_files(folder, manifest, (MEMORIES, PARTS))
     try:
-        found = [*_open_spaces(folder, manifest), *_sealed_spaces(folder, manifest, sealer)]
+        found = [*_open_spaces(folder, manifest), *_sealed_spaces(folder, manifest, encryptor)]
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise refused(folder, "unreadable", f"it cannot be decoded ({type(error).__name__})") from error
     return manifest, [space for space in found if only is None or space.namespace in only]
@@ -276,9 +276,9 @@ def _open_spaces(folder: Path, manifest: Json) -> Iterator[LoadedSpace]:
         yield _space_of_parts(namespace, parts, manifest["dim"])
 
 
-def _sealed_spaces(folder: Path, manifest: Json, sealer: Opener | None) -> Iterator[LoadedSpace]:
+def _sealed_spaces(folder: Path, manifest: Json, encryptor: Decryptor | None) -> Iterator[LoadedSpace]:
     if manifest["sealed"]:
-        for namespace, parts in _read_parts(folder, manifest, sealer).items():
+        for namespace, parts in _read_parts(folder, manifest, encryptor).items():
             yield _space_of_parts(namespace, parts, manifest["dim"])
 
 
@@ -316,7 +316,7 @@ def _vectors_reader(folder: Path, manifest: Json) -> Callable[[], Vectors]:
     return read
 
 
-def _read_parts(folder: Path, manifest: Json, sealer: Opener | None) -> dict[str, Parts]:
+def _read_parts(folder: Path, manifest: Json, encryptor: Decryptor | None) -> dict[str, Parts]:
     """`(part, data)` by namespace. Those whose key was destroyed are gone, as they should be."""
     found: dict[str, Parts] = {}
     if not manifest["parts"]:
@@ -326,7 +326,7 @@ def _read_parts(folder: Path, manifest: Json, sealer: Opener | None) -> dict[str
     for place in manifest["parts"]:
         blob = every[place["at"] : place["at"] + place["bytes"]]
         try:
-            opened = blob if sealer is None else memoryview(sealer.open_any(bytes(blob), CONTEXT))
+            opened = blob if encryptor is None else memoryview(encryptor.decrypt_any(bytes(blob), CONTEXT))
         except NotFound:
             continue
         start = 1 + opened[0]

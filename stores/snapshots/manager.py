@@ -22,7 +22,7 @@ from common.errors import NotFound, NotReady, SharpwaveError, StoreCorrupt
 from common.files import sync_folder, write_bytes
 from stores.log.base import Log
 from stores.snapshots import files
-from stores.snapshots.files import TEMPORARY, Capture, Sealer
+from stores.snapshots.files import TEMPORARY, Capture, Encryptor
 from stores.snapshots.manifest import read_manifest, refused
 from stores.view.view import View
 
@@ -42,7 +42,7 @@ class Snapshots:
         *,
         every: int,
         keep: int,
-        sealer: Sealer | None = None,
+        encryptor: Encryptor | None = None,
         config: StoreConfig | None = None,
     ) -> None:
         """`every`: records between two snapshots; 0: none but those asked for. `keep`: how many stay.
@@ -53,7 +53,7 @@ class Snapshots:
         self._bad: set[Path] = set()  # passed over; they go when there is a better one
         self._every = every
         self._keep = keep
-        self._sealer = sealer
+        self._sealer = encryptor
         self._config = config
         self._next = every
         self._erasures = 0
@@ -86,7 +86,7 @@ class Snapshots:
         for folder in self.folders():
             try:
                 files.check_log(folder, read_manifest(folder), log)
-                manifest, spaces = files.load(folder, sealer=self._sealer)
+                manifest, spaces = files.load(folder, encryptor=self._sealer)
                 if len(spaces) < manifest["counts"]["namespaces"]:  # only the log says if it is erased
                     raise refused(folder, "key", "a key that it was sealed under has been destroyed")
                 view = View(dim, self._config)
@@ -119,7 +119,9 @@ class Snapshots:
                     raise _Overtaken
 
             try:
-                made = files.write(self.folder, captured, now=time.time(), sealer=self._sealer, go_on=go_on)
+                made = files.write(
+                    self.folder, captured, now=time.time(), encryptor=self._sealer, go_on=go_on
+                )
             except _Overtaken:
                 return None
             self._reached(captured.seq)

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 
 from common.errors import InvalidInput, NotFound, StoreCorrupt
 from stores.snapshots import arrow, files
-from stores.snapshots.files import LoadedSpace, Opener
+from stores.snapshots.files import Decryptor, LoadedSpace
 from stores.snapshots.manifest import read_manifest
 
 MAX_ROWS = 10_000
@@ -55,7 +55,7 @@ def query(
     limit: int = MAX_ROWS,
     timeout_s: float = TIMEOUT_S,
     memory_bytes: int = 1 << 30,
-    sealer: Opener | None = None,
+    encryptor: Decryptor | None = None,
 ) -> pa.Table:
     """The answer to one SELECT (or EXPLAIN) over snapshots, one folder a shard (see `newest`).
 
@@ -66,7 +66,7 @@ def query(
     allowed = None if namespaces is None else frozenset(namespaces)
     with duckdb.connect(":memory:", config={"memory_limit": f"{memory_bytes}B", "temp_directory": ""}) as db:
         _check(db, sql)
-        _define(db, *_read(snapshot_folders, allowed, sealer))
+        _define(db, *_read(snapshot_folders, allowed, encryptor))
         for name, value in LOCKED.items():
             db.execute(f"SET {name} = {value}")
         return _run(db, sql, limit, timeout_s)
@@ -99,7 +99,7 @@ def _check(db: duckdb.DuckDBPyConnection, sql: str) -> None:
 
 
 def _read(
-    folders: Sequence[Path], allowed: Container[str] | None, sealer: Opener | None
+    folders: Sequence[Path], allowed: Container[str] | None, encryptor: Decryptor | None
 ) -> tuple[pa.Table, pa.Table, pa.Table]:
     """Tables of memories, their vectors, and all their versions."""
     memories: list[pa.Table] = []
@@ -107,7 +107,7 @@ def _read(
     versions: list[pa.Table] = []
     dim = 1
     for folder in folders:
-        manifest, spaces = files.load(folder, sealer=sealer, only=allowed)
+        manifest, spaces = files.load(folder, encryptor=encryptor, only=allowed)
         dim = manifest["dim"]
         for space in spaces:
             shard = pa.array([manifest["shard"]] * space.table.num_rows, pa.int32())

@@ -1,5 +1,6 @@
 """Keys by command, on an encrypted store that nobody runs; and what is read of it with its keys."""
 
+from stores.writes.batch import MemoryBatch
 import json
 import os
 import stat
@@ -11,10 +12,10 @@ from common.config import Config, StoreConfig
 from common.errors import InvalidInput
 from common.files import write_bytes, write_json
 from jobs import cli
-from stores.crypto.keyrings import read_rings, ring_folders
+from stores.crypto.keyrings import keyring_folders, read_keyrings
 from stores.crypto.master_key import parse_master
 from stores.erasure.disk_probe import Canaries, probe_folder
-from stores.log.open import block_ring
+from stores.log.open import block_keyring
 from stores.shard.shard import Shard
 from stores.snapshots.files import CONTEXT
 from tests.support.stores import DIM, NOW, memory, unit
@@ -53,10 +54,10 @@ def store(request, run, tmp_path):
     for number, namespace in enumerate(("acme", "other")):
         shard = opened(config, number)
         told = memory(f"m{number}", namespace=namespace, text=f"{CANARY} {number}")
-        shard.put([(told, unit(number))], op_id="1", now=NOW)
-        shard.push(namespace, "talk", [{"role": "user", "text": CANARY}], op_id="2", now=NOW)
+        shard.memories.put(MemoryBatch.of([(told, unit(number))]), op_id="1", now=NOW)
+        shard.conversations.push(namespace, "talk", [{"role": "user", "text": CANARY}], op_id="2", now=NOW)
         shard.close()
-    block = block_ring(config).seal_bytes("acme", CANARY.encode())
+    block = block_keyring(config).encrypt_bytes("acme", CANARY.encode())
     write_bytes(folder / "blocks" / "a" / "b" / "c.safetensors", block)
     return config
 
@@ -68,11 +69,11 @@ def opened(config, number):
 
 def probed(config, *texts):
     """Of the store's files: `(where, unchecked)`."""
-    rings = read_rings(config)
+    rings = read_keyrings(config)
     report = probe_folder(
         Path(config.dir),
         Canaries(texts=texts),
-        open_sealed=lambda data: rings.open_any(data, CONTEXT),
+        decrypt=lambda data: rings.decrypt_any(data, CONTEXT),
     )
     return (
         sorted(found["where"] for row in report for found in row["found"]),
@@ -103,9 +104,9 @@ def test_a_stopped_store_gets_another_master_key(run, store, tmp_path):
     fresh = store.model_copy(update={"master_key": f"file:{tmp_path / 'next.key'}"})
     for number, namespace in enumerate(("acme", "other")):
         shard = opened(fresh, number)
-        assert shard.get(namespace, f"m{number}")["text"] == f"{CANARY} {number}"
+        assert shard.memories.get(namespace, f"m{number}")["text"] == f"{CANARY} {number}"
         shard.close()
-    assert CANARY.encode() == block_ring(fresh).open_bytes("acme", block_of(fresh))
+    assert CANARY.encode() == block_keyring(fresh).decrypt_bytes("acme", block_of(fresh))
     assert run("keys", "master", "master.key", "next.key", "--store", tmp_path / "empty")[0] == cli.USAGE
 
 
@@ -125,17 +126,17 @@ def test_sql_reads_sealed_snapshots_with_the_stores_own_key(run, store, tmp_path
 
 def test_a_forgotten_namespace_is_readable_nowhere(store):
     """Found with the keys while it is there, so that not finding it says something; then nothing is left."""
-    assert len(ring_folders(store)) == 3
+    assert len(keyring_folders(store)) == 3
     found, unchecked = probed(store, CANARY)
     assert unchecked == [] and [where for where in found if where.startswith("blocks")]
     assert {where.split("/")[1] for where in found if "snapshots" in where} == {"0000", "0001"}
     assert all("manifest" in where or "blocks" in where for where in found)  # nothing in clear
     shard = opened(store, 0)
-    receipt = shard.forget("acme", everything=True, op_id="f", now=NOW)
+    receipt = shard.erasure.forget("acme", everything=True, op_id="f", now=NOW)
     assert receipt["keys_destroyed"] and receipt["scrubbed"]
-    assert not any(row["found"] or row["unchecked"] for row in shard.probe(Canaries(texts=[CANARY, "acme"])))
+    assert not any(row["found"] or row["unchecked"] for row in shard.erasure.probe(Canaries(texts=[CANARY, "acme"])))
     shard.close()
-    block_ring(store).destroy("acme")
+    block_keyring(store).destroy("acme")
     found, unchecked = probed(store, f"{CANARY} 0", "acme")
     assert (found, unchecked) == ([], [])
     found, _ = probed(store, CANARY)
@@ -143,8 +144,8 @@ def test_a_forgotten_namespace_is_readable_nowhere(store):
 
 
 def test_a_ring_that_is_missing_is_told_as_unchecked(store, tmp_path):
-    for folder in ring_folders(store):
+    for folder in keyring_folders(store):
         if "0000" in str(folder):
             (folder / "ring.json").unlink()
     _, unchecked = probed(store, CANARY)
-    assert unchecked and all("0000" in each and "no key ring" in each for each in unchecked)
+    assert unchecked and all("0000" in each and "no keyring" in each for each in unchecked)

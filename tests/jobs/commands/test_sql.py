@@ -1,5 +1,6 @@
 """`sharpwave sql` over the folder of a store: rows on stdout, how old they are on stderr."""
 
+from stores.writes.batch import MemoryBatch
 import csv
 import io
 import json
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.layout.layout import Layout
+from actors.layout.layout import ShardLayout
 from actors.layout.records import layout_record
 from common.config import Config, StoreConfig
 from common.errors import NotFound
@@ -33,7 +34,7 @@ def run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
             dim=DIM,
             config=StoreConfig(snapshot_every=1),
         )
-        shard.put([(memory(f"m{number}", namespace=namespace), unit(number))], op_id="put", now=NOW)
+        shard.memories.put(MemoryBatch.of([(memory(f"m{number}", namespace=namespace), unit(number))]), op_id="put", now=NOW)
         shard.close()
 
     def call(*arguments: str, store: Path = tmp_path) -> tuple[int, str, str]:
@@ -94,7 +95,7 @@ def test_of_a_store_in_redis_the_layout_is_asked_for_there(tmp_path: Path, redis
     config = Config(store=store)
     with pytest.raises(NotFound, match="no shards"):
         shard_folders(config)
-    assert layout_record(config).swap(None, Layout(shards=2, spread=1, generation=2))
+    assert layout_record(config).swap(None, ShardLayout(shards=2, spread=1, generation=2))
     assert shard_folders(config) == [tmp_path / "shards" / "g2" / name for name in ("0000", "0001")]
 
 

@@ -9,7 +9,7 @@ from models.kv.blocks import BlockStore
 from models.kv.prefix import KVBlock
 from stores.crypto.master_key import new_master
 from stores.erasure.disk_probe import Canaries, probe_folder
-from stores.log.open import block_ring
+from stores.log.open import block_keyring
 
 TEXT = "the canary sings"
 
@@ -28,7 +28,7 @@ def config(tmp_path, monkeypatch):
 
 
 def opened(config, tmp_path):
-    return BlockStore(tmp_path / "blocks", 1 << 20, sealer=block_ring(config))
+    return BlockStore(tmp_path / "blocks", 1 << 20, encryptor=block_keyring(config))
 
 
 def test_sealed_blocks_come_back_and_say_nothing(config, tmp_path):
@@ -42,9 +42,9 @@ def test_sealed_blocks_come_back_and_say_nothing(config, tmp_path):
     states = Canaries(texts=[TEXT, "acme"], vectors=[block().states.flatten().numpy()])
     report = probe_folder(tmp_path / "blocks", states)
     assert not any(row["found"] for row in report) and report[-1]["unchecked"]
-    ring = block_ring(config)
+    keyring = block_keyring(config)
     report = probe_folder(
-        tmp_path / "blocks", states, open_sealed=lambda piece: ring.open_any(piece, b"file")
+        tmp_path / "blocks", states, decrypt=lambda piece: keyring.decrypt_any(piece, b"file")
     )
     assert {found["canary"] for found in report[-1]["found"]} == {"text 0", "vector 0"}
 
@@ -90,4 +90,4 @@ def test_what_was_encoded_behind_a_forgotten_memory_goes_where_files_are_sealed_
 def test_blocks_of_before_the_encryption_are_misses(config, tmp_path):
     BlockStore(tmp_path / "blocks", 1 << 20).put("acme", block())
     assert opened(config, tmp_path).get("acme", "m", "fingerprint", [1, 2, 3]) is None
-    assert block_ring(StoreConfig(dir=str(tmp_path))) is None
+    assert block_keyring(StoreConfig(dir=str(tmp_path))) is None

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from common.errors import Conflict
-from stores.crypto.keyring import KeyRing
+from stores.crypto.keyring import Keyring
 from stores.crypto.master_key import new_master
 from stores.erasure import disk_probe
 from stores.erasure.disk_probe import Canaries, probe_folder
@@ -167,27 +167,27 @@ def test_what_must_be_decoded_is_found(tmp_path, plant):
 
 
 def test_what_is_sealed_is_found_with_its_key_and_unreadable_without(tmp_path):
-    ring = KeyRing(tmp_path / "keys", new_master())
+    keyring = Keyring(tmp_path / "keys", new_master())
     store = tmp_path / "store"
-    write(store / "block.safetensors", ring.seal_bytes("acme", TEXT.encode()))
-    blobs = [ring.seal_bytes("acme", b"filler"), ring.seal_bytes("acme", VECTOR.tobytes())]
+    write(store / "block.safetensors", keyring.encrypt_bytes("acme", TEXT.encode()))
+    blobs = [keyring.encrypt_bytes("acme", b"filler"), keyring.encrypt_bytes("acme", VECTOR.tobytes())]
     write(store / "7" / "parts.bin", b"".join(blobs))
     parts = [{"part": "t", "at": 0, "bytes": len(blobs[0])}]
     parts.append({"part": "v", "at": len(blobs[0]), "bytes": len(blobs[1])})
     write(store / "7" / "manifest.json", json.dumps({"sealed": True, "parts": parts}).encode())
 
     def opened(piece):
-        return ring.open_any(piece, b"file")
+        return keyring.decrypt_any(piece, b"file")
 
-    report = probe_folder(store, CANARIES, open_sealed=opened)
+    report = probe_folder(store, CANARIES, decrypt=opened)
     assert {(f["canary"], f["where"]) for f in found(report, "sealed files")} == {
         ("text 1", "block.safetensors"),
         ("vector 1", "7/manifest.json part 1"),
     }
     blind = row(probe_folder(store, CANARIES), "sealed files")
-    assert len(blind["unchecked"]) == 3 and not blind["found"] and "no key ring" in blind["unchecked"][0]
-    ring.destroy("acme")
-    report = probe_folder(store, CANARIES, open_sealed=opened)
+    assert len(blind["unchecked"]) == 3 and not blind["found"] and "no keyring" in blind["unchecked"][0]
+    keyring.destroy("acme")
+    report = probe_folder(store, CANARIES, decrypt=opened)
     assert not found(report) and not row(report, "sealed files")["unchecked"]
     assert row(report, "sealed files")["checked"] == 3
 
@@ -241,9 +241,9 @@ def op():
 
 
 def looked(shard, canaries=SHARD_CANARIES):
-    ring = shard.core.log.ring
-    opens = (lambda piece: ring.open_any(piece, b"file")) if ring else None
-    return probe_core(shard.core, canaries) + probe_folder(shard.core.log.path, canaries, open_sealed=opens)
+    keyring = shard.core.log.keyring
+    opens = (lambda piece: keyring.decrypt_any(piece, b"file")) if keyring else None
+    return probe_core(shard.core, canaries) + probe_folder(shard.core.log.path, canaries, decrypt=opens)
 
 
 def fill(shard, namespace="acme"):
@@ -268,7 +268,7 @@ def test_a_shard_is_full_of_it_before_and_clean_after(opened):
     before = looked(shard)
     for place in ("log", "memories", "turns", "lines", "index"):
         assert found(before, place), f"the probe of {place} can fail"
-    assert bool(found(before, "files")) == (shard.core.log.ring is None)
+    assert bool(found(before, "files")) == (shard.core.log.keyring is None)
     shard.erasure.forget("acme", everything=True, **op())
     for _ in range(2):
         report = looked(shard)

@@ -13,7 +13,7 @@ from common.errors import Conflict, InvalidInput, NotReady, StoreCorrupt
 from stores.crypto.master_key import MasterKey, new_master, rotate_master
 from stores.log import record as records
 from stores.log.base import Operation
-from stores.log.open import open_log, ring_folder
+from stores.log.open import keyring_folder, open_log
 from stores.log.record import Op
 from tests.support.redis_server import RedisServer
 from tests.support.stores import axis
@@ -131,7 +131,7 @@ def test_a_destroyed_key_leaves_backups_of_the_log_unreadable(place):
     backup = place.folder.parent / "backup"
     shutil.copytree(place.folder, backup, ignore=shutil.ignore_patterns("keys"))
     log = place.open()
-    assert log.ring.destroy("acme") == 1
+    assert log.keyring.destroy("acme") == 1
     for _ in range(2):
         found = [*log.records()]
         assert [record.seq for record in found if record.erased] == [*range(2, 20, 2)]
@@ -142,7 +142,7 @@ def test_a_destroyed_key_leaves_backups_of_the_log_unreadable(place):
     put(log, 20, word="a new life")
     assert next(log.records(19)).content()["memory"]["text"] == "a new life 20"
     log.close()
-    if not place.server:  # bring the files of the backup back, beside the ring as it is now
+    if not place.server:  # bring the files of the backup back, beside the keyring as it is now
         shutil.copytree(backup, place.folder, dirs_exist_ok=True)
         log = place.open()
         found = [*log.records()]
@@ -172,7 +172,7 @@ def test_a_wrong_master_key_is_a_clear_error(place, monkeypatch):
 def test_a_plain_log_does_not_become_an_encrypted_one_by_a_setting(place):
     log = place.open(master_key=None)
     log.close()
-    assert log.ring is None
+    assert log.keyring is None
     with pytest.raises(InvalidInput, match="not encrypted"):
         log.rotate_key("acme")
     with pytest.raises(Conflict, match="aes-256-gcm"):
@@ -185,7 +185,7 @@ def test_a_ring_that_was_lost_is_told_apart(place):
     log.close()
     shutil.rmtree(place.folder / "log" / "keys")
     log = place.open()
-    with pytest.raises(NotReady, match="key ring") as caught:
+    with pytest.raises(NotReady, match="keyring") as caught:
         [*log.records()]
     assert caught.value.code == "key_missing" and log.verify() is None
     log.close()
@@ -225,7 +225,7 @@ def test_data_keys_rotate_and_the_chain_stays(place):
             )
             assert (record.body[:77] != before[record.seq][:77]) == (acme or record.seq == 300)
             assert record.body[77:] == before[record.seq][77:]
-            assert record.erased or not log.ring.is_old(record.body)
+            assert record.erased or not log.keyring.is_old(record.body)
         log.close()
         log = place.open()
     log.close()
@@ -253,7 +253,7 @@ def test_a_new_owner_sees_the_keys_as_the_former_one_left_them(place):
 def test_the_master_key_rotates(place, monkeypatch):
     log = place.open()
     written = put(log, 1)
-    folder = log.ring.folder
+    folder = log.keyring.folder
     log.close()
     fresh = new_master()
     assert rotate_master(folder, MASTER, fresh) == 2  # the namespace's and the shard's own
@@ -267,10 +267,10 @@ def test_the_master_key_rotates(place, monkeypatch):
 
 def test_the_ring_can_be_kept_apart(tmp_path):
     config = StoreConfig(dir=str(tmp_path / "store"), keys_dir=str(tmp_path / "keys"))
-    assert ring_folder(tmp_path / "store" / "shards" / "3", config) == tmp_path / "keys" / "shards" / "3"
-    assert ring_folder(tmp_path / "elsewhere" / "3", config) == tmp_path / "keys" / "3"
+    assert keyring_folder(tmp_path / "store" / "shards" / "3", config) == tmp_path / "keys" / "shards" / "3"
+    assert keyring_folder(tmp_path / "elsewhere" / "3", config) == tmp_path / "keys" / "3"
     inside = StoreConfig(dir=str(tmp_path / "store"))
-    assert ring_folder(tmp_path / "store" / "3", inside) == tmp_path / "store" / "3" / "keys"
+    assert keyring_folder(tmp_path / "store" / "3", inside) == tmp_path / "store" / "3" / "keys"
 
 
 def test_a_rotation_without_room_leaves_both_keys_and_goes_on_later(place):

@@ -79,12 +79,12 @@ def test_a_forgotten_namespace_is_unreadable_in_every_copy(opened, tmp_path):
     shard.close()
     shutil.copytree(tmp_path / "shard", tmp_path / "backup", ignore=shutil.ignore_patterns("keys"))
     shard = opened()
-    sealed_before = shard.core.log.ring.seal_bytes("acme", b"a snapshot made before")
+    sealed_before = shard.core.log.keyring.encrypt_bytes("acme", b"a snapshot made before")
     receipt = shard.erasure.forget("acme", everything=True, op_id="f", now=NOW)
     assert receipt["keys_destroyed"] and receipt["scrubbed"] and receipt["turns"] == 2
     assert shard.erasure.forget("acme", everything=True, op_id="f", now=NOW) == receipt
     with pytest.raises(NotFound) as caught:
-        shard.core.log.ring.open_bytes("acme", sealed_before)
+        shard.core.log.keyring.decrypt_bytes("acme", sealed_before)
     assert caught.value.code == "key_destroyed"
     shard.close()
     shutil.copytree(tmp_path / "backup", tmp_path / "shard", dirs_exist_ok=True)  # the data as it was
@@ -99,8 +99,8 @@ def test_what_a_namespace_says_after_it_was_forgotten_has_a_key_of_its_own(opene
     """Even where the new writes come before the old keys are gone."""
     shard = opened()
     fill(shard, "acme")
-    ring = shard.core.log.ring
-    before = ring.seal_bytes("acme", b"before")
+    keyring = shard.core.log.keyring
+    before = keyring.encrypt_bytes("acme", b"before")
     clean_up = shard.erasure.clean_up
 
     def late(*args):
@@ -109,18 +109,18 @@ def test_what_a_namespace_says_after_it_was_forgotten_has_a_key_of_its_own(opene
 
     shard.erasure.clean_up = late
     receipt = shard.erasure.forget("acme", everything=True, op_id="f", now=NOW)
-    assert receipt["keys_destroyed"] is False and ring.is_destroyed(before)
+    assert receipt["keys_destroyed"] is False and keyring.is_destroyed(before)
     assert len(shard.memories.list("acme")) == 6 and state(shard, "acme") == state(opened(), "acme")
 
 
 def test_a_crash_between_erasure_and_key_is_made_good(opened):
     shard = opened()
     fill(shard, "acme")
-    before = shard.core.log.ring.seal_bytes("acme", b"before")
+    before = shard.core.log.keyring.encrypt_bytes("acme", b"before")
     shard.erasure.clean_up = lambda *args: {}
     shard.erasure.forget("acme", everything=True, op_id="f", now=NOW)
-    assert not shard.core.log.ring.is_destroyed(before)
-    assert opened().core.log.ring.is_destroyed(before)
+    assert not shard.core.log.keyring.is_destroyed(before)
+    assert opened().core.log.keyring.is_destroyed(before)
 
 
 def test_forgetting_the_last_memory_destroys_the_key(opened):
@@ -137,8 +137,8 @@ def test_keys_rotate_under_a_shard(opened):
     shard = opened()
     fill(shard, "acme")
     fill(shard, "other")
-    before, old = state(shard, "acme"), shard.core.log.ring.seal_bytes("acme", b"old")
-    assert shard.erasure.rotate_key("acme") and shard.core.log.ring.is_destroyed(old)
+    before, old = state(shard, "acme"), shard.core.log.keyring.encrypt_bytes("acme", b"old")
+    assert shard.erasure.rotate_key("acme") and shard.core.log.keyring.is_destroyed(old)
     fill(shard, "third")
     for _ in range(2):
         assert state(shard, "acme") == before and shard.chain.verify() is None
@@ -169,9 +169,9 @@ def test_snapshots_are_sealed_hold_the_turns_and_go_with_an_erasure(opened, tmp_
     canaries = Canaries(texts=["the canary sings"], vectors=[axis(1)])
 
     def opens(piece):
-        return shard.core.log.ring.open_any(piece, b"file")
+        return shard.core.log.keyring.decrypt_any(piece, b"file")
 
-    sealed = probe_folder(folder, canaries, open_sealed=opens)
+    sealed = probe_folder(folder, canaries, decrypt=opens)
     assert {row["place"] for row in sealed if row["found"]} == {"sealed files"}
     shutil.copytree(folder, tmp_path / "copy")
     shard = opened()
@@ -181,11 +181,11 @@ def test_snapshots_are_sealed_hold_the_turns_and_go_with_an_erasure(opened, tmp_
 
     receipt = shard.erasure.forget("acme", everything=True, op_id="f", now=NOW)
     assert receipt["snapshots"] == 1 and not folder.exists()
-    copied = probe_folder(tmp_path / "copy", canaries, open_sealed=opens)
+    copied = probe_folder(tmp_path / "copy", canaries, decrypt=opens)
     [row] = [row for row in copied if row["place"] == "sealed files"]
     assert row["found"] and all("other" not in str(found) for found in row["found"])
     shard.erasure.forget("other", everything=True, op_id="g", now=NOW)
-    copied = probe_folder(tmp_path / "copy", canaries, open_sealed=opens)
+    copied = probe_folder(tmp_path / "copy", canaries, decrypt=opens)
     assert not any(row["found"] or row["unchecked"] for row in copied)
     shutil.copytree(tmp_path / "copy", folder)
     assert opened().memories.list("other") == [] and opened().memories.list("acme") == []

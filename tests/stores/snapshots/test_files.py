@@ -320,12 +320,12 @@ class Ring:
     def __init__(self) -> None:
         self.keys: dict[str, bytes] = {}
 
-    def seal_bytes(self, namespace: str, data: bytes) -> bytes:
+    def encrypt_bytes(self, namespace: str, data: bytes) -> bytes:
         key = self.keys.setdefault(namespace, AESGCM.generate_key(256))
         nonce = os.urandom(12)
         return nonce + AESGCM(key).encrypt(nonce, data, None)
 
-    def open_any(self, sealed: bytes, context: bytes = b"") -> bytes:
+    def decrypt_any(self, sealed: bytes, context: bytes = b"") -> bytes:
         for key in self.keys.values():
             try:
                 return AESGCM(key).decrypt(sealed[:12], sealed[12:], None)
@@ -344,8 +344,8 @@ def test_sealed_snapshots_hold_nothing_in_clear(tmp_path: Path) -> None:
     vector = unit(1).tobytes()
     assert bytes_in(plain, vector)
     shutil.rmtree(plain)
-    ring = Ring()
-    sealed = Snapshots(tmp_path / "snapshots", every=0, keep=2, sealer=ring)
+    keyring = Ring()
+    sealed = Snapshots(tmp_path / "snapshots", every=0, keep=2, encryptor=keyring)
     sealed.make(shard.core.capture)
     for secret in (b"this is m1", b"acme", b"globex", vector):
         assert not bytes_in(tmp_path / "snapshots", secret)
@@ -354,8 +354,8 @@ def test_sealed_snapshots_hold_nothing_in_clear(tmp_path: Path) -> None:
 
     _, without = Snapshots(tmp_path / "snapshots", every=0, keep=2).open(shard.core.log, DIM)
     assert without == 0
-    del ring.keys["globex"]  # the key of a namespace is destroyed
-    assert [space.namespace for space in files.load(sealed.folders()[0], sealer=ring)[1]] == ["acme"]
+    del keyring.keys["globex"]  # the key of a namespace is destroyed
+    assert [space.namespace for space in files.load(sealed.folders()[0], encryptor=keyring)[1]] == ["acme"]
     _, seq = sealed.open(shard.core.log, DIM)
     assert seq == 0 and sealed.passed_over == {"key": 1}  # only the log says what is erased
     shard.close()
