@@ -1,10 +1,10 @@
 """CON-9: what is counted, with its values, as the report's `telemetry` and as Prometheus reads it."""
 
-from stores.writes.batch import MemoryBatch
 from prometheus_client.parser import text_string_to_metric_families
 
 from serve.telemetry import Telemetry
 from stores.shard.shard import Shard
+from stores.writes.batch import MemoryBatch
 from tests.support.stores import NOW, axis, memory, open_shard
 
 
@@ -16,7 +16,11 @@ def values(text: str) -> dict[str, float]:
 
 
 def put(shard: Shard, op_id: str, id: str, **fields: object) -> str:
-    return str(shard.memories.put(MemoryBatch.of([(memory(id, **fields), axis(0))]), op_id=op_id, now=NOW)[0]["status"])
+    return str(
+        shard.memories.put(MemoryBatch.of([(memory(id, **fields), axis(0))]), op_id=op_id, now=NOW)[0][
+            "status"
+        ]
+    )
 
 
 def test_the_gates_decisions_duplicates_and_the_size_are_the_stores(tmp_path) -> None:

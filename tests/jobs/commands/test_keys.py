@@ -1,6 +1,5 @@
 """Keys by command, on an encrypted store that nobody runs; and what is read of it with its keys."""
 
-from stores.writes.batch import MemoryBatch
 import json
 import os
 import stat
@@ -18,6 +17,7 @@ from stores.erasure.disk_probe import Canaries, probe_folder
 from stores.log.open import block_keyring
 from stores.shard.shard import Shard
 from stores.snapshots.files import CONTEXT
+from stores.writes.batch import MemoryBatch
 from tests.support.stores import DIM, NOW, memory, unit
 
 CANARY = "the canary sings in Lisbon"
@@ -134,7 +134,9 @@ def test_a_forgotten_namespace_is_readable_nowhere(store):
     shard = opened(store, 0)
     receipt = shard.erasure.forget("acme", everything=True, op_id="f", now=NOW)
     assert receipt["keys_destroyed"] and receipt["scrubbed"]
-    assert not any(row["found"] or row["unchecked"] for row in shard.erasure.probe(Canaries(texts=[CANARY, "acme"])))
+    assert not any(
+        row["found"] or row["unchecked"] for row in shard.erasure.probe(Canaries(texts=[CANARY, "acme"]))
+    )
     shard.close()
     block_keyring(store).destroy("acme")
     found, unchecked = probed(store, f"{CANARY} 0", "acme")

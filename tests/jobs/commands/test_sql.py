@@ -1,6 +1,5 @@
 """`sharpwave sql` over the folder of a store: rows on stdout, how old they are on stderr."""
 
-from stores.writes.batch import MemoryBatch
 import csv
 import io
 import json
@@ -17,6 +16,7 @@ from common.files import write_json
 from jobs import cli
 from jobs.commands.sql import shard_folders
 from stores.shard.shard import Shard
+from stores.writes.batch import MemoryBatch
 from tests.support.redis_server import RedisServer
 from tests.support.stores import DIM, NOW, memory, unit
 
@@ -34,7 +34,9 @@ def run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
             dim=DIM,
             config=StoreConfig(snapshot_every=1),
         )
-        shard.memories.put(MemoryBatch.of([(memory(f"m{number}", namespace=namespace), unit(number))]), op_id="put", now=NOW)
+        shard.memories.put(
+            MemoryBatch.of([(memory(f"m{number}", namespace=namespace), unit(number))]), op_id="put", now=NOW
+        )
         shard.close()
 
     def call(*arguments: str, store: Path = tmp_path) -> tuple[int, str, str]:

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from actors.store.sharded_store import ShardedStore
 from actors.start import start_shards, stop_shards
+from actors.store.sharded_store import ShardedStore
 from jobs.scoring.conversations import Conversation, question
 from jobs.scoring.matrix import Matrix
 from jobs.scoring.salience import operations, update_salience

@@ -298,7 +298,7 @@ import os, sys
 from pathlib import Path
 from stores.crypto.keyring import Keyring
 from stores.crypto.master_key import MasterKey
-sealed = Keyring(Path(sys.argv[1]), MasterKey(bytes(range(32)))).seal("acme", b"content")
+sealed = Keyring(Path(sys.argv[1]), MasterKey(bytes(range(32)))).encrypt("acme", b"content")
 sys.stdout.buffer.write(sealed); sys.stdout.flush()
 os.kill(os.getpid(), 9)
 """
