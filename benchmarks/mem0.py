@@ -25,8 +25,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from stores.writes.batch import MemoryBatch
-
 ROOT = Path(__file__).resolve().parents[1]
 NOW = 1_700_000_000.0
 K = 3

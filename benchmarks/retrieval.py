@@ -27,8 +27,6 @@ from typing import Any
 
 import numpy as np
 
-from stores.writes.batch import MemoryBatch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.public_sets import letta_rows, locomo_turns, named_turns
@@ -38,6 +36,7 @@ from models.text.embed import Embedder
 from stores.index.vectors import Vectors
 from stores.memory.memory import parse_memory
 from stores.shard.shard import Shard
+from stores.writes.batch import MemoryBatch
 
 DEPTHS = (1, 3, 10)
 NOW = 1_700_000_000.0

@@ -23,8 +23,6 @@ from typing import Any
 import faiss
 import numpy as np
 
-from stores.writes.batch import MemoryBatch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.index import DIM, PASSES, QUERIES, K, direct, exact_rows, p, rss, textlike, timed, tuning
@@ -35,6 +33,7 @@ from stores.index.vectors import Vectors
 from stores.memory.memory import Memory, parse_memory, to_json
 from stores.shard.shard import Shard
 from stores.view.memory_state import MemoryState, row_of
+from stores.writes.batch import MemoryBatch
 
 Json = dict[str, Any]
 NOW = 1_700_000_000.0

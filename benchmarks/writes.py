@@ -23,8 +23,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stores.writes.batch import MemoryBatch
-
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as Ray gives a shard's actor; before NumPy is imported
 
 import faiss
@@ -41,6 +39,7 @@ from stores.log.open import open_log
 from stores.log.record import Op
 from stores.memory.memory import Memory, parse_memory, to_json
 from stores.shard.shard import Shard
+from stores.writes.batch import MemoryBatch
 
 DIM = 384
 NOW = 1_700_000_000.0
