@@ -50,16 +50,16 @@ class Ours:
         from models.text.embed import Embedder
         from stores.memory.memory import parse_memory
         from stores.shard.shard import Shard
+        from stores.writes.batch import MemoryBatch
 
+        self.batch = MemoryBatch.of
         self.embed = Timed(Embedder(model).encode)
         self.parse = parse_memory
         self.shard = Shard(folder, number=0, dim=384, config=StoreConfig(map_size_bytes=1 << 30))
 
     def add(self, number: int, text: str) -> str:
         memory = self.parse({"id": f"m{number}", "text": text}, namespace="n", now=NOW, max_text_bytes=9999)
-        self.shard.memories.put(
-            MemoryBatch.of([(memory, self.embed([text])[0])]), op_id=f"put-{number}", now=NOW
-        )
+        self.shard.memories.put(self.batch([(memory, self.embed([text])[0])]), op_id=f"put-{number}", now=NOW)
         return memory.id
 
     def search(self, query: str) -> list[str]:
