@@ -99,6 +99,7 @@ def test_an_accepted_adapter_is_published_and_answers_without_a_restart(instance
     # An erasure names the version that was trained on the memory.
     receipt = http.delete("/v1/memories/botarn", params={"namespace": "loop"}).json()
     assert receipt["adapters"] == [digest]
+    http.delete(f"/v1/adapters/{digest}", params={"aliases": True}).raise_for_status()  # other tests share it
 
 
 @pytest.mark.slow
