@@ -19,7 +19,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +73,10 @@ def main() -> None:
     show(report)
 
 
+def put(shard: Shard, items: Sequence[tuple[Memory, Any]], op_id: str) -> None:
+    shard.memories.put(MemoryBatch.of(items), op_id=op_id, now=NOW)
+
+
 def batches(folder: Path, size: int, repeats: int) -> Json:
     """Milliseconds of a write of `size` memories with one fsync, and throughput relative to raw LMDB."""
     raw, raw_json = Raw(folder / f"raw-{size}"), Raw(folder / f"json-{size}")
@@ -85,7 +88,7 @@ def batches(folder: Path, size: int, repeats: int) -> Json:
         times["raw"].append(spent(raw.write, ready))
         times["raw_json"].append(spent(lambda made: raw_json.write([*map(_bytes, made)]), items))
         times["log"].append(spent(log.write, items, op_id))
-        times["shard"].append(spent(partial(shard.put, items, op_id=op_id, now=NOW)))
+        times["shard"].append(spent(put, shard, items, op_id))
     for part in (raw, raw_json, log, shard):
         part.close()
     median = {name: statistics.median(wall for wall, _ in found) for name, found in times.items()}
