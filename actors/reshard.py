@@ -30,6 +30,7 @@ from actors.shards.calls import cause_of
 from actors.shards.processes import clean, handle, start_generation
 from common.config import Config
 from common.errors import Conflict, InvalidInput, NotReady, SharpwaveError
+from common.types import Json
 from stores.log.base import RESULTS_KEPT
 from stores.transfer.reshard import Changes
 from stores.writes.kept_results import Result, Uses
@@ -43,7 +44,6 @@ NOT_COUNTERS = ("memories", "seq", "epoch")  # among the numbers of `Shard.count
 
 logger = logging.getLogger(__name__)
 
-Json = dict[str, Any]
 Say = Callable[[str], None]
 
 

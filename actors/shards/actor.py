@@ -18,6 +18,7 @@ from actors.shards.calls import GROUP_OF, Call
 from actors.shards.shard_phase import Phase, PhaseGuard
 from common.config import Config
 from common.errors import Conflict, NotReady, SharpwaveError
+from common.types import Json, Page
 from stores.shard.shard import Shard
 from stores.transfer.reshard import Changes
 from stores.writes.rewrite import Key
@@ -29,9 +30,6 @@ REFUSALS = 10_000  # calls of a group that may be inside at once: enough for eac
 STEP_DOWN_S = 0.5
 
 logger = logging.getLogger(__name__)
-
-Json = dict[str, Any]
-Page = list[Json]
 
 
 @ray.remote(

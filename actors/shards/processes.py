@@ -10,10 +10,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.layout.layout import RAY_NAMESPACE, ShardLayout
 from actors.layout.records import beside_record, keys_record, layout_record, shards_folder
-from actors.shards.actor import Json, StoreShard
+from actors.shards.actor import StoreShard
 from actors.shards.calls import cause_of
 from common.config import Config
 from common.errors import Conflict, NotReady
+from common.types import Json
 
 _RESOURCE_SHARE = 0.001  # of `store.actor_resource`, so that any number of shards fits on a node that has it
 _ACTOR = re.compile(r"shard-\d+(-g\d+)?")

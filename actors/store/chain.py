@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from actors.store.router import Route, Router, together
+from common.types import Json
 from stores.log import seal
 
-Json = dict[str, Any]
 Broken = list[Json | None]
 UNSEALED = (
     "the last reshard made new logs with chains of their own, and no seal was made since: none from before it can be "

@@ -8,11 +8,10 @@ from typing import Any
 
 from actors.store.router import Route, Router, together
 from common.config import Config
+from common.types import Json
 from stores.crypto.keyrings import read_keyrings
 from stores.erasure.disk_probe import Canaries, probe_folder
 from stores.snapshots.files import CONTEXT
-
-Json = dict[str, Any]
 
 
 class StoreErasure:

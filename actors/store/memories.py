@@ -10,14 +10,13 @@ import ray
 
 from actors.store.router import Route, Router, together
 from common.errors import Conflict, InvalidInput, NotFound
+from common.types import Json, Page
 from stores.index.vectors import Vectors, nearest_earlier
 from stores.memory.memory import Memory
 from stores.view.view import cursor_of
 from stores.writes.batch import MemoryBatch
 from stores.writes.versions import Candidate, Weigh
 
-Json = dict[str, Any]
-Page = list[Json]
 Replies = list[Any]  # one a shard; named here since `StoreMemories.list` hides the builtin
 Names = list[str]
 Tables = list[pa.Table]

@@ -5,11 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from actors.store.router import Router
+from common.types import Json, Page
 from stores.index.vectors import Vectors
 from stores.ranking import ranking
-
-Json = dict[str, Any]
-Page = list[Json]
 
 
 class StoreSearch:

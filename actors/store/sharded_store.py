@@ -18,8 +18,8 @@ from actors.store.router import Route, Router
 from actors.store.search import StoreSearch
 from common.config import Config
 from common.errors import InvalidInput, SharpwaveError
+from common.types import Json
 
-Json = dict[str, Any]
 ASKED_FIRST_S, ASKED_AGAIN_S = 5.0, 0.1  # around a restart
 
 

@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.errors import NotFound, SharpwaveError
+from common.types import Json
 from stores.crypto.keyring import is_encrypted
 from stores.index.vectors import Vectors
 
@@ -34,7 +35,6 @@ CHUNK_BYTES = 8 << 20  # of a file held at once
 COMPRESSED = {".store": "tantivy's compressed documents", ".zst": "zstd", ".lz4": "lz4", ".zip": "zip"}
 _VECTOR_PIECE = 8  # numbers in a row that are taken for a piece of the vector
 
-Json = dict[str, Any]
 Open = Callable[[bytes], bytes]
 """Opens a sealed piece; raises `NotFound` where its key was destroyed."""
 

@@ -1,11 +1,11 @@
 """After an erasure: does a running shard still hold the content, in its log, its memories or its indexes?"""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import numpy as np
 
 from common.errors import SharpwaveError
+from common.types import Json
 from stores.erasure.disk_probe import Canaries, ReportRow
 from stores.locks import ReadWriteLock
 from stores.log.base import Log
@@ -13,8 +13,6 @@ from stores.memory.memory import canonical
 from stores.view.view import Space, View
 
 SAME = 0.9999  # cosine from which a row of an index counts as the canary's vector
-
-Json = dict[str, Any]
 
 
 def probe_shard(

@@ -8,12 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice, product
 from operator import itemgetter
-from typing import Any
 
+from common.types import Json
 from stores.facts.names import words_of
 from stores.memory.memory import Memory
 
-Json = dict[str, Any]
 Triple = tuple[str, str, str]
 Key = tuple[str | None, str | None, str | None]
 

@@ -4,7 +4,8 @@ from collections import ChainMap
 from copy import deepcopy
 from dataclasses import replace
 
-from stores.facts.fact import Fact, Json, Key, keys
+from common.types import Json
+from stores.facts.fact import Fact, Key, keys
 from stores.facts.graph import FactGraph
 from stores.facts.names import Mentions
 

@@ -8,13 +8,11 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 from common.errors import StoreCorrupt
+from common.types import Json
 from stores.log import record as records
 from stores.log.record import PLAIN, Op, Record
-
-Json = dict[str, Any]
 
 _HEADER_1 = struct.Struct(">IBQQd32s16s8sHII")
 

@@ -12,9 +12,8 @@ from typing import Any
 
 from common.errors import StoreCorrupt
 from common.files import read_json, write_json
+from common.types import Json
 from stores.memory.memory import canonical
-
-Json = dict[str, Any]
 
 NAME = "seal.json"
 VERSION = 1

@@ -9,16 +9,15 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Self
 
+from common.types import Json
 from stores.facts.decision import Decision
 from stores.facts.names import Aliases, normalise
 from stores.places.directions import Reading, Step, read
 from stores.places.layout import WORLD, Constraint, Order, PlaceLayout, Point, lay_out
 from stores.places.locations import NOW, Event, Locations
 from stores.places.near_duplicate_places import NearDuplicatePlaces
-
-Json = dict[str, Any]
 
 MAX_CARRIERS = 8  # of a carrier of a carrier ...
 MAX_COORDINATE = 1e12  # beyond it a step would be lost in rounding

@@ -16,15 +16,14 @@ untouched half; `benchmarks/retrieval.py` measures them there.
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
 from common.errors import InvalidInput
+from common.types import Json
 from stores.index.bm25 import terms, text_of
 from stores.ranking.concert import Concert, recency, weights
 
-Json = dict[str, Any]
 Hits = Sequence[Json]
 Rerank = Callable[[Sequence[str], str], Sequence[float]]
 

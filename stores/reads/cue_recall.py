@@ -3,17 +3,13 @@
 It costs a write nothing: sparse keys are made only of the candidates that the dense index returns for a cue.
 """
 
-from typing import Any
-
 from common.config import StoreConfig
+from common.types import Page
 from stores.locks import ReadWriteLock
 from stores.reads import search
 from stores.reads.sparse_keys import SparseKeys
 from stores.view.memory_state import describe
 from stores.view.view import View
-
-Json = dict[str, Any]
-Page = list[Json]
 
 WIDE = 256  # candidates of the dense index that keys are made of
 

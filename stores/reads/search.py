@@ -17,13 +17,13 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from common.types import Json
 from stores.index.vectors import Vectors
 from stores.locks import ReadWriteLock
 from stores.memory.filters import Predicate, compile_filter
 from stores.view.memory_state import MemoryState, describe
 from stores.view.view import Space, View
 
-Json = dict[str, Any]
 WIDE = 8  # candidates looked at for one that a filter may admit
 Channels = tuple[dict[int, float], dict[int, float]]
 

@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from common.types import Json
 from stores.log.record import fault
 from stores.shard.core import ShardCore
-
-Json = dict[str, Any]
 
 
 class Chain:

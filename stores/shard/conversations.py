@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from common.errors import InvalidInput
+from common.types import Json
 from stores.log.record import Op
 from stores.memory.memory import MAX_CONVERSATION, check_name
 from stores.shard.core import ShardCore
@@ -11,7 +12,6 @@ from stores.view.conversations import Conversations
 from stores.writes import lookups
 from stores.writes.group_commit import Key, Pending, Planned
 
-Json = dict[str, Any]
 Change = tuple[Json | None, Json]
 
 

@@ -22,8 +22,6 @@ from stores.view.view import Space, View
 from stores.writes.group_commit import GroupCommit, Key, Pending, Planned, Sought, Ticket, space_key
 from stores.writes.kept_results import KeptResults
 
-Json = dict[str, Any]
-
 
 class ShardCore:
     """`view` is read under `view_lock`; `log` is written through `write` only, or under `commits.lock`.

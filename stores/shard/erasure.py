@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from common.errors import InvalidInput
+from common.types import Json, Page
 from stores.erasure.disk_probe import Canaries
 from stores.erasure.shard_probe import probe_shard
 from stores.memory.filters import compile_filter
@@ -12,9 +13,6 @@ from stores.shard.core import ShardCore
 from stores.view.conversations import Conversations
 from stores.writes import erase, lookups
 from stores.writes.group_commit import Pending, Planned
-
-Json = dict[str, Any]
-Page = list[Json]
 
 
 class Erasure:

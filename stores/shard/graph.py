@@ -10,12 +10,10 @@ from dataclasses import asdict
 from typing import Any
 
 from common.errors import InvalidInput
+from common.types import Page
 from stores.facts.graph import FactGraph
 from stores.places.map import PlaceMap
 from stores.shard.core import ShardCore
-
-Json = dict[str, Any]
-Page = list[Json]
 
 MAX_SOLUTIONS = 10_000  # of patterns joined, the partial ones included
 

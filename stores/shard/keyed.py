@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from common.types import Json
 from stores.index.vectors import Vectors, check_vectors
 from stores.shard.core import ShardCore
 from stores.shard.memories import Memories
@@ -13,8 +14,6 @@ from stores.writes import lookups, versions
 from stores.writes.group_commit import Pending, Planned
 from stores.writes.keyed import concert_weigher
 from stores.writes.versions import Candidate, Runner
-
-Json = dict[str, Any]
 
 
 class Keyed:

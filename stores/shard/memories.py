@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from common.types import Json, Page
 from stores.index.vectors import Vectors, check_vectors
 from stores.memory.filters import compile_filter
 from stores.memory.memory import Memory, from_json
@@ -20,8 +21,6 @@ from stores.writes.batch import MemoryBatch
 from stores.writes.group_commit import id_key
 from stores.writes.versions import Candidate, Weigh
 
-Json = dict[str, Any]
-Page = list[Json]
 Rows = Iterator[Json]
 LISTED_AT_ONCE = 1024  # memories that a list reads under one hold of the view's lock
 

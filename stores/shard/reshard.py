@@ -1,8 +1,8 @@
 """A shard's part in a reshard: handing over what changed, and adopting what another shard hands over."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from common.types import Json
 from stores.log.base import Operation
 from stores.shard.core import ShardCore
 from stores.transfer.reshard import Changes, read_touched, turns_of
@@ -10,8 +10,6 @@ from stores.writes import lookups
 from stores.writes.group_commit import Planned
 from stores.writes.kept_results import REQUEST, Result, part_id, part_of
 from stores.writes.rewrite import Key, key_of, replace_memories, rows_of
-
-Json = dict[str, Any]
 
 
 class Reshard:

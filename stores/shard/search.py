@@ -3,14 +3,12 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from common.types import Json, Page
 from stores.index.vectors import Vectors, check_vectors
 from stores.ranking import ranking
 from stores.reads import cue_recall, search
 from stores.shard.core import ShardCore
 from stores.view.memory_state import unshared
-
-Json = dict[str, Any]
-Page = list[Json]
 
 
 class Search:

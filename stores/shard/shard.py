@@ -1,9 +1,9 @@
 """One shard: a durable log with its view, and the calls that it takes, part by part. Open this file first."""
 
 from pathlib import Path
-from typing import Any
 
 from common.config import StoreConfig
+from common.types import Json
 from stores.shard.chain import Chain
 from stores.shard.conversations import ShardConversations
 from stores.shard.core import ShardCore
@@ -13,8 +13,6 @@ from stores.shard.keyed import Keyed
 from stores.shard.memories import Memories
 from stores.shard.reshard import Reshard
 from stores.shard.search import Search
-
-Json = dict[str, Any]
 
 
 class Shard:

@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from common.types import Json
 from stores.index.vectors import Vectors
 from stores.memory.memory import KIND_FIELDS
 from stores.view.memory_state import FIELD_OF, STORED_AS, MemoryState, Version
-
-Json = dict[str, Any]
 
 ALWAYS = {
     "id": pa.string(),

@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 from common.errors import NotFound
 from common.files import sync_folder
+from common.types import Json
 from stores.index.vectors import Vectors
 from stores.log.base import Log
 from stores.snapshots import arrow
@@ -48,7 +49,6 @@ GROUP_ROWS = 16_384  # of a Parquet row group, and of one sealed blob
 
 CONTEXT = b"file"  # what a keyring binds the pieces of files to
 
-Json = dict[str, Any]
 Parts = list[tuple[str, memoryview]]
 
 

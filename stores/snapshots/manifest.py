@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import StoreCorrupt
+from common.types import Json
 from stores.memory.memory import canonical
 
 FORMAT = "sharpwave-snapshot"
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
-
-Json = dict[str, Any]
 
 
 def fingerprint(path: Path) -> Json:

@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 
 from common.errors import InvalidInput, SharpwaveError
 from common.files import sync_folder
+from common.types import Json
 from stores.index.vectors import Vectors
 from stores.locks import ReadWriteLock
 from stores.memory.memory import canonical, check_name
@@ -42,7 +43,6 @@ SUFFIXES = (".jsonl", ".parquet")
 BATCH = 512  # rows that are in memory at once, and in one operation of an import
 _HEADER_BYTES = 512  # the header's line is padded to this, so that counts can be put in at the end
 
-Json = dict[str, Any]
 Embed = Callable[[Sequence[str]], Vectors]
 
 

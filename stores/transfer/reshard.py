@@ -7,15 +7,13 @@ from where the last batch ended catches up with what was written meanwhile.
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
 
+from common.types import Json
 from stores.log.record import Op, Record
 from stores.view.keyed import key_of
 from stores.view.view import View
 from stores.writes.kept_results import Result
 from stores.writes.rewrite import Key
-
-Json = dict[str, Any]
 
 USES = {Op.TOUCH: "touch", Op.SCORE: "score"}  # an operation's ids may lie on several shards
 Whole = tuple[Key, bool]  # what an operation changed, and whether that is a conversation

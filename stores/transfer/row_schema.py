@@ -11,9 +11,9 @@ from functools import partial
 from typing import Any
 
 from common.errors import InvalidInput
+from common.types import Json
 from stores.memory.memory import check_name, parse_memory, to_json
 
-Json = dict[str, Any]
 Remake = Callable[[Any], Json]
 
 MOST = 1 << 62  # of a whole number: the columns of a snapshot have 64 bits

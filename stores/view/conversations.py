@@ -22,13 +22,12 @@ from operator import itemgetter
 from typing import Any, Literal, get_args
 
 from common.errors import InvalidInput
+from common.types import Json
 from stores.log.record import Record
 
 Role = Literal["user", "assistant", "system", "tool"]
 ROLES: tuple[str, ...] = get_args(Role)
 POPPED_KEPT = 256  # turns that a retried pop can still answer with, a conversation
-
-Json = dict[str, Any]
 
 
 @dataclass(slots=True)

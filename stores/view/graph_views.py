@@ -4,15 +4,12 @@ A fact's further assertions and what contradicts it are kept in its memory state
 snapshot, an export and a move to another shard take them along.
 """
 
-from typing import Any
-
 from common.config import StoreConfig
+from common.types import Json
 from stores.facts.graph import FactGraph
 from stores.index.vectors import Vectors
 from stores.places.map import PlaceMap
 from stores.view.memory_state import MemoryState
-
-Json = dict[str, Any]
 
 
 class FactsView:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import Conflict, InvalidInput
+from common.types import Json
 from stores.index.vectors import Vectors
 from stores.memory.memory import Memory, parse_memory
 from stores.ranking import concert
@@ -21,8 +22,6 @@ from stores.view.memory_state import MemoryState
 
 MAX_KEY = 512  # characters
 _FIRST_ROWS = 16
-
-Json = dict[str, Any]
 
 
 class KeyedMemories:

@@ -3,6 +3,7 @@
 from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
+from common.types import Json
 from stores.log.base import Draft
 from stores.log.record import Op
 from stores.memory.filters import Predicate
@@ -11,8 +12,6 @@ from stores.view.memory_state import MemoryState
 from stores.view.view import Space, View
 from stores.writes.group_commit import Planned
 from stores.writes.rewrite import replace_memories, rows_of
-
-Json = dict[str, Any]
 
 
 def chosen(

@@ -1,7 +1,6 @@
 """Decisions about facts and places of one write, each with those before it in view."""
 
-from typing import Any
-
+from common.types import Json
 from stores.facts.decision import Decision
 from stores.facts.fact import as_episodic, not_a_triple
 from stores.facts.planned_graph import PlannedGraph
@@ -11,8 +10,6 @@ from stores.memory.memory import Memory, to_json
 from stores.view.graph_views import FactsView, PlacesView
 from stores.view.memory_state import MemoryState
 from stores.view.view import View
-
-Json = dict[str, Any]
 
 
 class GraphPlanner:

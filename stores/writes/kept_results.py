@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from itertools import count, islice
 from typing import Any
 
+from common.types import Json
 from stores.log.base import RESULTS_KEPT, Log
 
-Json = dict[str, Any]
 Place = tuple[str, str, str, str | None]  # of a `Result`: op_id, namespace, name, kind
 REQUEST = "remembered"  # stands for the request of the reserved operations
 

@@ -1,10 +1,10 @@
 """What a put does with each of its memories: one decision an item, in the order given."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from common.config import StoreConfig
 from common.errors import Conflict
+from common.types import Json
 from stores.facts.fact import not_a_triple
 from stores.index.vectors import nearest_earlier
 from stores.log.base import Draft
@@ -15,8 +15,6 @@ from stores.view.view import View
 from stores.writes import lookups, near_duplicates, write_gate
 from stores.writes.graph_planner import GraphPlanner, closings, consequences, routed
 from stores.writes.group_commit import Key, Pending, Planned, Sought, graph_key, id_key
-
-Json = dict[str, Any]
 
 
 def keys(memories: Sequence[Memory]) -> set[Key]:

@@ -3,15 +3,14 @@ a part of what one record says of them is erased."""
 
 from collections.abc import Container, Iterable, Iterator, Sequence
 from operator import itemgetter
-from typing import Any
 
+from common.types import Json
 from stores.log.base import Draft
 from stores.log.record import Op
 from stores.view.memory_state import MemoryState, row_of
 from stores.view.view import Space, View
 from stores.writes.group_commit import Planned
 
-Json = dict[str, Any]
 Key = tuple[str, str]  # namespace, id
 
 

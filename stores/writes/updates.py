@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from common.errors import Conflict, InvalidInput
+from common.types import Json
 from stores.index.vectors import Vectors
 from stores.log.base import Draft
 from stores.log.record import Op, Record
@@ -13,8 +13,6 @@ from stores.view.view import View
 from stores.writes import lookups
 from stores.writes.graph_planner import GraphPlanner, closings
 from stores.writes.group_commit import Planned
-
-Json = dict[str, Any]
 
 
 def touch(view: View, namespace: str, ids: Sequence[str]) -> Planned:

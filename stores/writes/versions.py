@@ -8,9 +8,9 @@ until the memory is forgotten.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from common.errors import Conflict, InvalidInput, NotFound
+from common.types import Json
 from stores.index.vectors import Vectors
 from stores.log.base import Draft
 from stores.log.record import Op, Record
@@ -21,8 +21,6 @@ from stores.writes import lookups
 from stores.writes.batch import MemoryBatch
 from stores.writes.graph_planner import GraphPlanner, closings, consequences, routed
 from stores.writes.group_commit import Pending, Planned
-
-Json = dict[str, Any]
 
 RIVALS_KEPT = 64  # of one memory
 WEAKEST = 1e-3  # no strength decays further
