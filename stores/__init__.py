@@ -6,10 +6,10 @@ a room imports only rooms below it:
 
     shard       one shard: log, view, lock and group commit, and its parts with every call
     transfer    export and import of files; what a reshard reads from a log
+    erasure     probes for content that was erased
     writes      planning of every change: put, versions, updates, erasures; group commit
     snapshots   files that open faster than the log; SQL over them
     reads       searches of one shard, and recall from a partial cue
-    erasure     probes for content that was erased
     view        all namespaces in memory, built from the log alone
     ranking     fusion, overlap gate, concert weight, reranking, pages
     places      the place map: positions, locations, routes

@@ -32,8 +32,8 @@ class ShardConversations:
         op_id: str,
         now: float,
     ) -> Json:
-        """Add turns `{role, text}` to a conversation. With `store.max_turns`, only the newest `max_turns` are kept. Returns
-        `{pushed, length, dropped}`."""
+        """Add turns `{role, text}` to a conversation. With `store.max_turns`, only the newest `max_turns` are kept.
+        Returns `{pushed, length, dropped}`."""
         limit = self._core.config.max_turns
         return self._change(
             namespace,

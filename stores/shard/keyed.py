@@ -68,7 +68,7 @@ class Keyed:
         """Commit the candidate of highest concert weight as the key's next value; the strengths of the others decay.
         See `Memories.race` for `generation` and the answer.
 
-        Similarity is to the `cue` (float32 `[dim]`, unit norm); without a cue to the present value; with neither it is 1.
+        Similarity is to the `cue` (float32 `[dim]`, unit norm), else to the present value, else 1 for all.
         """
         goal = None if cue is None else check_vectors([cue], self._core.dim)[0]
 
