@@ -4,8 +4,8 @@
 
 The CRC covers everything after it, so a flipped bit is found, and so is a record filed under the wrong
 number. `digest` is BLAKE2b-256 of operation, time, body and vector under a random salt (of an encrypted
-body without its header, which changes with its key; see `stores.crypto.keyring`); `anchor` chains it to the record before:
-`anchor_n = BLAKE2b-64(anchor_{n-1} || digest_n)`; see `Chain` for the options. An erased record has lost
+body without its header, which changes with its key; see `stores.crypto.keyring`); `anchor` chains it to the previous
+record: `anchor_n = BLAKE2b-64(anchor_{n-1} || digest_n)`; see `Chain` for the options. An erased record has lost
 body, vector and salt but not its digest: the chain still verifies, and without the salt a guess of the
 content cannot be tested against the digest.
 """

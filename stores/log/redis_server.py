@@ -86,9 +86,7 @@ class Server:
                 pipe.waitaof(1, self._replicas, patience_ms)
             else:
                 pipe.wait(self._replicas, patience_ms)
-            answer, counts = pipe.execute(
-                raise_on_error=False
-            )  # an error raised by the pipeline would quote the command
+            answer, counts = pipe.execute(raise_on_error=False)  # its own error would quote the command
         for failed in (answer, counts):
             if isinstance(failed, RedisError):
                 raise failed

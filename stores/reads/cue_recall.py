@@ -1,6 +1,6 @@
 """Recall of an episode from a partial cue.
 
-It costs a write nothing: sparse keys are made only of the candidates that the dense index returns for a cue.
+Writes pay nothing for it: sparse keys are made only for the candidates that the dense index returns for a cue.
 """
 
 from common.config import StoreConfig
@@ -17,8 +17,8 @@ WIDE = 256  # candidates of the dense index that keys are made of
 def complete(
     view_lock: ReadWriteLock, view: View, wanted: search.Ask, k: int, shard: int, config: StoreConfig
 ) -> Page:
-    """The memory that the cue `wanted.vector` (`[1, dim]`) is completed to, then the nearest to the cue as given, `k`
-    in all: `{memory, score, scores: {dense, completed, overlap}}`. See `SparseKeys.recall`."""
+    """The memory to which the cue `wanted.vector` (`[1, dim]`) is completed, then those nearest to the cue as given,
+    `k` in all: `{memory, score, scores: {dense, completed, overlap}}`. See `SparseKeys.recall`."""
     near = search.find(view_lock, view, wanted, shard)["hits"]
     with view_lock.read():
         space = view.spaces.get(wanted.namespace)
