@@ -23,9 +23,9 @@ def probe_shard(
     *,
     others: Mapping[str, Callable[[Canaries], Iterable[str]]] | None = None,
 ) -> list[Json]:
-    """What a running shard holds, decrypted where it is encrypted: log, memories with their versions,
-    turns, lines, and its vector indexes. `others` are places that only their owners can search, by name:
-    each returns where it found something."""
+    """Search what a running shard holds, decrypted: log, memories with their versions, turns, keyed memories, and
+    vector indexes. `others` are further searches by name, of data that only its owner can read: each returns where it
+    found something."""
     needles = canaries.needles()
     rows = {name: ReportRow(name, needles) for name in ("log", "memories", "turns", "lines", "index")}
     try:
@@ -38,8 +38,8 @@ def probe_shard(
             for entry in [*space.entries.values()]:
                 took(1)
                 for version in entry.versions:
-                    said = canonical([version.memory, entry.rivals, entry.assertions])
-                    rows["memories"].look(said, f"memory of record {version.seq}")
+                    content = canonical([version.memory, entry.rivals, entry.assertions])
+                    rows["memories"].look(content, f"memory of record {version.seq}")
             for conversation, turns in [*space.conversations.everything()]:
                 took(len(turns))
                 rows["turns"].look(canonical([conversation, turns]), f"conversation of space {number}")
