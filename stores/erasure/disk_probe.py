@@ -41,8 +41,8 @@ Open = Callable[[bytes], bytes]
 
 @dataclass(frozen=True, kw_only=True)
 class Canaries:
-    """What is searched for. Words that remaining memories share cause false alarms. `ids` are in the records of their own
-    erasure, so give them only if they carry content themselves."""
+    """What is searched for. Words that remaining memories share cause false alarms. `ids` are in the records of
+    their own erasure, so give them only if they carry content themselves."""
 
     texts: Sequence[str] = ()
     vectors: Sequence[Vectors] = ()
