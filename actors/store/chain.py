@@ -20,7 +20,7 @@ class StoreChain:
         self._router = router
 
     async def heads(self) -> list[Any]:
-        """Where each shard's chain stands: `{shard, seq, anchor}`."""
+        """The head of each shard's chain: `{shard, seq, anchor}`."""
         return await self._router.on_all("chain.head")
 
     async def seal(self, *, now: float) -> Json:
@@ -34,7 +34,7 @@ class StoreChain:
 
     async def sealed(self) -> Json:
         """The last seal of these shards, for `verify`: `{sealed, shards, notice}`. Without one `sealed` is None, and
-        after a reshard `notice` says why."""
+        after a reshard `notice` gives the reason."""
 
         async def ask(route: Route) -> Json:
             found = await asyncio.to_thread(seal.read_seal, route.folder)

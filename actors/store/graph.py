@@ -1,4 +1,4 @@
-"""Questions to facts and places, which are whole on the namespace's home shard; see `stores.shard.graph.Graph`."""
+"""Queries of facts and places, which are whole on the namespace's home shard; see `stores.shard.graph.Graph`."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Searches over the shards of a namespace: shards give candidates, which are ranked once, here."""
+"""Searches over the shards of a namespace: each shard returns candidates, which are ranked once here."""
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
