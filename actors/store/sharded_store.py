@@ -64,8 +64,8 @@ class ShardedStore:
         return await self._router.on_all("snapshot")
 
     async def restart(self, number: int) -> Json:
-        """End a shard's process, so that Ray restarts it and reopens the log, which a log that stopped at a failed write
-        needs. Calls that this interrupts are sent again.
+        """End a shard's process, so that Ray restarts it and reopens the log, as is needed after a
+        failed write. Calls that this interrupts are sent again.
 
         Returns `{shard, was, failure, seq, epoch, memories}`: `was` and `failure` are why writes were refused
         before and are refused now, or None.

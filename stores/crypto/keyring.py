@@ -144,11 +144,6 @@ class Keyring:
             present = self._reserve(key.namespace)
         return _wrap_piece(present, _unwrap_piece(key, sealed)) + sealed[HEADER_BYTES:]
 
-    def is_old(self, sealed: bytes) -> bool:
-        """Would `renew` change the piece?"""
-        key = self._key_of(sealed)
-        return self._present[key.namespace].id != key.id
-
     def drop_old(self, namespace: str) -> int:
         """Destroy all but the present key, once every piece is renewed. Returns how many were
         destroyed."""

@@ -232,10 +232,6 @@ class FactGraph:
         facts = traversal.shortest(start, goal, partial(self._edges, at=at, took=took), max_hops)
         return None if facts is None else [self.describe(fact) for fact in facts]
 
-    def mentioned(self, text: str) -> list[str]:
-        """Entities named in a text, by the longest known name at each place."""
-        return [*dict.fromkeys(self.canonical(name) for name in self._mentions.find(text))]
-
     def canonical(self, name: str) -> str:
         """The name that stands for a normalised name and its aliases."""
         return self._aliases.canonical(name)

@@ -76,6 +76,6 @@ def _graph(raw: Any, about: Mapping[str, Any], rows: Buffer) -> Graph:
     graph._rows = np.frombuffer(rows, "<i8").copy()
     bits = np.packbits(graph._rows >= 0, bitorder="little")
     graph._alive = np.concatenate([bits, np.zeros(1, np.uint8)])
-    graph._places = {row: place for place, row in enumerate(graph._rows.tolist()) if row >= 0}
+    graph._positions = {row: place for place, row in enumerate(graph._rows.tolist()) if row >= 0}
     graph.find_copies()
     return graph

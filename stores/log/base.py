@@ -308,7 +308,7 @@ def result_of(raw: bytes) -> Any:
     return json.loads(raw)["result"]
 
 
-def tells(record: Record) -> bool:
+def reveals_content(record: Record) -> bool:
     """True if the stored result of the record's operation could confirm a guess of erased content. The closing of a
     fact holds ids only, and belongs to an operation that wrote another fact."""
     return record.op is not Op.CLOSE

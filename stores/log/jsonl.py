@@ -91,7 +91,7 @@ class JsonlLog(BaseLog):
             lines += [jsonl_lines.encode(record) for record in operation.records]
             staged.update((record.seq, record) for record in operation.records)
             erased = (staged.get(seq) or self._record(seq) for seq in operation.erase)
-            dropped = {*operation.drop, *(record.op_id for record in erased if base.tells(record))}
+            dropped = {*operation.drop, *(record.op_id for record in erased if base.reveals_content(record))}
             lines.append(jsonl_lines.commit(number, operation, dropped))
         lines.append(jsonl_lines.state(self._after(operations)))
         if not self._owns_file():
@@ -103,9 +103,9 @@ class JsonlLog(BaseLog):
 
     def records(self, after: int = 0) -> Iterator[Record]:
         with self._changing:
-            meta, erased, places = self._meta, self._contents.erased, self._contents.places
-            known = 0 < after <= len(places) and not self._contents.damaged
-            file = self._reader(places[after - 1] if known else 0)
+            meta, erased, offsets = self._meta, self._contents.erased, self._contents.offsets
+            known = 0 < after <= len(offsets) and not self._contents.damaged
+            file = self._reader(offsets[after - 1] if known else 0)
         last, expected, anchor = meta["seq"], after if known else 1, self.chain.genesis
         with file:
             for line in file:
@@ -235,8 +235,8 @@ class JsonlLog(BaseLog):
         found = self._contents
         if found.damaged:
             return next(self.records(seq - 1))
-        start = found.places[seq - 1]
-        end = found.places[seq] if seq < len(found.places) else found.end
+        start = found.offsets[seq - 1]
+        end = found.offsets[seq] if seq < len(found.offsets) else found.end
         line = os.pread(self._opened().fileno(), end - start, start).splitlines(keepends=True)[0]
         if jsonl_lines.kind(line) != "record":
             raise jsonl_lines.broken(line, seq, f"log {self.path}")

@@ -21,8 +21,8 @@ class Contents:
     results: OrderedDict[str, tuple[int, int]] = field(default_factory=OrderedDict)  # op_id -> offset, bytes
     dropped: set[str] = field(default_factory=set)  # those whose lines still hold the result
     erased: set[int] = field(default_factory=set)  # records whose lines still hold content
-    places: "array[int]" = field(default_factory=lambda: array("Q"))  # offsets of the records' lines
-    damaged: bool = False  # then `places` may be wrong
+    offsets: "array[int]" = field(default_factory=lambda: array("Q"))  # offsets of the records' lines
+    damaged: bool = False  # then `offsets` may be wrong
     end: int = 0
 
     def take_all(self, lines: Iterable[tuple[str | None, bytes, int]]) -> None:
@@ -32,8 +32,8 @@ class Contents:
 
     def _take(self, kind: str | None, line: bytes, offset: int) -> None:
         if kind == "record":
-            self.places.append(offset)
-            self.damaged |= jsonl_lines.number(line) != len(self.places)
+            self.offsets.append(offset)
+            self.damaged |= jsonl_lines.number(line) != len(self.offsets)
         elif kind == "commit":
             commit = json.loads(line)
             self.dropped.discard(commit["op_id"])

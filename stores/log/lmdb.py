@@ -94,7 +94,7 @@ class LmdbLog(BaseLog):
                 dropped = self._remember(txn, keys, operations)
                 for operation in operations:
                     erased = [self._erase(txn, seq) for seq in operation.erase]
-                    for op_id in {*operation.drop, *(r.op_id for r in erased if base.tells(r))}:
+                    for op_id in {*operation.drop, *(r.op_id for r in erased if base.reveals_content(r))}:
                         self._drop_result(txn, op_id)
                 _write_meta(txn, meta)
         except lmdb.MapFullError as error:  # raised before anything reaches the file: the log stays usable

@@ -211,7 +211,7 @@ class RedisLog(BaseLog):
             raw = rows.get(seq) or found.get(seq) or b""
             record = records.decode(raw, seq)
             rows[seq] = records.encode(records.erase(record))
-            dropped |= {record.op_id} if base.tells(record) else set()
+            dropped |= {record.op_id} if base.reveals_content(record) else set()
         return rows, dropped
 
     def _read(self, numbers: Sequence[int]) -> list[bytes | None]:

@@ -130,13 +130,6 @@ class PlaceMap(PlaceGraph):
         centre = None if place is None else self.canonical(place)
         return self._select(frame, point, lambda name, distance, _: name != centre and distance <= radius)
 
-    def in_box(self, x0: float, y0: float, x1: float, y1: float) -> list[Found]:
-        """Places with coordinates in the box, borders counted, nearest to its centre first."""
-        (x0, x1), (y0, y1) = sorted((x0, x1)), sorted((y0, y1))
-        centre = (x0 + x1) / 2.0, (y0 + y1) / 2.0
-        found = self._select(WORLD, centre, lambda _, __, at: x0 <= at[0] <= x1 and y0 <= at[1] <= y1)
-        return [*found]
-
     # Locations
 
     def where(self, thing: str, *, at: float | None = None) -> Where:
@@ -147,16 +140,6 @@ class PlaceMap(PlaceGraph):
             place=None if place is None else self.label(place),
             chain=tuple(self.label(holder.name) for holder in holders),
             memories=tuple(dict.fromkeys(id for holder in holders for id in holder.memories)),
-        )
-
-    def contents(self, place: str, *, at: float | None = None) -> list[str]:
-        """What is in a place or carried by a thing, directly or in something else, sorted."""
-        holder, limit = self.canonical(place), _limit(at)
-        things = {self.canonical(thing) for thing in self._locations.things()}
-        return sorted(
-            self.label(thing)
-            for thing in things
-            if any(link.name == holder for link in self._chain(thing, limit))
         )
 
     def trail(self, thing: str) -> list[Visit]:

@@ -1,6 +1,7 @@
 """The contents of a place map: observations, coordinates, events and ways, and the positions that follow.
 
-`map.PlaceMap` has the queries. Layouts are computed group by group, on the first query after a change, from the memories in order of (time, seq): the graph is a function of the memories it holds.
+`map.PlaceMap` has the queries. Layouts are computed group by group, on the first query after a change, from the
+memories in order of (time, seq): the graph is a function of the memories it holds.
 """
 
 import re
@@ -197,9 +198,9 @@ class PlaceGraph:
         other._locations = self._locations.copy(other._aliases)
         other._observations = {**self._observations}
         other._labels = {name: {**by_id} for name, by_id in self._labels.items()}
-        other._points = {place: {**told} for place, told in self._points.items()}
+        other._points = {place: {**by_id} for place, by_id in self._points.items()}
         other._constraints = {**self._constraints}
-        other._edges = {place: {**told} for place, told in self._edges.items()}
+        other._edges = {place: {**by_id} for place, by_id in self._edges.items()}
         other._roads = {**self._roads}
         other._layouts = {**self._layouts}
         other._changed()

@@ -32,7 +32,7 @@ from common.files import sync_folder
 from common.types import Json
 from stores.index.vectors import Vectors
 from stores.locks import ReadWriteLock
-from stores.memory.memory import canonical, check_name
+from stores.memory.memory import canonical
 from stores.snapshots import arrow as columns
 from stores.transfer.row_schema import check_row
 from stores.view.memory_state import MemoryState, row_of
@@ -149,11 +149,6 @@ def load(path: Path, *, max_text_bytes: int, into: str | None = None) -> tuple[J
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise _bad(path, f"is no export of ours, or damaged ({type(error).__name__})") from error
     return header, _checked(path, header, found, max_text_bytes, into)
-
-
-def session_path(folder: Path, session: str, form: str = "jsonl") -> Path:
-    """Where a session's stores are saved: one file of that name in the folder."""
-    return folder / f"{check_name(session, 'session')}.{form}"
 
 
 def _suffix(path: Path) -> str:

@@ -60,7 +60,7 @@ class Conversations:
     def conversations(self) -> list[str]:
         return [*self._conversations]
 
-    # What an operation would be
+    # Planning
 
     def plan_push(
         self, conversation: str, turns: Sequence[Mapping[str, Any]], *, now: float, limit: int = 0
@@ -114,7 +114,7 @@ class Conversations:
         operation = {"conversation": conversation, "keep": kept, "following": here.following}
         return operation, len(here.turns) - len(kept)
 
-    # What the log says
+    # Applying records
 
     def apply(self, record: Record, operation: Mapping[str, Any]) -> None:
         """Apply a record; `operation` is its content."""
@@ -229,20 +229,6 @@ def parse_transcript(text: str) -> list[Json]:
                 param="transcript",
             )
     return [{"role": turn["role"], "text": "\n".join(turn["text"])} for turn in turns]
-
-
-def format_transcript(turns: Sequence[Mapping[str, Any]]) -> str:
-    """The inverse of `parse_transcript`."""
-    return "\n".join(_lines(turns))
-
-
-def _lines(turns: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    for turn in turns:
-        first, *others = turn["text"].split("\n")
-        yield f"{turn['role']}: {first}"
-        for line in others:
-            begins = line.partition(":")[0].strip().lower() in ROLES
-            yield f"\\{line}" if begins or line.startswith("\\") else line
 
 
 def _says(turn: Mapping[str, Any], texts: Container[str]) -> bool:
