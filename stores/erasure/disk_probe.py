@@ -8,7 +8,7 @@ clean only where `found` and `unchecked` are empty and `checked` is not 0.
 Text is searched for as UTF-8, UTF-16 and UTF-32, in both composed and decomposed Unicode form, as JSON
 strings (escaped once and twice), in hex, and in base64 at each of its three alignments; vectors as float32,
 float16 and float64, in base64, and as JSON numbers. With `fragment`, every piece of so many bytes is
-searched for too: a reused page may keep part of a text. Compressed content is found where it can be
+searched for too: a reused page may keep part of a text. Compressed content is found if it can be
 decoded: Parquet and Arrow files, gzip, and encrypted content whose key is given.
 """
 

@@ -58,7 +58,7 @@ class FactGraph:
         default_confidence: float = 0.9,
     ) -> None:
         """`functional` relations have one object at a time; `inverses` map a relation to its reverse (to
-        itself where it is symmetric); `aliases` map a name to the name it stands for."""
+        itself if it is symmetric); `aliases` map a name to the name it stands for."""
         self._functional = frozenset(map(normalise_relation, functional))
         self._inverse: dict[str, str] = {}
         for one, other in inverses.items():
@@ -196,7 +196,7 @@ class FactGraph:
         took: Took = _at_once,
     ) -> list[traversal.Solution]:
         """All ways to fill the variables (`?x`) of several patterns at once, the newest facts first. Raises
-        `InvalidInput` where one of the joins has more than `at_most`."""
+        `InvalidInput` if one of the joins has more than `at_most`."""
         return traversal.solve(self, [*patterns], at, at_most, took)
 
     def recall(
@@ -211,7 +211,7 @@ class FactGraph:
         """The `k` facts nearest to the entities named in `text` over several hops, best first.
 
         Personalised PageRank from those entities (and from `entities`); a fact's `score` is the mean of
-        its two ends' rank, times its confidence. Empty where no entity is known.
+        its two ends' rank, times its confidence. Empty if no entity is known.
         """
         seeds = [*self._mentions.find(text), *map(normalise, entities)]
         edges = partial(self._edges, at=at, took=took)

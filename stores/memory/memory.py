@@ -170,7 +170,7 @@ def check_name(value: Any, name: str) -> str:
 
 
 def parse_time(value: Any, name: str) -> float:
-    """ISO 8601 (UTC where no offset is given) or seconds since the epoch -> seconds."""
+    """ISO 8601 (UTC if no offset is given) or seconds since the epoch -> seconds."""
     if isinstance(value, str):
         try:
             moment = datetime.fromisoformat(value.strip())

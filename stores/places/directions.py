@@ -3,7 +3,7 @@
 The map has two dimensions and one pair of axes: left is west, above is north. A relation is one of these
 kinds (`other` is the memory's):
 
-| kind | examples | says |
+| kind | examples | meaning |
 |---|---|---|
 | direction | left_of, north_of, upper_right_of | where `place` lies, seen from `other` |
 | near | near, next_to, beside | close to each other |
@@ -15,7 +15,7 @@ kinds (`other` is the memory's):
 | connected | connected_to, door_to; one way: leads_to | there is a way between them |
 | same | same_as, also_known_as | two names of one place |
 
-`contains`, `carries` and the like are read the other way round (`swapped`).
+`contains`, `carries` and the like are read in the opposite direction (`swapped`).
 """
 
 import math

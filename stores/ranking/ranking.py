@@ -7,7 +7,7 @@ BM25 or None. `full` goes through these stages:
     gate      times (1 + OVERLAP * share of the query's content words in the text) / (1 + OVERLAP);
               a candidate that shares none and has a cosine below STRANGE is ranked last
     concert   times (1 + CONCERT * w), w the concert weight: recent and new memories win near ties
-    rerank    the best RERANKED by an injected model, where one is given
+    rerank    the best RERANKED by an injected model, if one is given
 
 Reciprocal ranks ignore how far apart two scores are: between two memories that both channels rank high, the
 gate prefers the one that contains the query's words. The constants were chosen on two public sets, without an

@@ -4,7 +4,7 @@
                   reward, pin, the fields of its kind, statistics, shard, seq, anchor, written
     episodic, relational, spatial     those of one kind, with its own fields
     statistics    namespace, id, usage, salience, novelty, strength, ...
-    history       every version of every memory: content, `written`, and `until` where a newer one came
+    history       every version of every memory: content, `written`, and `until` if a newer one came
     vectors       namespace, id, vector FLOAT[dim]
     memories_at(ts)   the versions current at that time
     facts_at(ts)      the relational memories that held at that time, as known today

@@ -204,7 +204,7 @@ class Conversations:
 
 
 def parse_transcript(text: str) -> list[Json]:
-    r"""Conversations `{role, text}` of a transcript, where a turn begins with its role and a colon:
+    r"""Conversations `{role, text}` of a transcript. A turn begins with its role and a colon:
 
         user: where is it?
         assistant: see http://example.org // it has moved
