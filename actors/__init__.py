@@ -1,13 +1,9 @@
-"""Thin Ray shells around plain classes. Open `shards.py` first: it holds every store call of the rest.
+"""Thin Ray shells around plain classes. Open `store/sharded_store.py` first.
 
-- `shards.py`: ShardedStore, the way to all shards; `home.py`: its calls that go to one shard
-- `route.py`: which layout holds, which actor, until when
-- `placement.py`: where things live, as pure functions
-- `layout.py`: how a store is divided, and the durable record of it; `layout_redis.py`: the same in Redis
-- `shard.py`: StoreShard, one actor a shard; `calls.py`: what may be called on it
-- `admission.py`: the bounded queue in front of a shard's threads
-- `guard.py`: what a shard may do while the layout changes around it
-- `start.py`: starting, finding and stopping shards
-- `reshard.py`: another number of shards, while the store serves
+- `store/`: `ShardedStore`, all shards as one store, and the way of a call to its shard
+- `shards/`: `StoreShard`, one actor a shard: admission, phases, processes
+- `layout/`: how a store is divided into shards, and the durable record of it
+- `start.py`: starting and stopping the shards of a store
+- `reshard.py`: changing the number of shards while the store serves
 - `scorers.py`: scorer actors and their dispatcher
 """

@@ -1,14 +1,14 @@
-"""Dividing a store into another number of shards while it serves.
+"""Change the number of shards of a store while it serves.
 
 1. `build`: the next generation's shards start empty, beside the ones that serve.
-2. `copy`: the old shards' logs are read in batches and their memories written to the new ones; then again
-   from where that ended, until little is left. Reads and writes go on at the old shards.
-3. `hold`: writes wait while the rest is copied, with what retried calls need to count once.
-4. `switch`: reads wait too, and the layout's record is swapped. This is the moment it takes effect.
-5. `end`: clients are told, the old shards end and remove their files.
+2. `copy`: the old shards' logs are read in batches and their memories written to the new ones; repeated from
+   the last position until little is left. Reads and writes go on at the old shards.
+3. `hold`: writes wait while the rest is copied, with the results that make retried calls take effect only once.
+4. `switch`: reads wait too, and the layout's record is swapped, which makes the new layout effective.
+5. `end`: clients are notified, the old shards end and remove their files.
 
-A process that dies in steps 1 to 3 leaves the old layout, in 5 the new one: leases run out (`guard.py`),
-and the shards of the layout that does not hold remove themselves, or the next start removes them.
+A process that dies in steps 1 to 3 leaves the old layout, in 5 the new one: leases expire
+(`shards/shard_phase.py`), and the shards of the layout not in force remove themselves, or the next start does.
 """
 
 import logging
@@ -30,20 +30,20 @@ from actors.shards.calls import cause_of
 from actors.shards.processes import clean, handle, start_generation
 from common.config import Config
 from common.errors import Conflict, InvalidInput, NotReady, SharpwaveError
+from common.types import Json
 from stores.log.base import RESULTS_KEPT
 from stores.transfer.reshard import Changes
 from stores.writes.kept_results import Result, Uses
 from stores.writes.rewrite import Key, key_of
 
 BATCH = 500  # records of an old log, and memories of a new one, at once
-LITTLE = 2_000  # records that may be left for the time in which writes wait
+LITTLE = 2_000  # records that may be left to copy while writes wait
 MOST_ROUNDS = 20  # of copying while writes go on: a store written faster than it is copied is held anyway
 USES_AT_ONCE = 1_000
 NOT_COUNTERS = ("memories", "seq", "epoch")  # among the numbers of `Shard.counts`
 
 logger = logging.getLogger(__name__)
 
-Json = dict[str, Any]
 Say = Callable[[str], None]
 
 
@@ -51,8 +51,8 @@ def reshard(config: Config, to: int, *, spread: int | None = None, say: Say = la
     """Divide the running store into `to` shards, `spread` (default: `store.spread`) of them a namespace.
 
     Returns `{shards, spread, generation, memories, seconds, held_s}`, where `held_s` is how long writes
-    waited. Raises `Conflict` where another reshard is at work or has taken over, `NotReady` where the store
-    does not run or a shard was lost for too long: then the old layout holds.
+    waited. Raises `Conflict` if another reshard is running or has taken over, `NotReady` if the store is
+    not running or a shard was lost for too long: then the old layout stays in force.
     """
     if not 1 <= to <= 1024:
         raise InvalidInput(f"shards = {to}: must be 1 to 1024", param="shards")
@@ -61,7 +61,7 @@ def reshard(config: Config, to: int, *, spread: int | None = None, say: Say = la
         old = record.read()
         if old is None:
             raise NotReady("the store has no layout; start it first")
-        if old.moving:  # of a reshard that died: nobody else may be at work now
+        if old.moving:  # left by a reshard that died: no other can be running now
             record.swap(old, replace(old, moving=None))
             old = replace(old, moving=None)
         clean(config, old)
@@ -120,7 +120,7 @@ class _Reshard:
             self._note(*source.call("remembered"))
 
     def _copy(self) -> None:
-        """Everything, and again what changed meanwhile, until that is little."""
+        """Copy everything, then repeatedly what changed meanwhile, until that is little."""
         for _ in range(MOST_ROUNDS):
             before = sum(self._marks)
             for number in self._old.placement.numbers:
@@ -131,7 +131,7 @@ class _Reshard:
                 return
 
     def _copy_from(self, number: int) -> None:
-        """Read the log to the end it has now."""
+        """Copy from one shard's log up to its present end."""
         source = self._sources[number]
         waiting: _Started | None = source.start("changes", self._marks[number], BATCH)
         while waiting is not None:
@@ -143,7 +143,7 @@ class _Reshard:
             self._place(changes.rows, [], changes.turns)
 
     def _place(self, rows: Iterable[Json], gone: Iterable[Key], turns: Iterable[Json] = ()) -> None:
-        """Give rows and turns to the new shards that they belong to; take others away there."""
+        """Write rows and turns to the new shards that they belong to, and erase there what is gone."""
         placement = self._new.placement
         routed: dict[int, tuple[list[Json], list[Key], list[Json]]] = {}
         for namespace, id in gone:
@@ -164,8 +164,8 @@ class _Reshard:
             self._targets[number].finish(call)
 
     def _hold(self) -> None:
-        """Writes wait from here on. What is gone at one old shard may live on another, so it is asked for
-        once nothing changes any more."""
+        """Writes wait from here on. A memory gone from one old shard may exist on another, so it is looked up when
+        nothing changes any more."""
         if not self._record.swap(self._old, self._moving):
             raise Conflict("the layout changed while the store was being copied; try again")
         self._say("holding writes")
@@ -180,13 +180,13 @@ class _Reshard:
         self._remember()
 
     def _note(self, uses: Iterable[tuple[str, Json]], results: Iterable[Result]) -> None:
-        """What retried calls will need."""
+        """Collect uses, results and counters that retried calls will need."""
         self._uses.add(uses)
         self._results.extend(results)
 
     def _remember(self) -> None:
-        """Give the last uses to every new shard, results to the shard that a retry goes to, and the counters to
-        the first."""
+        """Pass the last uses to every new shard, each result to the shard that receives its retry, and the counters to
+        the first shard."""
         uses, results = [*self._uses.by_op.items()], [*self._results]
         totals = [source.call("totals") for source in self._sources]
         names = [name for name, value in totals[0].items() if _counts(name, value)]
@@ -206,7 +206,7 @@ class _Reshard:
         return placement.owner(result.namespace, result.name, result.kind)
 
     def _check(self) -> int:
-        """Both sides hold as many memories of every namespace; how many."""
+        """Check that both layouts hold equally many memories of every namespace; returns their number."""
         sides = []
         for shards in (self._sources, self._targets):
             namespaces: dict[str, int] = {}
@@ -226,7 +226,7 @@ class _Reshard:
             raise Conflict("the reshard took too long and was given up by the shards; try again")
 
     def _end(self) -> None:
-        """The switch is made; a shard that cannot be told now finds out when its lease runs out."""
+        """End the old shards after the switch; one that cannot be reached finds out when its lease expires."""
         publish(self._config, self._new)
         for shard in (*self._targets, *self._sources):
             with suppress(SharpwaveError):
@@ -235,7 +235,7 @@ class _Reshard:
         self._say(f"{self._new.shards} shards serve")
 
     def _undo(self) -> None:
-        """Back to the old layout, unless the switch was made."""
+        """Return to the old layout, unless the switch was made."""
         self._record.swap(self._moving, self._old)
         if self._record.read() != self._old:
             return
@@ -263,7 +263,7 @@ _Started = tuple[Any, str, Sequence[Any]]  # a call under way, and how to send i
 
 
 class _Remote:
-    """One shard. Calls are repeated while it restarts, within `serve.deadline_s`; they may all be."""
+    """One remote shard. Calls are repeated while it restarts, within `serve.deadline_s`; all are idempotent."""
 
     def __init__(self, config: Config, layout: ShardLayout, number: int) -> None:
         self._name, self._deadline_s = layout.actor_name(number), config.serve.deadline_s
@@ -298,8 +298,8 @@ class _Remote:
 
 
 class _Beat:
-    """Calls `beat` all the time, in a thread. What it raises ends it: the shards' leases run out then, and
-    the switch fails."""
+    """Calls `beat` periodically in a thread. An error ends it: the shards' leases then expire, and the switch
+    fails."""
 
     def __init__(self, beat: Callable[[], None], every_s: float) -> None:
         self._beat, self._every_s, self._stop = beat, every_s, Event()

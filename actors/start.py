@@ -14,9 +14,9 @@ from stores.log.backend_marker import check_shards
 def start_shards(config: Config, dim: int) -> None:
     """Start the shards that are not running yet; returns when every log is open.
 
-    What a reshard that was cut off has left is removed, and a store of the first layout is brought to the
-    present one. `dim` is the embedder's. Raises `Conflict` where the folder was made for other settings, and
-    what the shard itself raises where a log cannot be opened.
+    Remains of an interrupted reshard are removed, and a store of the first layout is converted to the present one.
+    `dim` is the embedder's. Raises `Conflict` if the folder was created with other settings, and the shard's own
+    error if a log cannot be opened.
     """
     check_shards(shards_folder(config), config.store.backend)
     record = layout_record(config)
@@ -24,7 +24,7 @@ def start_shards(config: Config, dim: int) -> None:
     layout = record.read()
     assert layout is not None, "it was just made"
     check_wanted(config, layout)
-    with suppress(Conflict), record.exclusive():  # where a reshard is at work, nothing is left behind
+    with suppress(Conflict), record.exclusive():  # a running reshard leaves nothing behind
         clean(config, layout)
     start_generation(config, layout, dim)
     publish(config, layout)
@@ -33,6 +33,6 @@ def start_shards(config: Config, dim: int) -> None:
 
 
 def stop_shards() -> None:
-    """End the shard actors of this Ray cluster; what they hold stays on disk."""
+    """End the shard actors of this Ray cluster; their data stays on disk."""
     for name in running():
         kill(name)

@@ -4,13 +4,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-PART = 500  # things, as facts or memories, that a long reader looks at in one hold
-Took = Callable[[int], None]  # said by a long reader: so many things more
+PART = 500  # items, such as facts or memories, that a long reader visits in one hold
+Took = Callable[[int], None]  # progress callback: so many more items visited; may yield the lock
 
 
 class ReadWriteLock:
-    """Many readers or one writer. A waiting writer goes before new readers, so it never starves.
-    Not reentrant."""
+    """Many readers or one writer; not reentrant. A waiting writer goes before new readers, so it never starves."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -28,9 +27,11 @@ class ReadWriteLock:
 
     @contextmanager
     def read_in_parts(self) -> Iterator[Took]:
-        """For a reader that takes long: it calls `took(n)` wherever it has looked at `n` things more and could
-        bear that they change. After `PART` of them writers that wait go first. So who looks at fewer sees one
-        moment."""
+        """A read lock for a long reader. Yields `took`, a progress callback that may yield the lock.
+
+        The reader calls `took(n)` after each further `n` items, at a point where they may change. After `PART`
+        items it releases the lock to waiting writers and takes it again; a reader of fewer items sees one
+        consistent state."""
         looked = 0
 
         def took(things: int) -> None:
@@ -55,7 +56,7 @@ class ReadWriteLock:
     def _leave(self) -> None:
         with self._changed:
             self._readers -= 1
-            if not self._readers:  # else nobody's turn has come
+            if not self._readers:  # otherwise no writer can enter yet
                 self._changed.notify_all()
 
     @contextmanager

@@ -15,7 +15,7 @@ _FOLDER = re.compile(r"\d{4}|g\d+")
 
 
 class LayoutFile:
-    """See `LayoutRecord`."""
+    """The layout record as a file; see `LayoutRecord`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._path = folder, folder / "layout.json"

@@ -1,14 +1,14 @@
-"""How a store is divided into shards, and the durable record that says so.
+"""How a store is divided into shards, and the durable record of it.
 
     layout.json    {version, generation, shards, spread, moving}, next to the shards
     0000, 0001     the shards of generation 1;   g2/0000   those of a later one
 
-A reshard makes the next generation beside the one that serves, and then swaps the record: that is the
-moment at which the new layout holds. The record changes only by compare-and-swap, so a reshard that has
-lost its right (see `guard.py`) cannot switch any more. `moving` names the reshard that is about to.
+A reshard makes the next generation beside the one that serves, and then swaps the record: this
+puts the new layout in force. The record changes only by compare-and-swap, so a reshard that has lost its lease (see
+`shards/shard_phase.py`) cannot switch any more. `moving` names the running reshard.
 
-Clients on other nodes cannot read the file: what it says is published in Ray's own key-value store, each
-generation under a key of its own, so that nobody who is late can put an old one in front.
+Clients on other nodes cannot read the file: its content is published in Ray's own key-value store, each
+generation under a key of its own, so that a late writer cannot replace a newer one.
 """
 
 from dataclasses import asdict, dataclass
@@ -18,13 +18,13 @@ from actors.layout.placement import Placement
 from common.errors import Conflict
 
 RAY_NAMESPACE = "sharpwave"
-BY_ID_ALONE = 1  # version of the layouts in which every kind went by its id, over all shards
+BY_ID_ALONE = 1  # version of the layouts in which every kind was placed by its id, over all shards
 VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardLayout:
-    """`shards` in all, `spread` of them for a namespace; each reshard adds 1 to `generation`."""
+    """A layout: `shards` in all, `spread` of them for a namespace; each reshard adds 1 to `generation`."""
 
     shards: int
     spread: int
@@ -40,7 +40,7 @@ class ShardLayout:
         return f"shard-{number}" + (f"-g{self.generation}" if self.generation > 1 else "")
 
     def folder(self, number: int) -> str:
-        """Relative to the folder of all shards."""
+        """The folder of a shard, relative to the folder of all shards."""
         return (f"g{self.generation}/" if self.generation > 1 else "") + f"{number:04d}"
 
     def to_json(self) -> dict[str, Any]:
@@ -48,7 +48,7 @@ class ShardLayout:
 
 
 def from_json(found: dict[str, Any]) -> ShardLayout:
-    """Reads the first form, `{shards}`, too. Raises `Conflict` for one that only a later release knows."""
+    """The inverse of `to_json`; reads the first form, `{shards}`, too. Raises `Conflict` for a newer version."""
     if "version" not in found:
         return ShardLayout(shards=found["shards"], spread=found["shards"], version=BY_ID_ALONE)
     if found["version"] > VERSION:
@@ -57,18 +57,18 @@ def from_json(found: dict[str, Any]) -> ShardLayout:
 
 
 class LayoutRecord(Protocol):
-    """Where the layout stands, and with it the shards' data."""
+    """The durable record of the layout, and removal of shards' data."""
 
     def read(self) -> ShardLayout | None: ...
 
     def swap(self, expected: ShardLayout | None, new: ShardLayout) -> bool:
-        """Make `new` durable if `expected` is what stands there; returns whether it was."""
+        """Make `new` durable if the record is `expected`; returns whether it was."""
 
     def exclusive(self) -> Any:
-        """Context of the one process that may build, switch or clean. Raises `Conflict` where another is."""
+        """Context of the one process that may build, switch or clean. Raises `Conflict` if another is in it."""
 
     def drop(self, folder: str) -> None:
-        """Remove the data of the shard in `folder`, which nobody has open."""
+        """Remove the data of the shard in `folder`, which must not be open."""
 
     def drop_others(self, layout: ShardLayout) -> None:
-        """Remove the data of every shard that is not the layout's."""
+        """Remove the data of every shard that is not in the layout."""

@@ -1,10 +1,10 @@
-"""Where things live: pure functions of names and numbers.
+"""Placement of namespaces and memories on shards: pure functions of names and numbers.
 
 Rendezvous hashing of the namespace picks `spread` of the shards, the first of which is its home. An
-episodic memory lives on the one of them that its id picks, a conversation's short-term memory on the one
-that the conversation picks. Relational and spatial memories live on the home shard, because duplicates,
-contradictions and positions need the whole graph, and so do lines, which are known by key. With a shard
-more or less only that shard's share moves.
+episodic memory is stored on the one of them that its id picks, a conversation's short-term memory on the one
+that the conversation picks. Relational and spatial memories are stored on the home shard, because duplicates,
+contradictions and positions need the whole graph; so are keyed memories, which are looked up by key. Adding or
+removing a shard moves only that shard's share.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,15 +13,15 @@ from functools import lru_cache
 from hashlib import blake2b
 from heapq import nlargest
 
-LINE = "line-"  # how the ids of lines begin
+LINE = "line-"  # prefix of the ids of keyed memories
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
     """`shards` in all, `spread` of them for each namespace.
 
-    Without `homes` a namespace uses every shard and every kind goes by its id: how stores were laid out
-    before layouts had a version.
+    Without `homes` a namespace uses every shard and every kind is placed by its id, as in stores from before layouts
+    had a version.
     """
 
     shards: int
@@ -57,7 +57,7 @@ class Placement:
         return max(self.places(namespace), key=lambda number: _weight(f"{number}/{namespace}/{key}"))
 
     def asked(self, namespaces: Iterable[str]) -> list[int]:
-        """Every shard that holds something of these namespaces, in order."""
+        """Every shard that may hold memories of these namespaces, in order."""
         return sorted({number for namespace in namespaces for number in self.places(namespace)})
 
 

@@ -1,4 +1,4 @@
-"""Where a store's layout record is, by its configuration, and how clients learn the layout."""
+"""The layout record that a store's configuration names, and publishing the layout to clients."""
 
 import json
 from dataclasses import replace
@@ -20,15 +20,15 @@ def shards_folder(config: Config) -> Path:
 
 
 def keys_record(config: Config) -> LayoutFile | None:
-    """The data keys of the shards where they lie apart from them, as folders that are dropped as theirs are."""
+    """The record of the shards' data keys if these are stored apart: folders that are dropped with the shards'."""
     if config.store.master_key is None or config.store.keys_dir is None:
         return None
     return LayoutFile(keyring_folder(shards_folder(config), config.store))
 
 
 def beside_record(config: Config) -> LayoutFile | None:
-    """What shards whose logs are in Redis have on the disks of their nodes: snapshots, and keys without
-    `store.keys_dir`. Folders that are dropped as the shards' data are."""
+    """The record of what shards with logs in Redis have on their nodes' disks: snapshots, and keys without
+    `store.keys_dir`. These folders are dropped with the shards' data."""
     return LayoutFile(shards_folder(config)) if config.store.backend == "redis" else None
 
 
@@ -39,12 +39,13 @@ def layout_record(config: Config) -> LayoutRecord:
 
 
 def wanted_layout(config: Config) -> ShardLayout:
-    """Of a new store."""
+    """The layout of a new store, by the configuration."""
     return ShardLayout(shards=config.store.shards, spread=min(config.store.spread, config.store.shards))
 
 
 def check_wanted(config: Config, layout: ShardLayout) -> None:
-    """A store keeps the numbers it was made with until it is resharded; from then on its layout counts."""
+    """Check the configured numbers against those that the store was created with; after a reshard only its layout
+    counts."""
     if layout.generation > 1:
         return
     wanted = wanted_layout(config)
@@ -59,14 +60,14 @@ def check_wanted(config: Config, layout: ShardLayout) -> None:
 
 
 def publish(config: Config, layout: ShardLayout) -> None:
-    """Tell every client of the cluster."""
+    """Publish the layout to every client of the cluster."""
     value = json.dumps(replace(layout, moving=None).to_json()).encode()
     key = f"{_prefix(config)}{layout.generation:012d}"
     internal_kv._internal_kv_put(key, value, namespace=RAY_NAMESPACE)
 
 
 def published(config: Config) -> ShardLayout:
-    """The newest layout that was published. Raises `NotReady` where none was."""
+    """The newest layout that was published. Raises `NotReady` if there is none."""
     keys = internal_kv._internal_kv_list(_prefix(config), namespace=RAY_NAMESPACE)
     value = internal_kv._internal_kv_get(max(keys), namespace=RAY_NAMESPACE) if keys else None
     if value is None:

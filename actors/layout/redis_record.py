@@ -24,7 +24,7 @@ _EXCLUSIVE_MS = 30_000
 
 
 class LayoutKey:
-    """PREFIX:layout; see `LayoutRecord`. Safe for many threads."""
+    """The layout record under the key PREFIX:layout; see `LayoutRecord`. Safe for many threads."""
 
     def __init__(self, config: StoreConfig) -> None:
         self._config, self._prefix = config, config.redis_prefix
@@ -37,15 +37,15 @@ class LayoutKey:
         return None if raw is None else from_json(json.loads(raw))
 
     def swap(self, expected: ShardLayout | None, new: ShardLayout) -> bool:
-        """One that was made counts as made when it is sent again."""
+        """As `LayoutRecord.swap`; idempotent, since it may be sent again."""
         texts = ["" if expected is None else _text(expected), _text(new)]
         command = ("EVAL", _SWAP, 1, self._key, *texts)
         return bool(self._server.call(lambda client: self._server.confirmed(client, *command)))
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """A lock that is renewed while the context lasts. Whoever loses it all the same cannot switch, since
-        the record will have changed."""
+        """A lock that is renewed while the context lasts. A process that loses it nevertheless cannot switch, since the
+        record will have changed."""
         token, done = uuid.uuid4().hex, threading.Event()
 
         def renew() -> None:

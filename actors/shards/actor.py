@@ -1,4 +1,4 @@
-"""One shard as a Ray actor: named, detached, and back with everything after a kill."""
+"""One shard as a Ray actor: named, detached, and restored from its log after a kill."""
 
 import logging
 import os
@@ -18,6 +18,7 @@ from actors.shards.calls import GROUP_OF, Call
 from actors.shards.shard_phase import Phase, PhaseGuard
 from common.config import Config
 from common.errors import Conflict, NotReady, SharpwaveError
+from common.types import Json, Page
 from stores.shard.shard import Shard
 from stores.transfer.reshard import Changes
 from stores.writes.rewrite import Key
@@ -25,13 +26,10 @@ from stores.writes.rewrite import Key
 MAX_PENDING_CALLS = 1000  # of one client to one shard, before `Overloaded`
 FORMER_OWNER_S = 10.0  # a killed process may hold the log for a moment longer
 CONTROL_THREADS = 4
-REFUSALS = 10_000  # calls of a group that may be inside at once: enough for each to be told to go away
+REFUSALS = 10_000  # calls of a group that may be inside at once: enough to refuse each one explicitly
 STEP_DOWN_S = 0.5
 
 logger = logging.getLogger(__name__)
-
-Json = dict[str, Any]
-Page = list[Json]
 
 
 @ray.remote(
@@ -43,9 +41,8 @@ Page = list[Json]
 class StoreShard:
     """One `Shard` in a process of its own. Arguments and answers are `Shard`'s.
 
-    Calls are admitted in an event loop and run in threads, a pool for each group, so that the one who is
-    too many hears of it at once. A log that cannot be opened does not kill the actor: every call says what
-    is wrong, and tries again.
+    Calls are admitted in an event loop and run in threads, a pool for each group, so that a call beyond the limit is
+    refused at once. A log that cannot be opened does not kill the actor: every call raises the reason and tries again.
     """
 
     def __init__(self, config: Config, generation: int, folder: str, number: int, dim: int) -> None:
@@ -92,9 +89,9 @@ class StoreShard:
                 raise
 
     def _step_down(self, error: SharpwaveError) -> None:
-        """Another process has taken the log over, and taking it back would go on for ever; or memory is no
-        longer what the log says. End, after the answer has left: where Ray still takes this for the shard, it
-        starts it anew from the log."""
+        """End the process after the answer has been sent. Another process has taken the log over, and taking it back
+        would never end; or memory no longer matches the log. If this is still the shard's actor, Ray restarts it
+        from the log."""
         logger.error("shard %s ends: %s", self._number, error.message)
         threading.Timer(STEP_DOWN_S, os._exit, [1]).start()
 
@@ -103,11 +100,11 @@ class StoreShard:
         owner = getattr(self._shard(), part[0]) if part else self._shard()
         return getattr(owner, name)(*args, **options)
 
-    # The life of a shard; called by who starts and who reshards
+    # The life of a shard; called by start and reshard
 
     @ray.method(concurrency_group="control")
     async def about(self) -> Json:
-        """Who this is: `{path, dim, pid, node, phase}`; answers once the log is open."""
+        """Identity of the actor: `{path, dim, pid, node, phase}`; answers once the log is open."""
         return await self._manage(self._about)
 
     @ray.method(concurrency_group="control")
@@ -187,7 +184,7 @@ class StoreShard:
             return self._opened
 
     def _end(self, layout: ShardLayout) -> None:
-        """Another layout holds: tell the clients, and leave nothing on the disk."""
+        """Another layout is in force: publish it to clients, and remove this shard's data."""
         publish(self._config, layout)
         with self._opening:
             if self._opened is not None:

@@ -1,4 +1,4 @@
-"""A bounded queue in front of a shard's threads. No Ray in here."""
+"""A bounded queue in front of a shard's threads. Independent of Ray."""
 
 import asyncio
 import math
@@ -25,10 +25,10 @@ class Admission:
         self._call_s = 0.0
 
     async def run(self, deadline: float, work: Callable[[], Answer]) -> Answer:
-        """The answer of `work`, run in a thread. `deadline` is by the clock (`time.time`).
+        """The answer of `work`, run in a thread. `deadline` is in seconds by `time.time`.
 
-        Raises `Overloaded` at once where too many wait, and `NotReady` (code "late") where the deadline
-        passed before a thread was free: nothing was done then.
+        Raises `Overloaded` at once if too many wait, and `NotReady` (code "late") if the deadline passed before a
+        thread was free: then nothing was done.
         """
         if self._inside >= self._threads + self._max_waiting:
             raise Overloaded(
@@ -45,7 +45,7 @@ class Admission:
             self._inside -= 1
 
     def hint_s(self) -> int:
-        """Whole seconds until those inside will be done, at the pace of the last calls."""
+        """Whole seconds until the present calls will be done, at the rate of the last ones."""
         return min(LONGEST_HINT_S, max(1, math.ceil(self._inside * self._call_s / self._threads)))
 
     def _in_time(self, deadline: float, work: Callable[[], Answer]) -> Answer:

@@ -1,4 +1,4 @@
-"""What a client may call on a shard, and what every call says beside its arguments."""
+"""The calls that a client may make on a shard, and what every call carries beside its arguments."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ WRITES = (
     *("keyed.put", "keyed.race"),
     *("conversations.push", "conversations.pop", "conversations.rewind"),
     *("erasure.forget", "erasure.forget_turns"),
-    *("erasure.rotate_key", "snapshot"),  # they hold writes back, and must not block reads
+    *("erasure.rotate_key", "snapshot"),  # they delay writes, and must not block reads
 )
 READS = (
     *("memories.prepare", "memories.get", "memories.history", "memories.list", "memories.statistics"),
@@ -38,13 +38,13 @@ GROUP_OF = {
 
 
 class Call(NamedTuple):
-    """`generation` of the layout that the caller knows; `deadline` by the clock (`time.time`), behind which
-    nobody waits for the answer. Nodes' clocks may differ by far less than `serve.deadline_s`."""
+    """`generation` of the layout that the caller knows; `deadline` (seconds, `time.time`), after which nobody
+    waits for the answer. Nodes' clocks must differ by far less than `serve.deadline_s`."""
 
     generation: int
     deadline: float
 
 
 def cause_of(error: RayTaskError) -> Exception:
-    """What the shard raised, as it raised it."""
+    """The original error of the shard."""
     return error.cause if isinstance(error.cause, SharpwaveError) else error

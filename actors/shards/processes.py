@@ -10,10 +10,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.layout.layout import RAY_NAMESPACE, ShardLayout
 from actors.layout.records import beside_record, keys_record, layout_record, shards_folder
-from actors.shards.actor import Json, StoreShard
+from actors.shards.actor import StoreShard
 from actors.shards.calls import cause_of
 from common.config import Config
 from common.errors import Conflict, NotReady
+from common.types import Json
 
 _RESOURCE_SHARE = 0.001  # of `store.actor_resource`, so that any number of shards fits on a node that has it
 _ACTOR = re.compile(r"shard-\d+(-g\d+)?")
@@ -50,7 +51,7 @@ def start_generation(config: Config, layout: ShardLayout, dim: int) -> list[Any]
 
 
 def clean(config: Config, layout: ShardLayout) -> None:
-    """Remove what belongs to other generations than the layout's. Under `LayoutRecord.exclusive` only."""
+    """Remove shards of other generations than the layout's. Only under `LayoutRecord.exclusive`."""
     named = {layout.actor_name(number) for number in layout.placement.numbers}
     for name in running():
         if name not in named:
@@ -61,7 +62,7 @@ def clean(config: Config, layout: ShardLayout) -> None:
 
 
 def handle(name: str) -> Any:
-    """Raises `ValueError` where no such actor is."""
+    """The handle of a shard's actor. Raises `ValueError` if there is none."""
     return ray.get_actor(name, namespace=RAY_NAMESPACE)
 
 
@@ -80,8 +81,8 @@ def running() -> list[str]:
 
 
 def _options(config: Config) -> Json:
-    """Where shards run. A local log needs the node with its disk. The strategy is always named, since a
-    detached actor would else be caught in the placement group of whoever starts it."""
+    """Scheduling options of shards. A local log needs the node with its disk. The strategy is always set, since a
+    detached actor would otherwise join the placement group of its creator."""
     store = config.store
     options: Json = {"num_cpus": store.actor_cpus}
     if store.actor_resource is not None:

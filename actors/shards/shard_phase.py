@@ -1,4 +1,4 @@
-"""What a shard may do while the layout changes around it: serve, wait, or end. No Ray in here.
+"""What a shard may do while the layout changes around it: serve, wait, or end. Independent of Ray.
 
     building    filled by a reshard; not in the layout yet
     serving     in the layout
@@ -6,10 +6,10 @@
     closed      in the layout, the reshard is about to switch: reads wait too
     ended       the layout is another one: the shard's data is removed
 
-Building, held and closed are leases. A reshard that is killed, or stopped, stops renewing them; the first
-shard to notice takes the reshard's name out of the layout's record, after which the reshard cannot switch
-any more, and everybody goes back to what the record says. So callers wait for a while and never for good,
-and no write is taken by a layout that is about to go.
+Building, held and closed are leases. A reshard that is killed or stopped no longer renews them; the first shard to
+notice removes the reshard's name from the layout's record, after which the reshard cannot switch any more, and all
+shards return to the phase that the record implies. So callers wait for a bounded time, and no write is accepted by a
+layout that is about to be replaced.
 """
 
 import threading
@@ -37,7 +37,7 @@ class Phase(StrEnum):
 class PhaseGuard:
     """The phase of one shard of `generation`. Safe for many threads.
 
-    `ended(layout)` is called once, when the record holds another layout than this shard belongs to.
+    `ended(layout)` is called once, when the record has a layout that this shard does not belong to.
     """
 
     def __init__(
@@ -58,10 +58,10 @@ class PhaseGuard:
 
     @contextmanager
     def turn(self, generation: int, group: str) -> Iterator[None]:
-        """Around a client's call of the group "write", "read" or "control".
+        """Context of a client's call of the group "write", "read" or "control".
 
-        Raises `NotReady` with code "moved" where the caller has another layout than this shard's, and with
-        "held" where the call has to wait.
+        Raises `NotReady` with code "moved" if the caller has another layout than this shard, and with "held" if the
+        call has to wait.
         """
         with self._changed:
             if generation == self.generation and self.phase is Phase.BUILDING:
@@ -84,7 +84,7 @@ class PhaseGuard:
     def hold(self, moving: str, *, reads: bool) -> None:
         """Make writes wait, and with `reads` everything; returns when none is running any more.
 
-        Again and again, since it is a lease. Raises `Conflict` where `moving` has lost its right.
+        Called repeatedly, since it is a lease. Raises `Conflict` if `moving` has lost its right to switch.
         """
         with self._changed:
             found = self._record.read()
@@ -97,14 +97,15 @@ class PhaseGuard:
                 raise NotReady(f"calls that run do not end within {self._lease_s / 2:g} s")
 
     def keep(self) -> None:
-        """Renew the lease of a shard that is being built. Raises `Conflict` where it has run out."""
+        """Renew the lease of a shard that is being built. Raises `Conflict` if it has expired."""
         with self._changed:
             if self.phase is not Phase.BUILDING:
                 raise Conflict(f"this shard is {self.phase}, not building")
             self._renew()
 
     def settle(self, *, expired: bool = False) -> Phase:
-        """Do what the record says. `expired`: the reshard had its time, take its right to switch away."""
+        """Enter the phase that the record implies. `expired`: the lease ran out, so remove the reshard's right to
+        switch."""
         with self._changed:
             if self.phase is Phase.ENDED:
                 return self.phase

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from actors.store.router import Route, Router, together
+from common.types import Json
 from stores.log import seal
 
-Json = dict[str, Any]
 Broken = list[Json | None]
 UNSEALED = (
     "the last reshard made new logs with chains of their own, and no seal was made since: none from before it can be "
@@ -20,7 +20,7 @@ class StoreChain:
         self._router = router
 
     async def heads(self) -> list[Any]:
-        """Where each shard's chain stands: `{shard, seq, anchor}`."""
+        """The head of each shard's chain: `{shard, seq, anchor}`."""
         return await self._router.on_all("chain.head")
 
     async def seal(self, *, now: float) -> Json:
@@ -34,7 +34,7 @@ class StoreChain:
 
     async def sealed(self) -> Json:
         """The last seal of these shards, for `verify`: `{sealed, shards, notice}`. Without one `sealed` is None, and
-        after a reshard `notice` says why."""
+        after a reshard `notice` gives the reason."""
 
         async def ask(route: Route) -> Json:
             found = await asyncio.to_thread(seal.read_seal, route.folder)

@@ -4,9 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from actors.store.router import Router
-
-Json = dict[str, Any]
-Page = list[Json]
+from common.types import Json, Page
 
 
 class StoreConversations:

@@ -1,4 +1,4 @@
-"""Erasing on every shard of a namespace, with one receipt; and the probe for what is left."""
+"""Erasure on every shard of a namespace, with one receipt; and the probe for leftovers."""
 
 import asyncio
 import uuid
@@ -8,11 +8,10 @@ from typing import Any
 
 from actors.store.router import Route, Router, together
 from common.config import Config
+from common.types import Json
 from stores.crypto.keyrings import read_keyrings
 from stores.erasure.disk_probe import Canaries, probe_folder
 from stores.snapshots.files import CONTEXT
-
-Json = dict[str, Any]
 
 
 class StoreErasure:
@@ -29,11 +28,11 @@ class StoreErasure:
         op_id: str,
         now: float,
     ) -> Json:
-        """Erase on every shard of the namespace; the receipts as one. See `Erasure.forget`.
+        """Erase on every shard of the namespace; returns one merged receipt. See `Erasure.forget`.
 
-        What a memory says may stand in a conversation of another shard, which knows nothing of the memory.
-        So turns go first: a call that is cut off in between still finds their texts when it is sent again,
-        though its receipt no longer counts the turns that went before.
+        The text of a memory may also be a turn on another shard, which does not hold the memory. So turns are
+        erased first: a call interrupted in between still finds the texts when it is repeated, although its receipt
+        no longer counts the turns erased before.
         """
         turned = await self._forget_same_texts(namespace, ids, where, now) if not everything else None
         options = {"ids": ids, "where": where, "everything": everything, "op_id": op_id, "now": now}
@@ -43,7 +42,7 @@ class StoreErasure:
     async def _forget_same_texts(
         self, namespace: str, ids: Sequence[str] | None, where: Mapping[str, Any] | None, now: float
     ) -> Json | None:
-        """Erase the turns that say what the memories chosen say; None where one shard has everything."""
+        """Erase the turns with the texts of the selected memories; None if one shard has everything."""
 
         async def ask(route: Route) -> list[str]:
             numbers = route.placement.asked([namespace])
@@ -80,7 +79,7 @@ class StoreErasure:
         ]
 
     async def _erased(self, namespace: str, method: str, **options: Any) -> Json:
-        """One receipt. Where a reshard comes between, what some shards erased before it counts as well."""
+        """The merged receipt. If a reshard comes between, what shards erased before it counts too."""
         receipts: dict[tuple[int, int], Json] = {}
 
         async def erase(route: Route) -> None:
@@ -93,19 +92,21 @@ class StoreErasure:
         await self._router.run(erase)
         last = max(generation for generation, _ in receipts)
         for generation, number in receipts:
-            if generation < last and "heads" in receipts[generation, number]:  # of a log that is no more
+            if (
+                generation < last and "heads" in receipts[generation, number]
+            ):  # of a log that no longer exists
                 receipts[generation, number]["heads"] = []
         return {**merged([*receipts.values()]), "generation": last}
 
 
 def _added(receipt: Json, turned: Json) -> Json:
-    """What of a receipt changes by that of the turns that went before."""
+    """The fields of a receipt that change by that of the turns erased before."""
     sums = {name: receipt[name] + turned[name] for name in ("turns", "log_records")}
     return {**sums, "scrubbed": receipt["scrubbed"] and turned["scrubbed"]}
 
 
 def merged(receipts: Sequence[Json]) -> Json:
-    """The receipts of several shards as one: lists joined, numbers added, true where all say so."""
+    """The receipts of several shards as one: lists joined, numbers added, booleans joined by and."""
     found: Json = {}
     for name, first in receipts[0].items():
         values = [receipt[name] for receipt in receipts if receipt[name] is not None]

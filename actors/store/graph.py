@@ -1,12 +1,10 @@
-"""Questions to facts and places, which are whole on the namespace's home shard; see `stores.shard.graph.Graph`."""
+"""Queries of facts and places, which are whole on the namespace's home shard; see `stores.shard.graph.Graph`."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from actors.store.router import Router
-
-Json = dict[str, Any]
-Page = list[Json]
+from common.types import Page
 
 
 class StoreGraph:

@@ -4,11 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from actors.store.router import Router
+from common.types import Json, Page
 from stores.index.vectors import Vectors
 from stores.writes.versions import Candidate
-
-Json = dict[str, Any]
-Page = list[Json]
 
 
 class StoreKeyed:

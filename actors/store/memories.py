@@ -10,14 +10,13 @@ import ray
 
 from actors.store.router import Route, Router, together
 from common.errors import Conflict, InvalidInput, NotFound
+from common.types import Json, Page
 from stores.index.vectors import Vectors, nearest_earlier
 from stores.memory.memory import Memory
 from stores.view.view import cursor_of
 from stores.writes.batch import MemoryBatch
 from stores.writes.versions import Candidate, Weigh
 
-Json = dict[str, Any]
-Page = list[Json]
 Replies = list[Any]  # one a shard; named here since `StoreMemories.list` hides the builtin
 Names = list[str]
 Tables = list[pa.Table]
@@ -33,10 +32,9 @@ class StoreMemories:
     async def put(self, batch: MemoryBatch, *, op_id: str, now: float, partial: bool = False) -> Page:
         """Write memories; the answers come in the order given.
 
-        Every shard is asked first, so one id with other content refuses the whole call with `Conflict`; with
-        `partial` only that memory is refused. Shards commit one by one: where one is lost midway and does not come
-        back in time, `NotReady` leaves the others' memories written, and sending the call again with the same
-        `op_id` completes it.
+        Every shard checks first, so one id with other content refuses the whole call with `Conflict`; with `partial`
+        only that memory is refused. Shards commit one by one: if one is lost midway and does not return in time,
+        `NotReady` leaves the others' memories written, and repeating the call with the same `op_id` completes it.
         """
         if not len(batch):
             return []
@@ -97,7 +95,8 @@ class StoreMemories:
         now: float,
         weigh: Weigh,
     ) -> Json:
-        """A key that is new (`generation` 0) is written where its kind belongs. `weigh` must pickle."""
+        """See `Memories.race`. A new key (`generation` 0) is written to the shard of its kind. `weigh` must be
+        picklable."""
         options = {"generation": generation, "op_id": op_id, "now": now, "weigh": weigh}
 
         async def run(route: Route) -> Json:
@@ -111,7 +110,7 @@ class StoreMemories:
         return await self._router.run(run)
 
     async def import_rows(self, rows: Sequence[Json], *, op_id: str, now: float) -> Page:
-        """Answers in the order given."""
+        """See `Memories.import_rows`; answers in the order given."""
 
         async def write(route: Route) -> Page:
             memories = [row["memory"] for row in rows]
@@ -173,7 +172,7 @@ class StoreMemories:
     async def list(
         self, namespace: str, *, after: str | None = None, limit: int = 100, **options: Any
     ) -> Json:
-        """A page in order of (time, id): `{memories, next}`; `next` is the cursor of the page behind it, or None.
+        """A page in order of (time, id): `{memories, next}`; `next` is the cursor of the next page, or None.
         Options as `Memories.list`: kind, conversation, where."""
         if limit < 1:
             raise InvalidInput(f"limit = {limit}: must be at least 1", param="limit")
@@ -206,8 +205,8 @@ class StoreMemories:
     async def _looked_up(
         self, method: str, namespace: str, keyed: Sequence[tuple[str, Any]], **options: Any
     ) -> tuple[Replies, Names]:
-        """Send each `(id, value)`'s value wherever the id may be: one call a shard, since an `op_id` stands for one
-        request. The answers, and the ids that no shard knows."""
+        """Send the value of each `(id, value)` to every shard that may hold the id: one call a shard, since an `op_id`
+        stands for one request. Returns the answers, and the ids that no shard knows."""
 
         async def send(route: Route) -> Replies:
             lookups = [route.placement.lookups(namespace, id) for id, _ in keyed]
@@ -226,7 +225,7 @@ async def _prepare(
 ) -> tuple[list[str | None], list[float], list[int | None]]:
     """For each memory: its conflict, if any; its highest cosine outside the shard that owns it; the other shard that
     holds a near duplicate, unless the memory itself is written already. Each shard searches once, and only for the
-    memories that it does not own: its own it compares when it writes them."""
+    memories that it does not own; it compares its own when it writes them."""
     namespaces = batch.namespaces
     own = _by_shard([route.placement.lookups(m.namespace, m.id) for m in batch.memories])
     foreign = _by_shard(
@@ -266,8 +265,8 @@ async def _prepare(
 async def _count_duplicates(
     route: Route, batch: MemoryBatch, duplicates: Sequence[int | None], *, op_id: str, now: float
 ) -> dict[int, Json]:
-    """Answers, by index, of the memories that another shard counts as one of its own. An `op_id` stands for one
-    request, so these go under one derived from it."""
+    """Answers, by index, for the memories that another shard counts as near duplicates of its own. An `op_id` stands
+    for one request, so these calls use one derived from it."""
     routed = _by_shard([[] if number is None else [number] for number in duplicates])
     derived = blake2b(f"sight/{op_id}".encode(), digest_size=16).hexdigest()
     replies = await together(

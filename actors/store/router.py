@@ -1,4 +1,4 @@
-"""The way of a call to its shard: which layout holds, which actor, until when."""
+"""Routing of a call to its shard: which layout is in force, which actor, until which deadline."""
 
 import asyncio
 import time
@@ -24,11 +24,11 @@ HELD_PAUSE_S = 0.1  # a reshard's last step is short
 
 
 class Moved(Exception):
-    """The layout is another one now: find the shards again."""
+    """Raised if the layout has changed: find the shards again."""
 
 
 class Router:
-    """Knows the layout and the shards' handles; finds them when they are needed, and again when they change."""
+    """Holds the layout and the shards' handles; looks them up when needed, and again when they change."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -37,9 +37,9 @@ class Router:
         self._handles: dict[str, Any] = {}
 
     async def run(self, operation: Callable[["Route"], Awaitable[Answer]]) -> Answer:
-        """What `operation` makes of a route, again from the start where the layout changed under it.
+        """The result of `operation` on a route; repeated from the start if the layout changed meanwhile.
 
-        So it must send the same `op_id` each time. Ends within `serve.deadline_s`.
+        So `operation` must send the same `op_id` each time. Ends within `serve.deadline_s`.
         """
         deadline, pause = time.monotonic() + self._deadline_s, FIRST_PAUSE_S
         while True:
@@ -100,7 +100,7 @@ class Router:
 
     @property
     def generation(self) -> int:
-        """Of the layout as it is known here: the one that holds, or an earlier one."""
+        """Generation of the layout as known here: the one in force, or an earlier one."""
         return (self._layout or self._load()).generation
 
     def find(self, layout: ShardLayout, number: int) -> Any:
@@ -128,18 +128,18 @@ class Route:
 
     @property
     def folder(self) -> Path:
-        """Of this layout's shards."""
+        """The folder of a shard of this layout."""
         return (shards_folder(self._router.config) / self._layout.folder(0)).parent
 
     async def ask(self, numbers: Iterable[int], method: str, *args: Any, **options: Any) -> list[Any]:
-        """The same of several shards; answers in that order."""
+        """Call several shards; answers in the given order."""
         return await together(self.call(number, method, *args, **options) for number in numbers)
 
     async def call(self, number: int, method: str, *args: Any, **options: Any) -> Any:
         """Call a shard until it answers or the deadline passes.
 
-        A shard that is gone is called again until then, and `NotReady` follows. Raises `Moved` where
-        another layout holds, `Overloaded` where too many calls wait, and what the shard raises.
+        A shard that is gone is called again until then; after that raises `NotReady`. Raises `Moved` if another
+        layout is in force, `Overloaded` if too many calls wait, and the shard's own errors.
         """
         name = self._layout.actor_name(number)
         pause, problem = FIRST_PAUSE_S, "no answer"
@@ -165,11 +165,11 @@ class Route:
         raise NotReady(f"{name}.{method}: {problem} within {self._deadline_s:g} s; send it again")
 
     def kill(self, number: int) -> None:
-        """End a shard's process wherever it is stuck; Ray starts it again."""
+        """End a shard's process, even a stuck one; Ray restarts it."""
         ray.kill(self._router.find(self._layout, number), no_restart=False)
 
     def _again(self, number: int, error: Exception) -> str:
-        """Why the call is to be sent again after what the shard raised; raises it where it is not."""
+        """Why the call must be sent again after an error of the shard; raises the error if it must not."""
         if isinstance(error, NotReady) and error.code == "moved":
             raise Moved from None
         if isinstance(error, NotReady) and error.code in ("held", "late"):
@@ -181,10 +181,10 @@ class Route:
 
 
 async def together(calls: Iterable[Awaitable[Answer]]) -> list[Answer]:
-    """All answers, in order. What failed is raised only when every call has ended, so that nothing of an
-    operation is still under way when it is sent again."""
+    """All answers, in order. An error is raised only when every call has ended, so that nothing of an operation is
+    still running when it is sent again."""
     answers = await asyncio.gather(*calls, return_exceptions=True)
     failed = [answer for answer in answers if isinstance(answer, BaseException)]
-    if failed:  # what is wrong with the call itself goes before "moved", which would only repeat it
+    if failed:  # an error of the call itself goes before "moved", which would only repeat it
         raise min(failed, key=lambda error: isinstance(error, Moved))
     return [answer for answer in answers if not isinstance(answer, BaseException)]

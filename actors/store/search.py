@@ -1,15 +1,13 @@
-"""Searches over the shards of a namespace: shards give candidates, which are ranked once, here."""
+"""Searches over the shards of a namespace: each shard returns candidates, which are ranked once here."""
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from actors.store.router import Router
+from common.types import Json, Page
 from stores.index.vectors import Vectors
 from stores.ranking import ranking
-
-Json = dict[str, Any]
-Page = list[Json]
 
 
 class StoreSearch:

@@ -1,7 +1,7 @@
-"""All shards of a store as one. Open this file first; the way of a call to its shard is in `router.py`.
+"""All shards of a store as one. Open this file first; routing of calls to shards is in `router.py`.
 
-A namespace uses some of the shards (`actors.layout.placement`), and only those are asked. Calls that a dying shard
-cut off, or that a reshard held up, are sent again, which is safe because every write carries an `op_id`.
+A namespace uses some of the shards (`actors.layout.placement`), and only those are called. Calls that a dying shard
+interrupted, or that a reshard delayed, are sent again, which is safe because every write carries an `op_id`.
 """
 
 import asyncio
@@ -18,13 +18,13 @@ from actors.store.router import Route, Router
 from actors.store.search import StoreSearch
 from common.config import Config
 from common.errors import InvalidInput, SharpwaveError
+from common.types import Json
 
-Json = dict[str, Any]
 ASKED_FIRST_S, ASKED_AGAIN_S = 5.0, 0.1  # around a restart
 
 
 class ShardedStore:
-    """All shards as one store, for asyncio. Cheap to make: it looks actors up when they are needed.
+    """All shards as one store, for asyncio. Cheap to create: actors are looked up when needed.
 
     Its parts are those of `stores.shard.shard.Shard`, with the same calls. Every operation ends within
     `serve.deadline_s`: a shard that is gone, or held by a reshard, is called again until then, and `NotReady`
@@ -43,7 +43,7 @@ class ShardedStore:
 
     @property
     def generation(self) -> int:
-        """Of the layout: what is written from now on is written under this one or a later one."""
+        """Generation of the layout; later writes are made under this one or a later one."""
         return self._router.generation
 
     async def counts(self) -> Json:
@@ -60,14 +60,15 @@ class ShardedStore:
         return {**totals, "namespaces": namespaces, "shards": shards}
 
     async def snapshot(self) -> list[Any]:
-        """Have every shard write a snapshot; its folder, or None where the newest one covers everything."""
+        """Have every shard write a snapshot: for each its folder, or None if the newest one covers everything."""
         return await self._router.on_all("snapshot")
 
     async def restart(self, number: int) -> Json:
-        """End a shard's process, so that Ray starts it again and the log is reopened: what a log needs that stopped
-        at a failed write. Calls that this cuts off are sent again.
+        """End a shard's process, so that Ray restarts it and reopens the log, as is needed after a
+        failed write. Calls that this interrupts are sent again.
 
-        Returns `{shard, was, failure, seq, epoch, memories}`: why writes were refused before, and are now.
+        Returns `{shard, was, failure, seq, epoch, memories}`: `was` and `failure` are why writes were refused
+        before and are refused now, or None.
         """
 
         async def run(route: Route) -> Json:
@@ -76,7 +77,7 @@ class ShardedStore:
                     f"shard = {number}: must be 0 to {len(route.placement.numbers) - 1}", param="shard"
                 )
             before: Json = {}
-            with suppress(SharpwaveError, TimeoutError):  # what hangs is restarted all the same
+            with suppress(SharpwaveError, TimeoutError):  # a hanging shard is restarted too
                 before = await asyncio.wait_for(route.call(number, "counts"), ASKED_FIRST_S)
             route.kill(number)
             after = await route.call(number, "counts")

@@ -1,24 +1,22 @@
 """Encryption at rest: AES-256-GCM under one random data key a namespace, wrapped by one master key.
 
-A sealed piece (the content of one record, one snapshot, one KV block):
+An encrypted piece (the content of one record, one snapshot, one KV block):
 
     | version | key id 16 | nonce 12 | wrapped piece key 48 | content | tag 16 |
 
 Every piece has a random key of its own, used once, so the content's nonce is fixed at zero and can never
 repeat. The piece key is wrapped by the namespace's data key under a random 96-bit nonce; NIST SP 800-38D
-bounds that at 2^32 wraps a key, and `Keyring` turns to a fresh data key before. The content's associated
-data binds namespace and context (a record's op and seq): a piece moved elsewhere does not open. A data
-key is rotated by wrapping piece keys anew (`renew`); content bytes stay, and with them every digest over
-them.
+bounds that at 2^32 wraps a key, and `Keyring` changes to a fresh data key before that. The content's associated
+data binds namespace and context (a record's op and seq): a piece moved elsewhere does not decrypt. A
+data key is rotated by rewrapping piece keys (`renew`); content bytes stay, and so do all digests over them.
 
     folder/ring.json   format and the master key's id
     folder/ID.key      one data key: id, the master key's id, wrapped (key, namespace, number), pieces
 
 What stays visible without the master key: how many namespaces there were, which pieces belong to the same
-one (by random key id), sizes and times. Names of namespaces are inside the wraps. Destroying a key writes
-over its file and leaves a gravestone with the id, so that a destroyed key differs from a lost one. The
-folder is worth what its copies are: back it up apart from the data, and for no longer than an erased
-namespace may live on in backups.
+one (by random key id), sizes and times. Names of namespaces are inside the wraps. Destroying a key
+overwrites its file and leaves a tombstone with the id, so that a destroyed key differs from a lost one. Back the
+folder up apart from the data, and keep backups no longer than an erased namespace may survive in them.
 """
 
 import base64
@@ -56,17 +54,17 @@ _ZERO = bytes(NONCE_BYTES)
 class _DataKey:
     id: bytes
     namespace: str
-    number: int  # of the namespace's keys; the highest is the present one
+    number: int  # of the key in its namespace; the highest is the present one
     cipher: AESGCM
     left: int = 0  # wraps reserved and not used
 
 
 class Keyring:
-    """The data keys of one folder. Safe for threads; other processes may share the folder, and see each
-    other's keys, when a key of theirs is met."""
+    """The data keys of one folder. Safe for threads. Other processes may share the folder; their keys
+    are read when a piece under one is met."""
 
     def __init__(self, folder: Path, master: MasterKey) -> None:
-        """Raises `InvalidInput` where the master key is not the one that wraps these keys."""
+        """Raises `InvalidInput` if the master key is not the one that wraps these keys."""
         self.folder = folder
         self._master = master
         self._lock = threading.RLock()
@@ -90,7 +88,7 @@ class Keyring:
     # Sealing
 
     def encrypt(self, namespace: str, data: bytes, context: bytes = b"") -> bytes:
-        """`data` as a sealed piece under the namespace's key, which is made where there is none."""
+        """`data` as an encrypted piece under the namespace's key, which is made if there is none."""
         with self._lock:
             key = self._reserve(namespace)
         piece = secrets.token_bytes(KEY_BYTES)
@@ -98,39 +96,39 @@ class Keyring:
         return _wrap_piece(key, piece) + content
 
     def decrypt(self, namespace: str, sealed: bytes, context: bytes = b"") -> bytes:
-        """The inverse of `seal`. Raises `NotFound(code="key_destroyed")` where the key was destroyed,
-        `NotReady(code="key_missing")` where the keyring never had it, `StoreCorrupt` where the bytes, the
-        namespace or the context are others."""
+        """The inverse of `encrypt`. Raises `NotFound(code="key_destroyed")` if the key was destroyed,
+        `NotReady(code="key_missing")` if the keyring never had it, `StoreCorrupt` if the bytes, the namespace or
+        the context differ."""
         key = self._key_of(sealed)
         if key.namespace != namespace:
             raise StoreCorrupt("a sealed piece belongs to another namespace: it was moved from outside")
         return self._open(key, sealed, context)
 
     def decrypt_any(self, sealed: bytes, context: bytes = b"") -> bytes:
-        """The same for a piece whose key says which namespace it is of."""
+        """As `decrypt`, with the namespace taken from the piece's key."""
         return self._open(self._key_of(sealed), sealed, context)
 
     def encrypt_bytes(self, namespace: str, data: bytes) -> bytes:
-        """A file's content, sealed."""
+        """A file's content, encrypted."""
         return self.encrypt(namespace, data, b"file")
 
     def decrypt_bytes(self, namespace: str, data: bytes) -> bytes:
         return self.decrypt(namespace, data, b"file")
 
     def is_destroyed(self, sealed: bytes) -> bool:
-        """Was the piece's key destroyed, so that nobody can ever open it?"""
+        """True if the piece's key was destroyed, so that it can never be decrypted."""
         return self._find(_key_id(sealed)) is None and _key_id(sealed) in self._destroyed
 
     # The life of keys
 
     @property
     def namespaces(self) -> list[str]:
-        """Those that have a key."""
+        """The namespaces that have a key."""
         return [*self._present]
 
     def rotate(self, namespace: str) -> list[bytes]:
-        """Seal what comes from now on under a fresh data key; the old ones, whose ids are returned, still
-        open what they sealed."""
+        """Encrypt from now on under a fresh data key. The old ones, whose ids are returned, still decrypt their
+        pieces."""
         with self._lock:
             self._read_folder()
             old = [key.id for key in self._of(namespace)]
@@ -138,7 +136,7 @@ class Keyring:
             return old
 
     def renew(self, sealed: bytes) -> bytes:
-        """The same piece, wrapped by its namespace's present key; only the header changes."""
+        """The piece wrapped by its namespace's present key; only the header changes."""
         key = self._key_of(sealed)
         if self._present[key.namespace].id == key.id:
             return sealed
@@ -146,13 +144,9 @@ class Keyring:
             present = self._reserve(key.namespace)
         return _wrap_piece(present, _unwrap_piece(key, sealed)) + sealed[HEADER_BYTES:]
 
-    def is_old(self, sealed: bytes) -> bool:
-        """Would `renew` change the piece?"""
-        key = self._key_of(sealed)
-        return self._present[key.namespace].id != key.id
-
     def drop_old(self, namespace: str) -> int:
-        """Destroy all but the present key, once every piece is renewed. Returns how many went."""
+        """Destroy all but the present key, once every piece is renewed. Returns how many were
+        destroyed."""
         with self._lock:
             present = self._present.get(namespace)
             return self._destroy([k for k in self._of(namespace) if present and k.id != present.id])
@@ -162,8 +156,8 @@ class Keyring:
             return self._destroy([self._keys[id] for id in ids if id in self._keys])
 
     def destroy(self, namespace: str) -> int:
-        """Destroy the namespace's keys: whatever they sealed, wherever it is, is noise from now on.
-        Returns how many went; a crash half way leaves some, and destroying again takes them."""
+        """Destroy the namespace's keys: everything encrypted under them, in any copy, becomes unreadable. Returns how
+        many were destroyed; a crash may leave some, which a repeated call destroys."""
         with self._lock:
             self._read_folder()
             return self._destroy(self._of(namespace))
@@ -172,7 +166,7 @@ class Keyring:
         return [key for key in self._keys.values() if key.namespace == namespace]
 
     def _reserve(self, namespace: str) -> _DataKey:
-        """The present key, for one wrap more. Wraps are counted on disk before they are used."""
+        """The present key, for one more wrap. Wraps are counted on disk before they are used."""
         key = self._present.get(namespace)
         if key is None:
             self._read_folder()
@@ -193,7 +187,7 @@ class Keyring:
         return key
 
     def _make(self, namespace: str) -> _DataKey:
-        """A fresh key, on disk before it seals anything."""
+        """A fresh key, on disk before it encrypts anything."""
         number = 1 + max((key.number for key in self._of(namespace)), default=0)
         id, secret = secrets.token_bytes(ID_BYTES), secrets.token_bytes(KEY_BYTES)
         inner = {"key": base64.b64encode(secret).decode(), "namespace": namespace, "number": number}
@@ -251,7 +245,7 @@ class Keyring:
             ) from None
 
     def _read_folder(self) -> None:
-        """Learn of keys and gravestones that are new here."""
+        """Read keys and tombstones that are new in the folder."""
         for file in self.folder.glob("*.key"):
             id = bytes.fromhex(file.stem)
             if id in self._destroyed:
@@ -270,7 +264,7 @@ class Keyring:
 
 
 def is_encrypted(data: bytes) -> bool:
-    """Could this be a sealed piece? JSON, Parquet and safetensors begin otherwise."""
+    """True if this could be an encrypted piece; JSON, Parquet and safetensors begin differently."""
     return len(data) >= HEADER_BYTES + TAG_BYTES and data[0] == FORMAT
 
 

@@ -1,4 +1,4 @@
-"""All keyrings of a store at once: for those who read what any shard, or the engine, has sealed."""
+"""All keyrings of a store at once, to decrypt what any shard or the engine has encrypted."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +12,7 @@ _PLACES = ("shards/**/ring.json", "blocks/ring.json", "blocks/*/ring.json")
 
 
 class Keyrings:
-    """Opens pieces; seals none."""
+    """Decrypts pieces; encrypts none."""
 
     def __init__(self, rings: Iterable[Keyring]) -> None:
         self._rings = [*rings]
@@ -25,7 +25,7 @@ class Keyrings:
                 return keyring.decrypt_any(sealed, context)
             except NotFound as error:
                 gone = error
-            except NotReady:  # not of this ring
+            except NotReady:  # not of this keyring
                 continue
         raise gone or NotReady(
             "no keyring of this store holds the key of this content, nor its gravestone",
@@ -34,13 +34,13 @@ class Keyrings:
 
 
 def keyring_folders(config: StoreConfig) -> list[Path]:
-    """Of every shard, whichever layout it is of, and of the KV blocks."""
+    """Keyring folders of every shard, of any layout, and of the KV blocks."""
     root = Path(config.keys_dir or config.dir).expanduser().resolve()
     return sorted({file.parent for place in _PLACES for file in root.glob(place)})
 
 
 def read_keyrings(config: StoreConfig) -> Keyrings | None:
-    """None without encryption. Raises `InvalidInput` where the master key is missing or another."""
+    """The store's keyrings; None without encryption. Raises `InvalidInput` if the master key is missing or wrong."""
     if config.master_key is None:
         return None
     master = read_master(config.master_key)

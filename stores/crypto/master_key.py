@@ -2,7 +2,7 @@
 
     | format | id | master key's id | nonce | wrapped {key, namespace, number} | pieces |
 
-A destroyed key's file is written over and then says so: a destroyed key differs from a lost one. The
+A destroyed key's file is overwritten and marked, so that a destroyed key differs from a lost one. The
 master key itself is a line of text in a file or an environment variable, never in the configuration.
 """
 
@@ -35,7 +35,7 @@ class MasterKey:
 
     @property
     def id(self) -> str:
-        """Names the key in files and messages; says nothing of it."""
+        """Names the key in files and messages without revealing it."""
         return blake2b(b"sharpwave master", digest_size=8, key=self.key).hexdigest()
 
     @property
@@ -68,18 +68,18 @@ def read_master(source: str) -> MasterKey:
 
 
 def write_master(path: Path, master: MasterKey) -> None:
-    """A key file that only its owner can read. Raises `Conflict` where the file exists: a key that is
-    written over takes everything under it along."""
+    """Write a key file that only its owner can read. Raises `Conflict` if the file exists: overwriting a key would
+    lose everything encrypted under it."""
     if path.exists():
         raise Conflict(f"master key file {str(path)!r} exists; give another path", param="store.master_key")
     write_bytes(path, f"{master.text}\n".encode())  # mkstemp gives mode 600
 
 
 def rotate_master(folder: Path, old: MasterKey, new: MasterKey) -> int:
-    """Wrap every data key of a keyring by `new`; sealed data stays as it is. Returns how many were wrapped.
+    """Wrap every data key of a keyring by `new`; encrypted data does not change. Returns how many were wrapped.
 
-    For a keyring that no process has open. A crash half way leaves keys under both, and calling again takes
-    it to its end. Raises `InvalidInput` where a key is under neither.
+    For a keyring that no process has open. A crash leaves keys under both, and a repeated call completes the
+    rotation. Raises `InvalidInput` if a key is under neither.
     """
     wrapped = 0
     for file in sorted(folder.glob("*.key")):
@@ -127,7 +127,7 @@ def gravestone(id: bytes) -> dict[str, Any]:
 
 
 def read_noted(file: Path) -> dict[str, Any]:
-    """A key file; one that a crash left written over with zeros is a destroyed key."""
+    """Read a key file; one that a crash left overwritten with zeros is a destroyed key."""
     raw = file.read_bytes()
     if not raw.strip(b"\0"):
         write_json(file, gravestone(bytes.fromhex(file.stem)))
@@ -137,8 +137,8 @@ def read_noted(file: Path) -> dict[str, Any]:
 
 
 def overwrite(file: Path) -> None:
-    """Put zeros where the key was, so that the freed block does not hold it; a journal, a snapshot of the
-    file system or flash that moves blocks may still, which only an encrypted disk can help."""
+    """Overwrite the key with zeros, so that the freed block does not hold it. A journal, a file system snapshot or
+    flash that moves blocks may still; only an encrypted disk prevents that."""
     with file.open("r+b") as opened:
         opened.write(bytes(file.stat().st_size))
         opened.flush()

@@ -1,15 +1,15 @@
 """After an erasure: does any file of the store still hold the content? `shard_probe` asks a running shard.
 
-A report has one row a place: `{place, checked, found, unchecked}`. `checked` counts what was looked at
-(files, records, memories, ...); `found` lists leftovers as `{canary, form, where}`, where `canary` names
-one by kind and number, never by content; `unchecked` says what could not be read, and why. A place is
+A report has one row for each place that was searched: `{place, checked, found, unchecked}`. `checked` counts the
+items examined (files, records, memories, ...); `found` lists leftovers as `{canary, form, where}`, where `canary`
+names one by kind and number, never by content; `unchecked` lists what could not be read, and why. A place is
 clean only where `found` and `unchecked` are empty and `checked` is not 0.
 
-Text is looked for as UTF-8, UTF-16 and UTF-32, in both composed and decomposed Unicode form, as JSON
-spells it (once and twice over), in hex, and in base64 at each of its three alignments; vectors as float32,
-float16 and float64, in base64, and as JSON numbers. With `fragment`, every piece of so many bytes counts
-as well: what a page that was reused has kept of a text. Compressed content is found where it can be
-decoded: Parquet and Arrow files, gzip, and sealed content whose key is given.
+Text is searched for as UTF-8, UTF-16 and UTF-32, in both composed and decomposed Unicode form, as JSON
+strings (escaped once and twice), in hex, and in base64 at each of its three alignments; vectors as float32,
+float16 and float64, in base64, and as JSON numbers. With `fragment`, every piece of so many bytes is
+searched for too: a reused page may keep part of a text. Compressed content is found if it can be
+decoded: Parquet and Arrow files, gzip, and encrypted content whose key is given.
 """
 
 import base64
@@ -27,22 +27,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.errors import NotFound, SharpwaveError
+from common.types import Json
 from stores.crypto.keyring import is_encrypted
 from stores.index.vectors import Vectors
 
 CHUNK_BYTES = 8 << 20  # of a file held at once
 COMPRESSED = {".store": "tantivy's compressed documents", ".zst": "zstd", ".lz4": "lz4", ".zip": "zip"}
-_VECTOR_PIECE = 8  # numbers in a row that are taken for a piece of the vector
+_VECTOR_PIECE = 8  # consecutive numbers that count as a piece of the vector
 
-Json = dict[str, Any]
 Open = Callable[[bytes], bytes]
-"""Opens a sealed piece; raises `NotFound` where its key was destroyed."""
+"""Decrypts a piece; raises `NotFound` if its key was destroyed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Canaries:
-    """What is looked for. Words that memories still to be kept share make false alarms. `ids` stand in the
-    records of their own erasure, so give them only where they say something themselves."""
+    """What is searched for. Words that remaining memories share cause false alarms. `ids` are in the records of
+    their own erasure, so give them only if they carry content themselves."""
 
     texts: Sequence[str] = ()
     vectors: Sequence[Vectors] = ()
@@ -93,7 +93,7 @@ def _vector_forms(vector: Vectors) -> Iterator[tuple[bytes, str]]:
 
 
 def _base64_forms(raw: bytes, of: str) -> Iterator[tuple[bytes, str]]:
-    """What base64 makes of the bytes wherever they stand: without the characters that neighbours share."""
+    """The base64 of the bytes at each alignment, without the characters shared with neighbouring bytes."""
     for shift in range(3):
         whole = raw[(3 - shift) % 3 :]
         inner = base64.b64encode(whole[: len(whole) - len(whole) % 3])
@@ -103,7 +103,7 @@ def _base64_forms(raw: bytes, of: str) -> Iterator[tuple[bytes, str]]:
 
 
 class ReportRow:
-    """One place of a report being made."""
+    """One row of a report in progress."""
 
     def __init__(self, place: str, needles: Sequence[tuple[bytes, str, str]]) -> None:
         self.place, self.checked = place, 0
@@ -113,12 +113,12 @@ class ReportRow:
         self._longest = max((len(needle) for needle, *_ in needles), default=1)
 
     def look(self, data: bytes, where: str) -> None:
-        """At one thing that is held in memory whole."""
+        """Search one item that is in memory whole."""
         self.checked += 1
         self.search(data, where)
 
     def look_at_file(self, path: Path, where: str) -> None:
-        """Piece by piece; pieces overlap, so that nothing hides at a seam."""
+        """Search a file chunk by chunk; chunks overlap, so that nothing is missed at a boundary."""
         self.checked += 1
         with path.open("rb") as file:
             kept = b""
@@ -149,7 +149,7 @@ class ReportRow:
 
 
 def probe_folder(folder: Path, canaries: Canaries, *, decrypt: Open | None = None) -> list[Json]:
-    """Every file under a store's folder: its bytes as they are, and what can be decoded of it.
+    """Search every file under a store's folder: its raw bytes, and what can be decoded of it.
 
     `decrypt` is the `decrypt_any` of a keyring (or of `Keyrings`) with the context of files, so that encrypted
     files are read too.
@@ -165,7 +165,7 @@ def probe_folder(folder: Path, canaries: Canaries, *, decrypt: Open | None = Non
                 if needle in where.encode():
                     rows["files"].note(canary, f"{form} in its name", where)
             _decode(path, where, rows, decrypt)
-        except FileNotFoundError:  # the store lives on
+        except FileNotFoundError:  # removed meanwhile by the running store
             continue
         except OSError as error:
             rows["files"].cannot(where, error.strerror)
@@ -238,14 +238,14 @@ def _bytes(value: Any) -> bytes:
 
 
 def _safetensors_notes(path: Path) -> bytes:
-    """The text beside a block's tensors."""
+    """The text metadata of a block's tensors."""
     with path.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     return "\0".join(header.get("__metadata__", {}).values()).encode()
 
 
 def _look_at_parts(path: Path, where: str, row: ReportRow, decrypt: Open | None) -> None:
-    """A snapshot's blobs, where they are sealed."""
+    """Search a snapshot's blobs, if they are encrypted."""
     manifest = json.loads(path.read_bytes())
     if not manifest.get("sealed"):
         return

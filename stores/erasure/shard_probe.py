@@ -1,11 +1,11 @@
 """After an erasure: does a running shard still hold the content, in its log, its memories or its indexes?"""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import numpy as np
 
 from common.errors import SharpwaveError
+from common.types import Json
 from stores.erasure.disk_probe import Canaries, ReportRow
 from stores.locks import ReadWriteLock
 from stores.log.base import Log
@@ -13,8 +13,6 @@ from stores.memory.memory import canonical
 from stores.view.view import Space, View
 
 SAME = 0.9999  # cosine from which a row of an index counts as the canary's vector
-
-Json = dict[str, Any]
 
 
 def probe_shard(
@@ -25,9 +23,9 @@ def probe_shard(
     *,
     others: Mapping[str, Callable[[Canaries], Iterable[str]]] | None = None,
 ) -> list[Json]:
-    """What a running shard holds, decrypted where it is encrypted: log, memories with their versions,
-    turns, lines, and its vector indexes. `others` are places that only their owners can search, by name:
-    each returns where it found something."""
+    """Search what a running shard holds, decrypted: log, memories with their versions, turns, keyed memories, and
+    vector indexes. `others` are further searches by name, of data that only its owner can read: each returns where it
+    found something."""
     needles = canaries.needles()
     rows = {name: ReportRow(name, needles) for name in ("log", "memories", "turns", "lines", "index")}
     try:
@@ -40,8 +38,8 @@ def probe_shard(
             for entry in [*space.entries.values()]:
                 took(1)
                 for version in entry.versions:
-                    said = canonical([version.memory, entry.rivals, entry.assertions])
-                    rows["memories"].look(said, f"memory of record {version.seq}")
+                    content = canonical([version.memory, entry.rivals, entry.assertions])
+                    rows["memories"].look(content, f"memory of record {version.seq}")
             for conversation, turns in [*space.conversations.everything()]:
                 took(len(turns))
                 rows["turns"].look(canonical([conversation, turns]), f"conversation of space {number}")

@@ -1,4 +1,4 @@
-"""What a store would do with a memory, decided before anything is written."""
+"""What a store does with a fact or an observation, decided before anything is written."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -18,8 +18,8 @@ class Decision:
     """`insert` it, `aggregate` it into the memory `into`, do nothing since `into` has it under this id
     (`existing`), or `route` it to the episodic store.
 
-    An inserted memory may close older facts (or be closed by a newer one that was told first) and may
-    contradict observations, which then no longer count. `reason` goes back to the caller.
+    An inserted memory may close older facts (or be closed by a newer one that was written before it) and may
+    contradict observations, which then no longer count. `reason` is returned to the caller.
     """
 
     action: Literal["insert", "aggregate", "existing", "route"]

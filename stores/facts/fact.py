@@ -1,6 +1,6 @@
 """Facts: a relational memory read as a triple, and the rule for what is no triple.
 
-A fact has one assertion or several (sources that say the same); their confidences combine by noisy-or.
+A fact has one or more assertions, by different sources; their confidences combine by noisy-or.
 """
 
 import math
@@ -8,12 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice, product
 from operator import itemgetter
-from typing import Any
 
+from common.types import Json
 from stores.facts.names import words_of
 from stores.memory.memory import Memory
 
-Json = dict[str, Any]
 Triple = tuple[str, str, str]
 Key = tuple[str | None, str | None, str | None]
 
@@ -26,7 +25,7 @@ SENTENCE_WORDS = 4  # a name that ends like a sentence and has this many words i
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assertion:
-    """One source's word for a fact. `end` is infinite where none was given."""
+    """One source's assertion of a fact. `end` (seconds) is infinite if none was given."""
 
     id: str
     confidence: float
@@ -37,12 +36,12 @@ class Assertion:
 
 @dataclass(slots=True, kw_only=True)
 class Fact:
-    """`told` is the triple in the words of its first assertion, `triple` normalised and, where the relation
-    has an inverse, in the one direction that both are kept in (`flipped` where that is not the told one)."""
+    """`stated` is the triple in the words of its first assertion. `triple` is normalised and, if the relation has an
+    inverse, in the one direction in which both are stored (`flipped` if that is not the stated one)."""
 
     id: str
     seq: int
-    told: Triple
+    stated: Triple
     triple: Triple
     flipped: bool
     assertions: list[Assertion]
@@ -59,9 +58,9 @@ class Fact:
 
     @property
     def end(self) -> float:
-        """Where it was told or made to end, rivals aside."""
-        told = [assertion.end for assertion in self.assertions if assertion.end < math.inf]
-        return min([told[-1] if told else math.inf, *self.closed.values()])
+        """When it ends by its assertions or closings, rivals aside (seconds); infinite if it does not."""
+        ends = [assertion.end for assertion in self.assertions if assertion.end < math.inf]
+        return min([ends[-1] if ends else math.inf, *self.closed.values()])
 
 
 TimelineEntry = tuple[float, int, str, Fact]  # of a timeline: start, seq, canonical object
@@ -69,7 +68,7 @@ PLACE = itemgetter(0, 1)  # of an entry in its timeline
 
 
 def not_a_triple(memory: Json) -> str | None:
-    """Why a relational memory is no usable triple, or None where it is.
+    """Why a relational memory is no usable triple, or None if it is.
 
     A name must have 1 to 12 words and be no pronoun, no lines and no sentence (4 words or more that end in
     `.`, `!` or `?`); a relation has 1 to 6 words.
@@ -95,7 +94,7 @@ def as_episodic(memory: Memory) -> Memory:
 
 
 def keys(triple: Triple) -> Iterator[Key]:
-    """Every pattern that finds the triple, but the one that finds all."""
+    """Every pattern that matches the triple, except the one that matches all."""
     subject, relation, object = triple
     for pattern in product((subject, None), (relation, None), (object, None)):
         if pattern != (None, None, None):
@@ -103,7 +102,7 @@ def keys(triple: Triple) -> Iterator[Key]:
 
 
 def run_before(timeline: list[TimelineEntry], place: int) -> int:
-    """Where the entries of one object that end before `place` begin."""
+    """Start of the run of entries with one object that ends before index `place`."""
     start = place
     while start and timeline[start - 1][2] == timeline[place - 1][2]:
         start -= 1
@@ -111,6 +110,6 @@ def run_before(timeline: list[TimelineEntry], place: int) -> int:
 
 
 def next_rival(timeline: list[TimelineEntry], place: int, object: str) -> Iterator[TimelineEntry]:
-    """The first entry from `place` on that has another object, if there is one."""
+    """The first entry from index `place` on with another object, or None."""
     others = (entry for entry in islice(timeline, place, None) if entry[2] != object)
     return islice(others, 1)

@@ -1,9 +1,9 @@
 """The relational store: facts (subject, relation, object) with confidence, provenance and validity.
 
-A fact holds from `start` on (`valid_from`, or the time it was told) until it ends: where its newest assertion
-says so (`valid_to`), where it was closed, or, for a functional relation, where a rival starts: a fact with
-the same subject and another object. The end by a rival is derived, so that a fact told late is filed where
-it belongs, and a fact whose rival is forgotten holds again.
+A fact holds from `start` on (`valid_from`, or the time of the memory) until it ends: at the `valid_to` of its
+newest assertion, when it was closed, or, for a functional relation, when a rival starts: a fact with the same subject
+and another object. The end by a rival is computed, not stored, so that a fact written late is ordered by its start,
+and a fact whose rival is forgotten holds again.
 
 Names are compared by `names.normalise` and through aliases; a relation and its inverse are one relation.
 """
@@ -40,7 +40,7 @@ _AFTER_ALL = 1 << 62  # the `seq` of a fact that is only planned
 
 
 def _at_once(things: int) -> None:
-    """Nobody waits for this reader."""
+    """A progress callback that never yields."""
 
 
 class FactGraph:
@@ -58,7 +58,7 @@ class FactGraph:
         default_confidence: float = 0.9,
     ) -> None:
         """`functional` relations have one object at a time; `inverses` map a relation to its reverse (to
-        itself where it is symmetric); `aliases` map a name to the name it stands for."""
+        itself if it is symmetric); `aliases` map a name to the name it stands for."""
         self._functional = frozenset(map(normalise_relation, functional))
         self._inverse: dict[str, str] = {}
         for one, other in inverses.items():
@@ -69,11 +69,11 @@ class FactGraph:
             self._aliases.link(normalise(name), normalise(known), "")
         self._default_confidence = default_confidence
         self._facts: dict[str, Fact] = {}
-        self._assertions: dict[str, str] = {}  # id of a assertion -> id of its fact
+        self._assertions: dict[str, str] = {}  # id of an assertion -> id of its fact
         self._index: dict[Key, dict[str, Fact]] = {}
         self._mentions = Mentions()
         self._closed_by: dict[str | None, set[str]] = {}
-        self._timelines: dict[tuple[str, str], list[TimelineEntry]] = {}  # cache, kept up by `add`
+        self._timelines: dict[tuple[str, str], list[TimelineEntry]] = {}  # cache, maintained by `add`
 
     def __len__(self) -> int:
         return len(self._facts)
@@ -81,7 +81,7 @@ class FactGraph:
     # Writing
 
     def plan(self, memory: Json) -> Decision:
-        """What writing `memory` (the API's shape) would do. Nothing is changed."""
+        """What writing `memory` (the API's shape) would do; changes nothing."""
         if reason := not_a_triple(memory):
             return Decision(action="route", reason=reason)
         if into := self._assertions.get(memory["id"]):
@@ -91,16 +91,18 @@ class FactGraph:
         new = self._read(memory, seq=_AFTER_ALL)
         closings = self._closings(new)
         end = min([new.end, *(c.valid_to for c in closings if c.id == new.id)])
-        for twin in self._matches(new.triple):
-            if new.start < self.end(twin) and twin.start < end:
-                told = replace(new, assertions=[*twin.assertions, *new.assertions])
-                reason = f"the same fact, told {len(told.assertions)} times"
-                return Decision(action="aggregate", reason=reason, into=twin.id, confidence=told.confidence)
+        for duplicate in self._matches(new.triple):
+            if new.start < self.end(duplicate) and duplicate.start < end:
+                merged = replace(new, assertions=[*duplicate.assertions, *new.assertions])
+                reason = f"the same fact, told {len(merged.assertions)} times"
+                return Decision(
+                    action="aggregate", reason=reason, into=duplicate.id, confidence=merged.confidence
+                )
         reason = f"contradicts {len(closings)} earlier or later facts" if closings else "a new fact"
         return Decision(action="insert", reason=reason, confidence=new.confidence, closes=tuple(closings))
 
     def add(self, memory: Json, seq: int) -> None:
-        """A relational memory that `plan` said to insert; `seq` is its record's."""
+        """Add a relational memory for which `plan` decided `insert`; `seq` is its record's."""
         fact = self._read(memory, seq)
         self._facts[fact.id] = fact
         self._assertions[fact.id] = fact.id
@@ -117,7 +119,7 @@ class FactGraph:
                 insort(timeline, (fact.start, fact.seq, other, fact), key=PLACE)
 
     def aggregate(self, into: str, memory: Json) -> None:
-        """Add a assertion of the fact `into`; passed over where the fact is gone or has that assertion."""
+        """Add an assertion of the fact `into`; ignored if the fact is gone or has that assertion."""
         fact = self._facts.get(into)
         if fact and memory["id"] not in self._assertions:
             fact.assertions.append(self._assertion(memory))
@@ -131,7 +133,7 @@ class FactGraph:
             self._closed_by.setdefault(by, set()).add(id)
 
     def remove(self, id: str) -> None:
-        """Forget a fact, or one assertion of it. What it closed holds again."""
+        """Forget a fact, or one assertion of it. Facts that it closed hold again."""
         into = self._assertions.pop(id, None)
         if into is None:
             return
@@ -156,7 +158,7 @@ class FactGraph:
             if other in self._facts:
                 del self._facts[other].closed[id]
 
-    # Reading. Whoever reads many facts says so by `took`, between two of them: they may change then
+    # Reading. A long reader calls the progress callback `took` between two facts: they may change then
 
     def fact_of_assertion(self, id: str) -> str | None:
         """The id of the fact that has the assertion `id`."""
@@ -174,7 +176,7 @@ class FactGraph:
         """Facts that match what is given, in order of (start, seq); see `describe`.
 
         `at` (seconds) keeps those that hold then; without it the whole history comes back. Where a
-        relation has an inverse, facts told in the other direction are found and turned round.
+        relation has an inverse, facts stated in the other direction are found and turned round.
         """
         took(1)
         found = {}
@@ -194,7 +196,7 @@ class FactGraph:
         took: Took = _at_once,
     ) -> list[traversal.Solution]:
         """All ways to fill the variables (`?x`) of several patterns at once, the newest facts first. Raises
-        `InvalidInput` where one of the joins has more than `at_most`."""
+        `InvalidInput` if one of the joins has more than `at_most`."""
         return traversal.solve(self, [*patterns], at, at_most, took)
 
     def recall(
@@ -209,7 +211,7 @@ class FactGraph:
         """The `k` facts nearest to the entities named in `text` over several hops, best first.
 
         Personalised PageRank from those entities (and from `entities`); a fact's `score` is the mean of
-        its two ends' rank, times its confidence. Empty where no entity is known.
+        its two ends' rank, times its confidence. Empty if no entity is known.
         """
         seeds = [*self._mentions.find(text), *map(normalise, entities)]
         edges = partial(self._edges, at=at, took=took)
@@ -225,14 +227,10 @@ class FactGraph:
     def path(
         self, a: str, b: str, *, at: float | None = None, max_hops: int = 6, took: Took = _at_once
     ) -> list[Json] | None:
-        """The fewest facts that lead from `a` to `b`, read in any direction; None where none do."""
+        """The shortest chain of facts from `a` to `b`, read in any direction; None if there is none."""
         start, goal = (self.canonical(normalise(name)) for name in (a, b))
         facts = traversal.shortest(start, goal, partial(self._edges, at=at, took=took), max_hops)
         return None if facts is None else [self.describe(fact) for fact in facts]
-
-    def mentioned(self, text: str) -> list[str]:
-        """Entities named in a text, by the longest known name at each place."""
-        return [*dict.fromkeys(self.canonical(name) for name in self._mentions.find(text))]
 
     def canonical(self, name: str) -> str:
         """The name that stands for a normalised name and its aliases."""
@@ -240,8 +238,8 @@ class FactGraph:
 
     def describe(self, fact: Fact, turned: bool = False) -> Json:
         """`{id, subject, relation, object, confidence, valid_from, valid_to, provenance}`; `valid_to` is
-        None while the fact holds. `turned`: read in the direction that it was not told in."""
-        subject, relation, object = fact.told
+        None while the fact holds. `turned`: read against its stated direction."""
+        subject, relation, object = fact.stated
         if turned:
             inverse = self._inverse[normalise_relation(relation)]
             subject, relation, object = object, inverse, subject
@@ -272,17 +270,17 @@ class FactGraph:
     # Parts
 
     def _is_here(self, fact: Fact) -> bool:
-        """Is it still the one that its id names?"""
+        """True if its id still names this fact."""
         return self._facts.get(fact.id) is fact
 
     def _read(self, memory: Json, seq: int) -> Fact:
-        told = memory["subject"], memory["relation"], memory["object"]
-        plain = normalise(told[0]), normalise_relation(told[1]), normalise(told[2])
+        stated = memory["subject"], memory["relation"], memory["object"]
+        plain = normalise(stated[0]), normalise_relation(stated[1]), normalise(stated[2])
         triple = self._oriented(plain)
         return Fact(
             id=memory["id"],
             seq=seq,
-            told=told,
+            stated=stated,
             triple=triple,
             flipped=triple != plain,
             assertions=[self._assertion(memory)],
@@ -314,7 +312,7 @@ class FactGraph:
     def _pattern(
         self, subject: str | None, relation: str | None, object: str | None
     ) -> Iterator[tuple[Fact, bool]]:
-        """Facts that match, with whether the pattern reads them in the direction that was not told."""
+        """Facts that match, with whether the pattern reads them against the stated direction."""
         s, o = (None if name is None else normalise(name) for name in (subject, object))
         r = None if relation is None else normalise_relation(relation)
         for fact in self._candidates(s, r, o):
@@ -329,7 +327,7 @@ class FactGraph:
             yield fact, not fact.flipped
 
     def _candidates(self, subject: str | None, relation: str | None, object: str | None) -> Iterator[Fact]:
-        """Facts by their kept triple; names stand for their aliases."""
+        """Facts by their stored triple, aliases included."""
         if subject is relation is object is None:
             yield from self._facts.values()
             return
@@ -339,14 +337,14 @@ class FactGraph:
             yield from self._index.get(key, {}).values()
 
     def _matches(self, triple: Triple) -> Iterator[Fact]:
-        """Facts with the same kept triple, aliases counted; of a symmetric relation in either order."""
+        """Facts with the same stored triple, aliases counted; of a symmetric relation in either order."""
         subject, relation, object = triple
         yield from self._candidates(subject, relation, object)
         if self._inverse.get(relation) == relation:
             yield from self._candidates(object, relation, subject)
 
     def _functional_readings(self, triple: Triple) -> Iterator[Triple]:
-        """(subject, relation, object) in canonical names wherever there is no room for another object."""
+        """(subject, relation, object) in canonical names for which only one object may hold."""
         subject, relation, object = triple
         if relation in self._functional:
             yield self.canonical(subject), relation, self.canonical(object)
@@ -372,7 +370,7 @@ class FactGraph:
             self._timelines.pop((subject, relation), None)
 
     def _closings(self, new: Fact) -> list[Closing]:
-        """Which facts end because of `new`, and whether it ends because of one told before."""
+        """Which facts end because of `new`, and whether it ends because of an earlier written one."""
         found: dict[str, Closing] = {}
         end = new.end
         for subject, relation, object in self._functional_readings(new.triple):

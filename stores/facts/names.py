@@ -33,7 +33,7 @@ def normalise_relation(relation: str) -> str:
 
 
 class Aliases:
-    """Names that stand for one thing. A link belongs to the source that told it and goes with it."""
+    """Names that stand for one thing. A link belongs to its source and is removed with it."""
 
     def __init__(self) -> None:
         self._links: dict[str, list[tuple[str, str]]] = {}  # source -> pairs
@@ -77,7 +77,7 @@ class Aliases:
         return name if name not in self._others else self.group(name)[0]
 
     def sources(self, name: str) -> list[str]:
-        """Who told the links of the group that `name` is in."""
+        """Sources of the links of the group that `name` is in."""
         names = set(self.group(name))
         if len(names) == 1:
             return []

@@ -1,18 +1,19 @@
-"""A fact graph as it will be: what one write plans, over the graph that is there, which it does not change."""
+"""The fact graph after the writes being planned: an overlay that does not change the graph below."""
 
 from collections import ChainMap
 from copy import deepcopy
 from dataclasses import replace
 
-from stores.facts.fact import Fact, Json, Key, keys
+from common.types import Json
+from stores.facts.fact import Fact, Key, keys
 from stores.facts.graph import FactGraph
 from stores.facts.names import Mentions
 
-_PLANNED = 1 << 61  # `seq` of planned facts: behind all that are written
+_PLANNED = 1 << 61  # `seq` of planned facts: after all written ones
 
 
 class PlannedGraph(FactGraph):
-    """Takes `add_planned`, `aggregate` and `drop`, and plans with them in view."""
+    """A fact graph with planned changes (`add_planned`, `aggregate`, `drop`), which later plans take into account."""
 
     def __init__(self, base: FactGraph) -> None:
         self._functional, self._inverse = base._functional, base._inverse
@@ -40,7 +41,7 @@ class PlannedGraph(FactGraph):
         super().aggregate(into, memory)
 
     def drop(self, id: str) -> None:
-        """Without this fact."""
+        """Leave out this fact."""
         for assertion in self._facts[id].assertions:
             self._assertions[assertion.id] = ""
         self._gone.add(id)
@@ -49,7 +50,7 @@ class PlannedGraph(FactGraph):
 
 
 class _Layers:
-    """An index over another: what is planned hides what is there under the same id."""
+    """An index over another: planned facts hide existing ones with the same id."""
 
     def __init__(self, base: dict[Key, dict[str, Fact]], gone: set[str]) -> None:
         self._base, self._gone = base, gone

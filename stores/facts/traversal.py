@@ -21,14 +21,14 @@ PRECISION = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """Values of the variables, and the facts that say so (see `FactGraph.describe`)."""
+    """Values of the variables, and the supporting facts (see `FactGraph.describe`)."""
 
     values: dict[str, str]
     facts: tuple[dict[str, Any], ...]
 
 
 class Facts(Protocol):
-    """What joining patterns asks of a fact graph; see `FactGraph`."""
+    """The part of `FactGraph` that joins of patterns need."""
 
     def query(
         self,
@@ -92,7 +92,7 @@ def _shares(entity: str, edges: Edges) -> dict[str, float]:
 
 
 def shortest(start: str, goal: str, edges: Edges, max_hops: int) -> list[Fact] | None:
-    """The fewest facts from `start` to `goal`; of equals, the one through facts told first."""
+    """The fewest facts from `start` to `goal`; of equals, the one through facts written first."""
     came: dict[str, tuple[str, Fact] | None] = {start: None}
     ring = [start]
     for _ in range(max_hops):

@@ -1,10 +1,9 @@
 """BM25 over the texts of one namespace, by tantivy in memory, rebuilt from the log.
 
-Each namespace has an index of its own, so no tenant's words count in another's statistics. Writes are
-kept aside and go into the index before the next search (`flush`), or in the background where `BUFFER` of them
-wait: so a search sees every write before it (tens of milliseconds for `BUFFER` of them; 5 for one). Whoever
-adds or removes never waits for that, nor for tantivy's merges. The writer, with its thread and its heap,
-lives only as long as they take.
+Each namespace has an index of its own, so no tenant's words count in another's statistics. Writes are buffered and
+enter the index before the next search (`flush`), or in the background once `BUFFER` of them wait: a search sees every
+write before it (a flush takes tens of milliseconds for `BUFFER` writes, 5 for one). Adding and removing never wait
+for a flush or for tantivy's merges. The writer, with its thread and heap, exists only during those.
 
 Statistics still count the words of removed texts until tantivy merges them away; no search finds those.
 """
@@ -17,8 +16,8 @@ import tantivy
 
 from stores.memory.memory import KIND_FIELDS
 
-BUFFER = 1000  # writes that wait for a search; of so many a flush begins by itself
-HEAP_BYTES = 15_000_000  # of the writer; tantivy takes no less
+BUFFER = 1000  # buffered writes at which a flush begins by itself
+HEAP_BYTES = 15_000_000  # of the writer; tantivy's minimum
 MAX_SET = 4096  # chosen rows that become part of the query; of more, the hits are filtered
 MAX_TERMS = 128  # of one query: a text of 16 KB is not a question
 STOP_WORDS = frozenset(
@@ -55,14 +54,13 @@ _ANALYZER, _SCHEMA = _analyzer(), _schema()
 
 
 def terms(text: str) -> list[str]:
-    """The content words of a text as the index knows them: lower case, without accents, stop words and
-    English endings."""
+    """The content words of a text as indexed: lower case, without accents, stop words and English endings."""
     words: list[str] = _ANALYZER.analyze(_clean(text))
     return words
 
 
 def text_of(memory: Mapping[str, Any]) -> str:
-    """What of a memory is searched: its text, and of its kind's fields those that the text lacks."""
+    """The searched text of a memory: its text, and those fields of its kind that the text lacks."""
     text = str(memory["text"])
     names = KIND_FIELDS[memory["kind"]]
     if not names:
@@ -79,17 +77,17 @@ class Stored(Protocol):
 
 
 class LexicalIndex:
-    """Texts by row number. Many threads may search and flush; adding and removing wait for no flush, but for
-    each other, and `find` sees their rows whole: `Shard` has a lock for these three.
+    """Texts by row number. Many threads may search and flush. `add`, `drop` and `find` exclude each other by a lock of
+    `Shard`, but wait for no flush.
 
-    While `live` is false all writes are kept aside: opening a log ends with `start`.
+    While `live` is false all writes are buffered: opening a log ends with `start`.
     """
 
     def __init__(self, *, live: bool = True) -> None:
         self.live = live
         self._index = tantivy.Index(_SCHEMA)
         self._index.register_tokenizer("words", _ANALYZER)
-        self._index.config_reader("manual")  # it reloads where we say, and keeps no thread to watch
+        self._index.config_reader("manual")  # reload explicitly, without a watcher thread
         self._rows: set[int] = set()
         self._added: dict[int, str] = {}
         self._removed: list[int] = []
@@ -103,7 +101,7 @@ class LexicalIndex:
         return len(self._rows)
 
     def add(self, entry: Stored, vector: Any = None) -> None:
-        """Take in a memory; its vector says nothing here."""
+        """Add a memory; its vector is not used."""
         self.put([entry.seq], [text_of(entry.memory)])
 
     def remove(self, entry: Stored) -> None:
@@ -118,7 +116,7 @@ class LexicalIndex:
         self._flush_if_many()
 
     def drop(self, rows: Sequence[int]) -> int:
-        """Forget rows; those not there are passed over. Returns how many went."""
+        """Remove rows; unknown ones are ignored. Returns how many were removed."""
         with self._aside:
             gone = self._rows.intersection(rows)
             self._rows -= gone
@@ -129,14 +127,14 @@ class LexicalIndex:
     def search(
         self, query: str, k: int, among: Collection[int] | None = None
     ) -> tuple[list[float], list[int]]:
-        """BM25 and rows of the `k` best texts, of all or of those in `among`, that share a content word
-        with the query; best first. Any text is a query: nothing in it is syntax."""
+        """BM25 scores and rows of the `k` best texts (all, or those in `among`) that share a content word with the
+        query, best first. Any text is a valid query: it has no syntax."""
         self.flush()
         return self.find(query, k, among)
 
     def find(self, query: str, k: int, among: Collection[int] | None = None) -> tuple[list[float], list[int]]:
-        """The same without a flush, for whoever holds a lock that writers wait for: texts added since the
-        last one are not found."""
+        """As `search` without a flush, for callers that hold a lock which blocks writers: texts added since the last
+        flush are not found."""
         words = [*dict.fromkeys(terms(query))][:MAX_TERMS]
         total = len(self._rows)
         if min(k, total) <= 0 or not words or (among is not None and not among):
@@ -149,9 +147,9 @@ class LexicalIndex:
         chosen, wide = frozenset(among), 2 * k * total // len(among)
         while True:  # most rows are admitted, so that few turns are needed
             scores, rows = self._best(asked, min(wide, total))
-            admitted = [place for place, row in enumerate(rows) if row in chosen][:k]
+            admitted = [i for i, row in enumerate(rows) if row in chosen][:k]
             if len(admitted) == k or len(rows) < wide or wide >= total:
-                return [scores[place] for place in admitted], [rows[place] for place in admitted]
+                return [scores[i] for i in admitted], [rows[i] for i in admitted]
             wide *= 4
 
     def _best(self, query: tantivy.Query, k: int) -> tuple[list[float], list[int]]:
@@ -165,7 +163,7 @@ class LexicalIndex:
         return [-score for score, _ in found], [row for _, row in found]  # equal scores: older first
 
     def flush(self) -> None:
-        """Put the writes kept aside into the index, those that another flush has in hand included."""
+        """Index all buffered writes; waits for those that another flush is indexing."""
         with self._aside:
             if not (self._added or self._removed or self._unseen):
                 return
@@ -210,11 +208,11 @@ def _any_of(words: Sequence[str]) -> tantivy.Query:
 
 
 def _within(query: tantivy.Query, rows: Collection[int]) -> tantivy.Query:
-    """Only these rows, without a part in the score."""
+    """A query for only these rows that does not contribute to the score."""
     chosen = tantivy.Query.const_score_query(tantivy.Query.term_set_query(_SCHEMA, "row", list(rows)), 0.0)
     return tantivy.Query.boolean_query([(tantivy.Occur.Must, query), (tantivy.Occur.Must, chosen)])
 
 
 def _clean(text: str) -> str:
-    """Half of a surrogate pair is no Unicode, and tantivy takes nothing else."""
+    """The text without lone surrogates, which tantivy does not accept."""
     return text.encode("utf-8", "replace").decode()

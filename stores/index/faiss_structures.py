@@ -2,12 +2,12 @@
 
 One interface: `add(rows, vectors)`, `remove(rows)`, `search(vectors, k)`, `exact(vectors, k, among)` and
 `vectors(rows)`, over unit vectors by row number and by inner product. Searches may run side by side;
-a change needs the structure alone. `k` is at most the number of rows, so every place is filled.
+a change needs the structure alone. `k` is at most the number of rows, so every position is filled.
 
 | structure | search of n rows | memory a row beside the vector | removing |
 |---|---|---|---|
 | `Flat` | all of them, exact | its number | O(n) copy |
-| `Tree` | some of 4 sqrt(n) lists | its number, and where it lies | O(1) |
+| `Tree` | some of 4 sqrt(n) lists | its number and its position | O(1) |
 | `Graph` | some of the neighbours | its number, 64 neighbours | tombstone, until the next rebuild |
 """
 
@@ -25,8 +25,8 @@ faiss: Any = _faiss  # its stubs lack half of what is used here
 Rows = NDArray[np.int64]
 Found = tuple[Vectors, Rows]
 
-GATHER = 4096  # so many chosen rows are gathered and multiplied; more are picked out of a full scan
-CALIBRATION = 64  # queries that a recall is measured with
+GATHER = 4096  # up to so many selected rows are gathered and multiplied; more are filtered from a full scan
+CALIBRATION = 64  # queries used to measure recall
 RECALL_K = 10
 SIDE_BY_SIDE = 32  # queries from which on one product of a flat index is quicker than Faiss's scans ...
 FEW = 8  # ... as long as each wants no more than so many rows
@@ -40,7 +40,7 @@ class Structure(Protocol):
 
     @property
     def worn(self) -> bool:
-        """So much was removed that it should be built again."""
+        """True if so much was removed that the structure should be rebuilt."""
         ...
 
     def add(self, rows: Rows, vectors: Vectors) -> None: ...
@@ -55,7 +55,7 @@ class Structure(Protocol):
 
 
 class Flat:
-    """Every row, every time: exact. The choice for small namespaces."""
+    """An exact scan of all rows, for small namespaces."""
 
     kind = "flat"
     worn = False
@@ -74,8 +74,8 @@ class Flat:
             return self._index.search(vectors, k)
         stored, rows = stored_in(self._index.index), faiss.vector_to_array(self._index.id_map)
         chunks = [vectors[start : start + CHUNK] for start in range(0, len(vectors), CHUNK)]
-        cosines, places = zip(*(best_few(chunk @ stored.T, k) for chunk in chunks), strict=True)
-        return np.concatenate(cosines), rows[np.concatenate(places)]
+        cosines, positions = zip(*(best_few(chunk @ stored.T, k) for chunk in chunks), strict=True)
+        return np.concatenate(cosines), rows[np.concatenate(positions)]
 
     def exact(self, vectors: Vectors, k: int, among: Rows) -> Found:
         if len(among) <= GATHER:
@@ -90,7 +90,7 @@ class Flat:
 class Tree:
     """Spherical k-means: rows lie in lists around unit centroids, and a search reads the nearest lists.
 
-    How many lists is measured: see `calibrate`.
+    The number of lists read is measured: see `calibrate`.
     """
 
     kind = "ivf"
@@ -152,11 +152,11 @@ class Tree:
 
 
 class Graph:
-    """HNSW: fewest vectors read by a search, and the most memory and time to build.
+    """HNSW: the fewest vectors read by a search, and the most memory and time to build.
 
-    Faiss cannot remove from it, so a removed row becomes a tombstone: searches lead through it and never
-    answer it. Its vector is overwritten at once by that of its nearest living neighbour: nothing of the
-    removed content stays, and the graph keeps its paths. `tombstones` says when to build it again.
+    Faiss cannot remove from it, so a removed row becomes a tombstone: searches pass through it and never return it.
+    Its vector is overwritten at once by that of its nearest living neighbour, so nothing of the removed content
+    stays and the graph keeps its paths. The number of `tombstones` decides when it is rebuilt.
     """
 
     kind = "hnsw"
@@ -165,19 +165,19 @@ class Graph:
     def __init__(self, dim: int) -> None:
         self._index = faiss.IndexHNSWFlat(dim, self.LINKS, faiss.METRIC_INNER_PRODUCT)
         self._index.hnsw.efConstruction = 80
-        self._rows = np.empty(0, np.int64)  # by place in the graph
-        self._places: dict[int, int] = {}
-        self._alive = np.empty(0, np.uint8)  # a bit a place
-        self._copies: dict[int, list[int]] = {}  # living place -> tombstones that hold its vector
+        self._rows = np.empty(0, np.int64)  # by position in the graph
+        self._positions: dict[int, int] = {}
+        self._alive = np.empty(0, np.uint8)  # a bit a position
+        self._copies: dict[int, list[int]] = {}  # living position -> tombstones that hold its vector
         self.effort = 64
 
     @property
     def worn(self) -> bool:
-        return self.tombstones > WORN * len(self._places)
+        return self.tombstones > WORN * len(self._positions)
 
     @property
     def tombstones(self) -> int:
-        return int(self._index.ntotal) - len(self._places)
+        return int(self._index.ntotal) - len(self._positions)
 
     def add(self, rows: Rows, vectors: Vectors) -> None:
         start = int(self._index.ntotal)
@@ -187,57 +187,59 @@ class Graph:
             self._rows = np.resize(self._rows, room)
             self._alive = np.concatenate([self._alive, np.zeros(room // 8 + 1 - len(self._alive), np.uint8)])
         self._rows[start : start + len(rows)] = rows
-        for place, row in enumerate(rows.tolist(), start):
-            self._places[row] = place
-            self._alive[place >> 3] |= 1 << (place & 7)
+        for position, row in enumerate(rows.tolist(), start):
+            self._positions[row] = position
+            self._alive[position >> 3] |= 1 << (position & 7)
 
     def remove(self, rows: Rows) -> None:
-        places = [place for row in rows.tolist() if (place := self._places.pop(row, None)) is not None]
-        for place in places:
-            self._alive[place >> 3] &= 0xFF ^ (1 << (place & 7))
-        places += [copy for place in places for copy in self._copies.pop(place, ())]
+        positions = [
+            position for row in rows.tolist() if (position := self._positions.pop(row, None)) is not None
+        ]
+        for position in positions:
+            self._alive[position >> 3] &= 0xFF ^ (1 << (position & 7))
+        positions += [copy for position in positions for copy in self._copies.pop(position, ())]
         stored = self._stored()
-        if not self._places:
-            stored[places] = 0.0
-        elif places:
-            _, nearest = self._search(stored[places], 1, 16)
-            stored[places] = stored[np.maximum(nearest[:, 0], 0)]
-            for place, near in zip(places, nearest[:, 0].tolist(), strict=True):
+        if not self._positions:
+            stored[positions] = 0.0
+        elif positions:
+            _, nearest = self._search(stored[positions], 1, 16)
+            stored[positions] = stored[np.maximum(nearest[:, 0], 0)]
+            for position, near in zip(positions, nearest[:, 0].tolist(), strict=True):
                 if near < 0:
-                    stored[place] = 0.0
+                    stored[position] = 0.0
                 else:
-                    self._copies.setdefault(near, []).append(place)
+                    self._copies.setdefault(near, []).append(position)
 
     def find_copies(self) -> None:
-        """Learn anew, after the graph was read from a file, which tombstones hold the vector of which living
-        place."""
+        """Recompute, after the graph was read from a file, which tombstones hold the vector of which living
+        position."""
         stored = self._stored()
         dead: dict[int, list[int]] = {}
         self._copies = {}
-        for place in np.flatnonzero(self._rows[: len(stored)] < 0).tolist():
-            dead.setdefault(hash(stored[place].tobytes()), []).append(place)
-        for place in self._places.values() if dead else ():
-            if copies := dead.pop(hash(stored[place].tobytes()), None):
-                self._copies[place] = copies
+        for position in np.flatnonzero(self._rows[: len(stored)] < 0).tolist():
+            dead.setdefault(hash(stored[position].tobytes()), []).append(position)
+        for position in self._positions.values() if dead else ():
+            if copies := dead.pop(hash(stored[position].tobytes()), None):
+                self._copies[position] = copies
 
     def search(self, vectors: Vectors, k: int) -> Found:
         effort = max(self.effort, 2 * k)
-        cosines, places = self._search(vectors, k, effort)
-        if (places < 0).any():  # a search may strand among tombstones: then all that live are scanned
+        cosines, positions = self._search(vectors, k, effort)
+        if (positions < 0).any():  # a search may end among tombstones: then scan all living rows
             chosen = faiss.SearchParameters(sel=self._living())
-            cosines, places = self._index.storage.search(vectors, k, params=chosen)
-        return cosines, self._rows[places]
+            cosines, positions = self._index.storage.search(vectors, k, params=chosen)
+        return cosines, self._rows[positions]
 
     def exact(self, vectors: Vectors, k: int, among: Rows) -> Found:
         if len(among) <= GATHER:
             return best_of(vectors, self.vectors(among), among, k)
-        places = np.array([self._places[row] for row in among.tolist()], np.int64)
-        chosen = faiss.SearchParameters(sel=faiss.IDSelectorBatch(places))
+        positions = np.array([self._positions[row] for row in among.tolist()], np.int64)
+        chosen = faiss.SearchParameters(sel=faiss.IDSelectorBatch(positions))
         cosines, found = self._index.storage.search(vectors, k, params=chosen)
         return cosines, self._rows[found]
 
     def vectors(self, rows: Rows) -> Vectors:
-        return self._stored()[[self._places[row] for row in rows.tolist()]]
+        return self._stored()[[self._positions[row] for row in rows.tolist()]]
 
     def calibrate(self, queries: Vectors, recall: float) -> None:
         """Follow the fewest neighbours, in doublings, that find `recall` of what a scan finds."""
@@ -255,7 +257,7 @@ class Graph:
         return faiss.IDSelectorBitmap(self._alive)
 
     def _stored(self) -> Vectors:
-        """The graph's own vectors `[places, dim]`, not a copy."""
+        """The graph's own vectors `[positions, dim]`, not a copy."""
         return stored_in(self._index.storage)
 
 
@@ -270,15 +272,15 @@ def stored_in(flat: Any) -> Vectors:
 
 
 def best_few(cosines: Vectors, k: int) -> Found:
-    """The best `k` of each row of `cosines` `[n, m]`, with their places, both `[n, k]`, best first; equal
-    ones in order. Overwrites what it has found: a few passes take less than any sorting."""
+    """The best `k` of each row of `cosines` `[n, m]`, with their positions, both `[n, k]`, best first; equal
+    ones in order. Overwrites the found cosines: a few passes are faster than sorting."""
     each = np.arange(len(cosines))
-    best, places = np.empty((len(cosines), k), np.float32), np.empty((len(cosines), k), np.int64)
+    best, positions = np.empty((len(cosines), k), np.float32), np.empty((len(cosines), k), np.int64)
     for turn in range(k):
-        places[:, turn] = cosines.argmax(axis=1)
-        best[:, turn] = cosines[each, places[:, turn]]
-        cosines[each, places[:, turn]] = -np.inf
-    return best, places
+        positions[:, turn] = cosines.argmax(axis=1)
+        best[:, turn] = cosines[each, positions[:, turn]]
+        cosines[each, positions[:, turn]] = -np.inf
+    return best, positions
 
 
 def best_of(queries: Vectors, vectors: Vectors, rows: Rows, k: int) -> Found:
@@ -289,7 +291,7 @@ def best_of(queries: Vectors, vectors: Vectors, rows: Rows, k: int) -> Found:
 
 
 def asking(vectors: Vectors, seed: int = 1337) -> Vectors:
-    """Queries as far from stored vectors `[n, dim]` as questions are from what answers them: cosine 0.7."""
+    """Queries as far from stored vectors `[n, dim]` as questions are from their answers: cosine 0.7."""
     noise = np.random.default_rng(seed).normal(size=vectors.shape).astype(np.float32)
     noise /= np.linalg.norm(noise, axis=1, keepdims=True)
     mixed = vectors + noise

@@ -1,8 +1,8 @@
 """The k-means tree on a GPU, where faiss-gpu is installed and sees one.
 
-The tree in host memory stays the truth: it takes every change, answers exact searches, and takes over where
-the copy cannot answer. A GPU index is not safe for two threads, not even for reading, so its searches wait
-for each other; and it cannot remove, so removed rows are dropped from its answers until the tree is built again.
+The tree in host memory is authoritative: it receives every change, answers exact searches, and answers when the copy
+cannot. A GPU index is not safe for two threads, not even for reading, so its searches wait for each other; and it
+cannot remove, so removed rows are dropped from its answers until the tree is rebuilt.
 """
 
 import threading
@@ -16,7 +16,7 @@ from stores.index.vectors import Vectors
 
 faiss: Any = _faiss
 MAX_K = 1024  # of a search on the GPU
-MAX_GONE = 256  # removed rows that every search asks beyond, before the host answers instead
+MAX_GONE = 256  # removed rows that a search allows for; with more the host answers
 
 
 def available() -> bool:
@@ -24,7 +24,7 @@ def available() -> bool:
 
 
 class GpuTree(Tree):
-    """`searches` counts those that the GPU answered."""
+    """A `Tree` with a copy on the GPU. `searches` counts those that the GPU answered."""
 
     kind = "ivf-gpu"
 
@@ -41,7 +41,7 @@ class GpuTree(Tree):
         return len(self._gone) > MAX_GONE
 
     def calibrate(self, queries: Vectors, recall: float) -> None:
-        """As the tree; then the tree is complete, and copied."""
+        """As `Tree.calibrate`; then copies the complete tree to the GPU."""
         super().calibrate(queries, recall)
         self._resources = faiss.StandardGpuResources()
         self._copy = faiss.index_cpu_to_gpu(self._resources, 0, self._index)

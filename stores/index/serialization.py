@@ -1,10 +1,10 @@
 """A trained vector index as bytes, and back: opening a large namespace must not train it again.
 
-A flat index is not worth it: filling it from vectors is as quick as reading it.
+A flat index is not serialised: filling it from vectors is as fast as reading it.
 
-    index        what Faiss writes of the structure
-    index.about  {structure, made_for, effort}: what `VectorIndex` and `dense` keep beside it
-    index.rows   of a graph: row numbers by place, and which places are alive
+    index        the structure as Faiss serialises it
+    index.about  {structure, made_for, effort}: further state of `VectorIndex` and `faiss_structures`
+    index.rows   of a graph: row numbers by position, and which positions are alive
 """
 
 import json
@@ -23,7 +23,7 @@ Buffer = bytes | memoryview
 
 
 def serialize(index: VectorIndex) -> dict[str, Buffer]:
-    """The index as parts; none where building it from vectors is as quick."""
+    """The index as named parts; none if building it from vectors is as fast."""
     with index._changing:
         active = index._active
         if isinstance(active, Flat):
@@ -41,8 +41,8 @@ def serialize(index: VectorIndex) -> dict[str, Buffer]:
 
 
 def deserialize(index: VectorIndex, parts: Mapping[str, Buffer], rows: Sequence[int]) -> None:
-    """Make an empty index what `serialize` was given, with these rows. Raises `KeyError` or `ValueError`
-    where the parts do not fit together."""
+    """Fill an empty index from the parts of `serialize`, with these rows. Raises `KeyError` or `ValueError` if the
+    parts do not fit together."""
     about = json.loads(bytes(parts["index.about"]))
     raw = faiss.deserialize_index(np.frombuffer(parts["index"], np.uint8))
     active = _tree(raw, about) if about["structure"] == Tree.kind else _graph(raw, about, parts["index.rows"])
@@ -54,7 +54,7 @@ def deserialize(index: VectorIndex, parts: Mapping[str, Buffer], rows: Sequence[
 
 
 def structure_vectors(dim: int, parts: Mapping[str, Buffer], rows: Sequence[int]) -> Vectors:
-    """The vectors `[len(rows), dim]` in what `serialize` gave."""
+    """The vectors `[len(rows), dim]` in the parts of `serialize`."""
     index = VectorIndex(dim, live=False)
     deserialize(index, parts, rows)
     return index.vectors_of(rows)
@@ -76,6 +76,6 @@ def _graph(raw: Any, about: Mapping[str, Any], rows: Buffer) -> Graph:
     graph._rows = np.frombuffer(rows, "<i8").copy()
     bits = np.packbits(graph._rows >= 0, bitorder="little")
     graph._alive = np.concatenate([bits, np.zeros(1, np.uint8)])
-    graph._places = {row: place for place, row in enumerate(graph._rows.tolist()) if row >= 0}
+    graph._positions = {row: place for place, row in enumerate(graph._rows.tolist()) if row >= 0}
     graph.find_copies()
     return graph

@@ -1,4 +1,5 @@
-"""Cosine search over the vectors of one namespace, rebuilt from the log. The structures are in `dense.py`.
+"""Cosine search over the vectors of one namespace, rebuilt from the log. The structures are in
+`faiss_structures.py`.
 
 `auto` searches up to `index_flat_max` rows exactly and more through the k-means tree: against the
 graph it builds about five times faster, removes in place and needs no neighbour lists, at a few times its
@@ -35,7 +36,7 @@ from stores.index.vectors import Vectors
 COPY = 2048  # rows copied while writers wait
 LAST = 64  # changes applied while writers wait
 SAMPLE_A_LIST = 32  # training vectors a centroid
-GROWN = 4  # a tree is made again when it holds so many times the rows it was made for
+GROWN = 4  # a tree is rebuilt when it holds so many times the rows it was built for
 
 Kind = Literal["auto", "flat", "ivf", "hnsw"]
 _one_build_at_a_time = threading.Semaphore(1)  # in the process: builds compete with searches for cores
@@ -43,7 +44,7 @@ _one_build_at_a_time = threading.Semaphore(1)  # in the process: builds compete 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexPlan:
-    """Which structure, from how many rows on, and the recall it is calibrated to on its own vectors."""
+    """Which structure to use from how many rows on, and the recall it is calibrated to on its own vectors."""
 
     kind: Kind = "auto"
     flat_max: int = 10_000
@@ -51,7 +52,7 @@ class IndexPlan:
 
 
 class VectorIndex:
-    """Unit vectors by row number. Many threads may search; adding and removing need the index alone.
+    """Unit vectors by row number. Many threads may search; adding and removing need exclusive access.
 
     While `live` is false nothing is built: opening a log sets it at the end, by `grow`.
     """
@@ -74,11 +75,11 @@ class VectorIndex:
 
     @property
     def kind(self) -> str:
-        """The structure that answers now: flat, ivf, ivf-gpu or hnsw."""
+        """The structure in use: flat, ivf, ivf-gpu or hnsw."""
         return self._active.kind
 
     def add(self, rows: Sequence[int], vectors: Vectors) -> None:
-        """`vectors`: `[len(rows), dim]`, unit norm. Faiss would take a row twice and answer it twice."""
+        """Add `vectors` `[len(rows), dim]`, unit norm. A row must be added once only: Faiss would return it twice."""
         fresh = set(rows)
         assert len(fresh) == len(rows) and self._rows.isdisjoint(fresh), "a row is added once"
         if not rows:
@@ -92,7 +93,7 @@ class VectorIndex:
         self.grow()
 
     def remove(self, rows: Sequence[int]) -> int:
-        """Forget rows; those not there are passed over. Returns how many went."""
+        """Remove rows; unknown ones are ignored. Returns how many were removed."""
         gone = self._rows.intersection(rows)
         if not gone:
             return 0
@@ -107,7 +108,7 @@ class VectorIndex:
     def search(self, vectors: Vectors, k: int, among: Sequence[int] | None = None) -> tuple[Vectors, Rows]:
         """Cosines and rows, `[len(vectors), k]`, best first, of all rows or of those in `among`, exactly.
 
-        `k` is cut to the number of rows searched, so every place holds a real row. Rows of `among` must
+        `k` is cut to the number of rows searched, so every position holds a real row. Rows of `among` must
         be in the index.
         """
         k = min(k, len(self) if among is None else len(among))
@@ -120,12 +121,12 @@ class VectorIndex:
         return active.exact(queries, k, as_rows(among))
 
     def vectors_of(self, rows: Sequence[int]) -> Vectors:
-        """A copy of the vectors of these rows, `[len(rows), dim]`; every row must be there."""
+        """A copy of the vectors of these rows, `[len(rows), dim]`; every row must be in the index."""
         with self._changing:
             return self._active.vectors(as_rows(rows)) if rows else np.empty((0, self.dim), np.float32)
 
     def grow(self) -> None:
-        """Start building the structure that this size calls for, unless it is here or on its way."""
+        """Start building the structure for the present size, unless it exists or is being built."""
         if self.plan.kind == "flat" or len(self) <= self.plan.flat_max:
             return
         with self._changing:
@@ -157,7 +158,7 @@ class VectorIndex:
                 made = self._made(kind, np.random.default_rng(len(rows)).permutation(rows))
                 self._catch_up(made, len(rows))
                 self.builds += 1
-        except (RuntimeError, MemoryError) as error:  # Faiss raises RuntimeError; the old one still answers
+        except (RuntimeError, MemoryError) as error:  # Faiss raises RuntimeError; the old structure stays
             self.failure = f"{kind} of {len(self)} rows: {error}"
             self._not_before = 2 * len(self)
         finally:
@@ -166,7 +167,7 @@ class VectorIndex:
         self.grow()
 
     def _made(self, kind: str, rows: Rows) -> Structure:
-        """The new structure, filled with those of `rows` that are still here."""
+        """The new structure, filled with those of `rows` that still exist."""
         made: Tree | Graph
         if kind == "ivf":
             wanted = SAMPLE_A_LIST * lists_for(len(rows))
@@ -187,7 +188,7 @@ class VectorIndex:
         with self._changing:
             there = as_rows([row for row in rows.tolist() if row in self._rows])
             vectors = self._active.vectors(there) if len(there) else np.empty((0, self.dim), np.float32)
-        time.sleep(0.0005)  # a lock is not fair: let a waiting writer have it
+        time.sleep(0.0005)  # locks are not fair: give a waiting writer a chance
         return there, vectors
 
     def _catch_up(self, made: Structure, made_for: int) -> None:

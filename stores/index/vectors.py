@@ -1,4 +1,4 @@
-"""Vectors as arguments: the types that the index rooms share, and the checks at their edges."""
+"""Types and checks of vectors as arguments."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,8 +12,8 @@ Vectors = NDArray[np.float32]  # one vector `[dim]`, or several `[n, dim]`, of n
 
 
 def check_vectors(vectors: Any, dim: int) -> Vectors:
-    """float32 `[n, dim]`. Raises `InvalidInput` where a shape differs or a norm is not 1: a vector that is not
-    a unit vector would win or lose every search."""
+    """The vectors as float32 `[n, dim]`. Raises `InvalidInput` if a shape differs or a norm is not 1: a vector of
+    another norm would win or lose every search."""
     if not len(vectors):
         return np.empty((0, dim), np.float32)
     try:
@@ -28,7 +28,7 @@ def check_vectors(vectors: Any, dim: int) -> Vectors:
 
 
 def clip(cosine: float) -> float:
-    """A cosine in 0 to 1: rounding can push it over 1, and opposite is no more novel than unrelated."""
+    """A cosine cut to 0 to 1: rounding can exceed 1, and opposite is no more novel than unrelated."""
     return min(1.0, max(0.0, float(cosine)))
 
 
@@ -45,7 +45,7 @@ def nearest_earlier(namespaces: Sequence[str], vectors: Vectors) -> list[float]:
 
 
 def group(namespaces: Iterable[str]) -> dict[str, list[int]]:
-    """Indices of each namespace's items."""
+    """The indices of each namespace's items."""
     indices: dict[str, list[int]] = {}
     for i, namespace in enumerate(namespaces):
         indices.setdefault(namespace, []).append(i)

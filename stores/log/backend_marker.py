@@ -1,7 +1,7 @@
-"""Which backend a folder's log was made with: opened with another one it would look empty.
+"""Which backend wrote a folder's log: opened with another one it would look empty.
 
-LMDB and JSON lines are told by their files. A log in redis leaves nothing here, so whoever opens one notes
-it in `backend.json`; on a node that never had that shard nothing can be told.
+LMDB and JSON lines are recognised by their files. A log in Redis leaves no file here, so opening one writes
+`backend.json`; on a node that never had that shard nothing can be checked.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ _FILES = {"lmdb": "data.mdb", "jsonl": "log.jsonl"}
 
 
 def check_log(path: Path, backend: str) -> None:
-    """Raises `Conflict` where the log in `path` was made with another backend than `backend`."""
+    """Raises `Conflict` if the log in `path` was written by another backend than `backend`."""
     for made in _made_with(path):
         if made != backend:
             raise _other(path, made, backend)
@@ -26,7 +26,7 @@ def note_redis(path: Path) -> None:
 
 
 def check_shards(folder: Path, backend: str) -> None:
-    """The same for all shards of a store, whichever generation they are of, before anything is made there."""
+    """`check_log` for all shards of a store, of every generation, before anything is created there."""
     if backend == "redis" and (folder / "layout.json").exists():
         made = {made for log in _logs(folder) for made in _made_with(log)} - {"redis"}
         raise _other(folder, " or ".join(sorted(made or _FILES)), backend)

@@ -1,13 +1,13 @@
-"""The protocol of a log, and what every backend does alike.
+"""The protocol of a log, and what all backends share.
 
 A backend keeps four things and changes them together: the records by `seq`; `meta`, one JSON object;
-the results of the last `RESULTS_KEPT` operations by `op_id`; and the order those came in. `BaseLog` holds
-`meta` in memory, stages records, works out the `meta` that a batch leaves, and follows the chain. A
-backend adds how things reach the disk: it calls `_begin_epoch` when it opens, and in `commit`
-`_check_writable`, `_after` and, where the disk fails, `_stopped`.
+the results of the last `RESULTS_KEPT` operations by `op_id`; and the order of those operations. `BaseLog`
+holds `meta` in memory, stages records, computes the `meta` after a batch, and verifies the chain. A backend
+adds the storage: it calls `_begin_epoch` when it opens, and in `commit` `_check_writable`, `_after` and, if
+the disk fails, `_stopped`.
 
-A commit that fails stops the log. What the disk then holds is unknown, and a second fsync that succeeds
-would prove nothing about the first: reads go on, writes are refused, and reopening tells the truth.
+A failed commit stops the log. What the disk then holds is unknown, and a later successful fsync would prove
+nothing about the failed one: reads go on, writes are refused, and reopening reads what the disk holds.
 """
 
 import json
@@ -24,9 +24,9 @@ from stores.log import record as records
 from stores.log.record import Chain, Op, Record
 
 FORMAT = 2
-RESULTS_KEPT = 10_000  # operations whose result a retry can still get
+RESULTS_KEPT = 10_000  # operations whose results are kept for retries
 MAX_OP_ID_BYTES = 128
-COUNTERS = ("gate_attempts", "gate_accepts", "duplicates")  # told from the start, though they are 0
+COUNTERS = ("gate_attempts", "gate_accepts", "duplicates")  # present from the start, as 0
 
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
@@ -35,13 +35,13 @@ Draft = tuple[Op, Any, bytes]  # what a record does, its body as JSON, its vecto
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """One caller's request, all of it or nothing.
+    """One caller's request, committed whole or not at all.
 
-    `request` is a digest of what is asked for: the same `op_id` with another one is a `Conflict`; None
-    where what it wrote has been erased. `records` follow those of the operation before it in the batch.
-    `result` (JSON) is what a retry gets. `erase` are numbers of records that lose their content, and with
-    them the operations that wrote them their request and result (see `answer`); so do those in `drop`.
-    `counts` is added to the counters.
+    `request` is a digest of the request: the same `op_id` with another one is a `Conflict`; None if what the
+    operation wrote has been erased. `records` follow those of the previous operation in the batch. `result`
+    (JSON) is returned to a retry. `erase` are numbers of records that lose their content; the operations that
+    wrote them lose request and result (see `answer`), and so do the operations in `drop`. `counts` is added to
+    the counters.
     """
 
     op_id: str
@@ -54,14 +54,14 @@ class Operation:
 
 
 class Log(Protocol):
-    """One thread may stage and commit at a time; `Shard` sees to that."""
+    """The append-only log of one shard. One thread may stage and commit at a time; `Shard` ensures this."""
 
     @property
     def path(self) -> Path: ...
 
     @property
     def keyring(self) -> Keyring | None:
-        """The keys that contents are sealed with; None where there is no encryption."""
+        """The keys that encrypt contents; None without encryption."""
 
     @property
     def seq(self) -> int:
@@ -75,67 +75,65 @@ class Log(Protocol):
 
     @property
     def failure(self) -> str | None:
-        """Why the log refuses writes; None while it takes them."""
+        """Why the log refuses writes; None while it accepts them."""
 
     @property
     def scrub_due(self) -> bool:
-        """Has content been erased that the files may still hold?"""
+        """True if content has been erased that the files may still hold."""
 
     def state(self) -> dict[str, Any]:
         """`{seq, epoch, anchor}` and the counters, as of the last commit."""
 
     def seen(self, op_id: str, request: str | None) -> Any:
-        """The result of an operation already committed under this id, or None. Raises `Conflict` where
-        the id belongs to another request (the result may be another tenant's), and with code "erased" where
-        its result went with what it wrote. A reshard asks with None for `request`, and gets `{request,
-        result}` to take along."""
+        """The result of an operation already committed under this id, or None. Raises `Conflict` if the id
+        belongs to another request (the result may be another tenant's), and with code "erased" if its result
+        was erased with what it wrote. A reshard passes None as `request` and gets `{request, result}`."""
 
     def results(self) -> Iterator[tuple[str, Any]]:
-        """Every operation that is kept for retries: its id, and its result, None where that is gone."""
+        """Every operation kept for retries: its id, and its result, None if that was erased."""
 
     def stage(
         self, op_id: str, drafts: Sequence[Draft], *, now: float, after: Record | None = None
     ) -> list[Record]:
-        """The records that `commit` would append behind `after`, else behind the last one committed;
-        nothing is written."""
+        """The records that `commit` would append after `after`, or after the last committed one; writes
+        nothing."""
 
     def commit(self, operations: Sequence[Operation]) -> None:
         """Make a batch durable with one fsync (or one confirmed transaction): all of it or nothing.
 
-        Raises `NotReady` where the log has stopped, is full, or fails now, `Conflict` where a newer owner
-        wrote.
+        Raises `NotReady` if the log has stopped, is full, or fails now, `Conflict` if a newer owner wrote.
         """
 
     def records(self, after: int = 0) -> Iterator[Record]:
-        """Every record behind number `after`, in order. Raises `StoreCorrupt` naming the first that is
-        damaged or missing."""
+        """Every record after number `after`, in order. Raises `StoreCorrupt` naming the first damaged or missing
+        one."""
 
     def verify(self) -> int | None:
-        """Follow the anchor chain from the start; the first broken record's number, or None."""
+        """Verify the anchor chain from the start; the first broken record's number, or None."""
 
     def examine(self) -> dict[str, Any] | None:
-        """The same as `{seq, op, op_id, reason}`; op and op_id are None where they cannot be read."""
+        """As `verify`, as `{seq, op, op_id, reason}`; op and op_id are None if they cannot be read."""
 
     def scrub(self) -> bool:
-        """See that no erased content remains in the files; False where that could not be done now."""
+        """Remove erased content from the files; False if that is not possible now."""
 
     def rotate_key(self, namespace: str) -> bool:
-        """Seal what comes under a fresh data key and rewrite what is there; False where the disk had no
-        room: then the old key stays too. Raises `InvalidInput` where there is no encryption."""
+        """Encrypt new content under a fresh data key and rewrite existing content. False if the disk has no room:
+        then the old key is kept too. Raises `InvalidInput` without encryption."""
 
     def close(self) -> None:
-        """Give the log back. Closing twice is fine."""
+        """Release the log. Closing twice is allowed."""
 
 
 class Backend(Log, Protocol):
-    """A log that keeps things itself. `rewrite` is what `scrub` makes of each record that it writes anew:
-    the same object where nothing changes."""
+    """A log with storage of its own. `scrub` passes each record that it rewrites through `rewrite`, which returns
+    the same object if nothing changes."""
 
     rewrite: Callable[[Record], Record] | None
 
 
 class BaseLog:
-    """The part of a log that does not depend on where it is kept; see the top of this page."""
+    """The part of a log that does not depend on its storage; see the module docstring."""
 
     def __init__(self, path: Path, *, identity: Mapping[str, Any], chain: Chain) -> None:
         self.path = path
@@ -225,7 +223,7 @@ class BaseLog:
         return self.rewrite(record) if self.rewrite else record
 
     def _begin_epoch(self, found: dict[str, Any] | None) -> dict[str, Any]:
-        """The `meta` to write at open, from what is `found` there: one epoch higher."""
+        """The `meta` to write at open: that of `found` with the epoch raised by 1."""
         meta = found or {
             "format": FORMAT,
             "identity": self._identity,
@@ -244,7 +242,7 @@ class BaseLog:
         return {**meta, "epoch": meta["epoch"] + 1}
 
     def _after(self, operations: Sequence[Operation]) -> dict[str, Any]:
-        """The `meta` that these operations leave; `commits` counts operations."""
+        """The `meta` after these operations; `commits` counts operations."""
         meta = {**self._meta, "counters": dict(self._meta["counters"])}
         meta["commits"] += len(operations)
         for operation in operations:
@@ -261,7 +259,7 @@ class BaseLog:
             raise NotReady(self._failure, code="log_failed")
 
     def _stopped(self, error: Exception) -> NotReady:
-        """Take no more writes after a failed one; the error to raise."""
+        """Refuse writes after a failed one; returns the error to raise."""
         self._failure = (
             f"log {self.path} stopped at record {self.seq}: a write failed ({error}). Reads go on; "
             f"free or repair the disk, then `sharpwave restart-shard {self._identity.get('shard', 'N')}`"
@@ -269,24 +267,24 @@ class BaseLog:
         return NotReady(self._failure, code="log_failed")
 
     def _fenced(self) -> Conflict:
-        """Take no more writes since a newer owner has begun; the error to raise."""
+        """Refuse writes because a newer owner has begun; returns the error to raise."""
         self._failure = f"log {self.path} has a newer owner than epoch {self.epoch}; this one has ended"
         return Conflict(self._failure, code="fenced")
 
 
 def encode_json(body: Any) -> bytes:
-    """A record's body: JSON, or bytes as they are. Numbers are finite: what comes from outside is checked
-    where it comes in, and orjson would write null."""
+    """A record's body: JSON, or bytes unchanged. Numbers are finite: input is checked on entry, and orjson would
+    write null."""
     if isinstance(body, bytes):
         return body
     try:
         return orjson.dumps(body)
-    except TypeError:  # what orjson does not take: whole numbers beyond 64 bits, deep nesting
+    except TypeError:  # not supported by orjson: integers beyond 64 bits, deep nesting
         return _encode(body).encode()
 
 
 def op_key(op_id: str) -> bytes:
-    """The operation's key among the results. Raises `InvalidInput` where it is too long or empty."""
+    """The operation's key among the results. Raises `InvalidInput` if it is too long or empty."""
     key = op_id.encode()
     if not 0 < len(key) <= MAX_OP_ID_BYTES:
         raise InvalidInput(f"op_id {op_id[:64]!r} must have 1 to {MAX_OP_ID_BYTES} bytes", param="op_id")
@@ -301,18 +299,18 @@ def pack_result(operation: Operation | None) -> bytes:
 
 
 def unpack_result(raw: bytes, op_id: str, request: str | None) -> Any:
-    """See `answer`."""
+    """The inverse of `pack_result`; see `answer`."""
     return answer(json.loads(raw), op_id, request)
 
 
 def result_of(raw: bytes) -> Any:
-    """What is kept as the result, whoever asked for it."""
+    """The kept result, whatever the request was."""
     return json.loads(raw)["result"]
 
 
-def tells(record: Record) -> bool:
-    """Could who has the result of the record's operation test a guess of the record's content against it? The
-    end of a fact names ids only, and belongs to an operation that wrote another fact."""
+def reveals_content(record: Record) -> bool:
+    """True if the stored result of the record's operation could confirm a guess of erased content. The closing of a
+    fact holds ids only, and belongs to an operation that wrote another fact."""
     return record.op is not Op.CLOSE
 
 
@@ -320,10 +318,10 @@ GONE = {"request": None, "result": None}  # what is kept of an operation when wh
 
 
 def answer(first: Mapping[str, Any], op_id: str, request: str | None) -> Any:
-    """The result in what is kept, for the request that it was the answer to; for None `{request, result}`.
+    """The kept result, for the request that produced it; for None `{request, result}`.
 
-    Both are told from content without a salt: a digest of the request, and in the result names and digests.
-    So they go with the content, and who sends the operation again learns that it was done, not how."""
+    Both derive from content without a salt: a digest of the request, and names and digests in the result. So
+    they are erased with the content, and a retry then learns that the operation was done, not its result."""
     if request is None:
         return {"request": first["request"], "result": first["result"]}
     if first["request"] is None:

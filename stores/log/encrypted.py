@@ -1,13 +1,13 @@
-"""Encryption in front of any log: content is sealed before a backend sees it, and opened on the way back.
+"""Encryption in front of any backend: content is encrypted before it is stored, and decrypted when read.
 
-A backend gets records whose body is one sealed piece (body and vector together) under the key of their
-namespace, bound to op and seq, and results that are sealed under the shard's own key. It never holds a
-plain byte of either. What stays visible in its files: op, seq, epoch, time, op_id, sizes, digests, anchors,
-counters, and by random key id which records belong to the same namespace.
+A backend gets records whose body is one encrypted piece (body and vector together) under the key of their
+namespace, bound to op and seq, and results encrypted under the shard's own key. It never holds a plaintext
+byte of either. Still visible in its files: op, seq, epoch, time, op_id, sizes, digests, anchors, counters,
+and by random key id which records belong to the same namespace.
 
-Digests are over the sealed content, without the piece's header. So the chain verifies without any key,
-content changed by whoever has none is found, nobody can test a guess of the content against a digest, and
-a record wrapped by a fresh data key keeps its place in the chain. What a destroyed key sealed reads as
+Digests are over the ciphertext, without the piece's header. So the chain verifies without any key, content
+changed by someone without a key is detected, a guess of the content cannot be tested against a digest, and a
+record wrapped by a fresh data key keeps its place in the chain. Content whose key was destroyed reads as
 erased.
 """
 
@@ -25,17 +25,17 @@ from stores.log.record import Op, Record
 
 SHARD = ""  # the namespace of what belongs to no namespace: results
 IDENTITY = {"encryption": "aes-256-gcm"}  # a log is encrypted from its first record on, or never
-_REQUEST = "sealed"  # what a backend is told: a digest of the request could be tested against a guess
+_REQUEST = "sealed"  # passed to a backend, since a guess could be tested against a digest of the request
 _LENGTH = struct.Struct(">I")
 
 
 class EncryptedLog:
-    """See `Log` for what the methods do. Callers see plain records; `inner` sees sealed ones."""
+    """A `Log` whose callers see plaintext records and whose `inner` log sees encrypted ones."""
 
     def __init__(self, inner: Backend, keyring: Keyring) -> None:
         self.inner = inner
         self._keyring = keyring
-        self._staged: dict[int, Record] = {}  # sealed, by seq, until they are committed
+        self._staged: dict[int, Record] = {}  # encrypted, by seq, until they are committed
 
     @property
     def path(self) -> Path:
@@ -118,8 +118,8 @@ class EncryptedLog:
         self.inner.close()
 
     def rotate_key(self, namespace: str) -> bool:
-        """Records keep their content bytes: their piece keys are wrapped by the fresh data key. Of a namespace
-        without a key there is nothing to rotate."""
+        """Records keep their content bytes; their piece keys are wrapped by the fresh data key. A namespace without
+        a key has nothing to rotate."""
         if namespace not in self.keyring.namespaces:
             return True
         self.keyring.rotate(namespace)
@@ -159,7 +159,7 @@ class EncryptedLog:
         )
 
     def _renewed(self, record: Record) -> Record:
-        """The record as a rewritten file has it: wrapped by its namespace's present key."""
+        """The record wrapped by its namespace's present key, for a rewritten file."""
         if record.erased:
             return record
         if self.keyring.is_destroyed(record.body):
@@ -169,7 +169,7 @@ class EncryptedLog:
 
 
 def _namespace(body: Any) -> str:
-    """Whose content a record's body is."""
+    """The namespace that a record's body belongs to."""
     return str(body["memory"]["namespace"] if "memory" in body else body.get("namespace", SHARD))
 
 

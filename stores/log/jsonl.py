@@ -1,19 +1,18 @@
-"""A log that a person can read: one JSON object a line, only ever appended to.
+"""A human-readable log: one JSON object a line, append-only.
 
     folder/log.jsonl   the log                          folder/owner.lock   who owns it
-    folder/synced      how much of it is surely on disk
+    folder/synced      how many of its bytes are known to be on disk
 
     {"record": 7, "op": "put", ..., "body": {...}, "vector": base64, "crc": "1f2e3d4c"}
     {"commit": 5, "op_id": ..., "request": ..., "result": ..., "erase": [2], "drop": [...], "crc": ...}
     {"state": {"seq": 7, "anchor": ..., "epoch": 3, ...}, "crc": ...}
 
 An operation is its records and its commit line; a batch of operations ends with a state line and one
-fsync. What stands behind the last state line is the rest of a batch that a crash cut off: nobody was told
-that it was written, and opening cuts it away. `synced` tells that apart from damage: it is written after
-every fsync, before anybody is told, so a line that cannot be read within that length was once whole.
+fsync. Bytes after the last state line are the rest of a batch that a crash interrupted: it was never
+acknowledged, and opening truncates it. `synced` distinguishes that from damage: it is written after every fsync
+and before the acknowledgement, so an unreadable line within that length was once whole.
 
-Erased records, and results that are dropped, keep their lines until `scrub` writes the file anew without the
-content.
+Erased records and dropped results keep their lines until `scrub` rewrites the file without the content.
 """
 
 import io
@@ -37,20 +36,20 @@ _COPY_BYTES = 1 << 20
 
 
 class JsonlLog(BaseLog):
-    """See `Log` for what the methods do."""
+    """The JSON lines backend; see `Log` for the methods."""
 
     def __init__(
         self, path: Path, *, identity: Mapping[str, Any], chain: Chain = PLAIN, wait_s: float = 0.0
     ) -> None:
-        """Own the folder; see `open_log` for the arguments and what it raises."""
+        """Lock the folder; see `open_log` for the arguments and errors."""
         super().__init__(path, identity=identity, chain=chain)
         self._file, self._draft = path / "log.jsonl", path / "log.jsonl.new"
         self._log: BinaryIO | None = None
-        self._changing = threading.Lock()  # readers take file, contents and meta together
+        self._changing = threading.Lock()  # readers need file, contents and meta of one state
         path.mkdir(parents=True, exist_ok=True)
         self._owner = lock_file(path / "owner.lock", wait_s)
         try:
-            self._draft.unlink(missing_ok=True)  # a rewrite that a crash cut off
+            self._draft.unlink(missing_ok=True)  # a rewrite that a crash interrupted
             self._open()
             self._append([jsonl_lines.state(self._begin_epoch(self._contents.meta))])
             if self.scrub_due:
@@ -92,7 +91,7 @@ class JsonlLog(BaseLog):
             lines += [jsonl_lines.encode(record) for record in operation.records]
             staged.update((record.seq, record) for record in operation.records)
             erased = (staged.get(seq) or self._record(seq) for seq in operation.erase)
-            dropped = {*operation.drop, *(record.op_id for record in erased if base.tells(record))}
+            dropped = {*operation.drop, *(record.op_id for record in erased if base.reveals_content(record))}
             lines.append(jsonl_lines.commit(number, operation, dropped))
         lines.append(jsonl_lines.state(self._after(operations)))
         if not self._owns_file():
@@ -104,9 +103,9 @@ class JsonlLog(BaseLog):
 
     def records(self, after: int = 0) -> Iterator[Record]:
         with self._changing:
-            meta, erased, places = self._meta, self._contents.erased, self._contents.places
-            known = 0 < after <= len(places) and not self._contents.damaged
-            file = self._reader(places[after - 1] if known else 0)
+            meta, erased, offsets = self._meta, self._contents.erased, self._contents.offsets
+            known = 0 < after <= len(offsets) and not self._contents.damaged
+            file = self._reader(offsets[after - 1] if known else 0)
         last, expected, anchor = meta["seq"], after if known else 1, self.chain.genesis
         with file:
             for line in file:
@@ -126,8 +125,8 @@ class JsonlLog(BaseLog):
             raise StoreCorrupt(f"log {self.path}: record {missing} is missing; the last is {last}")
 
     def scrub(self) -> bool:
-        """Write the file anew without erased content and results that are no longer kept. A crash leaves
-        the old file or the new one. False where the disk has no room: it stays due."""
+        """Rewrite the file without erased content and results that are no longer kept. A crash leaves the old file
+        or the new one. False if the disk has no room: the scrub stays due."""
         self._check_writable()
         if not self._owns_file():
             raise self._fenced()
@@ -159,7 +158,7 @@ class JsonlLog(BaseLog):
     # The file
 
     def _open(self) -> None:
-        """Read what the file holds, cut off what a crash left behind it, and sync the rest."""
+        """Read the file, truncate what a crash left at its end, and sync the rest."""
         log = os.fdopen(os.open(self._file, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
         synced = self._synced()
         with _reader(log.fileno(), os.fstat(log.fileno()).st_size) as file:
@@ -174,8 +173,8 @@ class JsonlLog(BaseLog):
         sync_folder(self.path.parent)
 
     def _write_again(self, start: int) -> None:
-        """Write the bytes from `start` on over themselves: should a former owner's fsync have failed, then
-        ours would succeed without writing them."""
+        """Overwrite the bytes from `start` on with themselves: if a former owner's fsync failed, ours would succeed
+        without writing them."""
         log = self._opened().fileno()
         for offset in range(start, self._contents.end, _COPY_BYTES):
             piece = os.pread(log, min(_COPY_BYTES, self._contents.end - offset), offset)
@@ -183,7 +182,7 @@ class JsonlLog(BaseLog):
         self._sync(self._contents.end)
 
     def _append(self, lines: Sequence[bytes]) -> None:
-        """One batch; when it returns, the batch is on disk and counted in."""
+        """Append one batch; on return it is on disk and in `contents`."""
         start = self._contents.end
         _write(self._opened().fileno(), b"".join(lines), start)
         offsets = [*accumulate(map(len, lines), initial=start)]
@@ -199,7 +198,7 @@ class JsonlLog(BaseLog):
         self._note_synced(log.fileno(), end)
 
     def _note_synced(self, log: int, size: int) -> None:
-        """Say that so many bytes are on disk. The note is not synced itself: an older one is still true."""
+        """Record that so many bytes are on disk. The file itself is not synced: an older value is still true."""
         note = b"file %020d bytes %020d\n" % (os.fstat(log).st_ino, size)
         handle = os.open(self.path / "synced", os.O_WRONLY | os.O_CREAT, 0o666)
         try:
@@ -208,7 +207,7 @@ class JsonlLog(BaseLog):
             os.close(handle)
 
     def _synced(self) -> int:
-        """How many bytes of this very file were once synced, as far as is known."""
+        """How many bytes of this file are known to have been synced."""
         try:
             _, inode, _, size = (self.path / "synced").read_bytes().split()
             return int(size) if int(inode) == self._file.stat().st_ino else 0
@@ -216,7 +215,7 @@ class JsonlLog(BaseLog):
             return 0
 
     def _owns_file(self) -> bool:
-        """Should the file lock fail us, say on a network disk, a newer owner's lines still tell."""
+        """If the file lock fails, for example on a network disk, a newer owner's lines still show it."""
         try:
             now, ours = self._file.stat(), os.fstat(self._opened().fileno())
         except FileNotFoundError:
@@ -232,19 +231,19 @@ class JsonlLog(BaseLog):
         return _reader(self._opened().fileno(), self._contents.end, start)
 
     def _record(self, seq: int) -> Record:
-        """One record, as its line has it."""
+        """One record, read from its line."""
         found = self._contents
         if found.damaged:
             return next(self.records(seq - 1))
-        start = found.places[seq - 1]
-        end = found.places[seq] if seq < len(found.places) else found.end
+        start = found.offsets[seq - 1]
+        end = found.offsets[seq] if seq < len(found.offsets) else found.end
         line = os.pread(self._opened().fileno(), end - start, start).splitlines(keepends=True)[0]
         if jsonl_lines.kind(line) != "record":
             raise jsonl_lines.broken(line, seq, f"log {self.path}")
         return jsonl_lines.decode(line)
 
     def _alive(self) -> Iterator[bytes]:
-        """The lines that a rewritten file has."""
+        """The lines of a rewritten file."""
         found = self._contents
         offset, kept = 0, {place for op_id, place in found.results.items() if op_id not in found.dropped}
         with self._reader() as file:
@@ -265,7 +264,7 @@ class JsonlLog(BaseLog):
 
 
 class _Span(io.RawIOBase):
-    """An open file up to `end`, read at a place of its own: others read, append and rewrite meanwhile."""
+    """An open file up to `end` with a read position of its own: others read, append and rewrite meanwhile."""
 
     def __init__(self, file: int, start: int, end: int) -> None:
         self._handle, self._place, self._end = os.dup(file), start, end

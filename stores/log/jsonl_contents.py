@@ -1,4 +1,4 @@
-"""What a log file of lines holds, learnt by reading it once; see `jsonl.py`."""
+"""The contents of a JSON lines log, collected by reading it once; see `jsonl.py`."""
 
 import json
 from array import array
@@ -14,26 +14,26 @@ from stores.log import base, jsonl_lines
 
 @dataclass(slots=True)
 class Contents:
-    """What a log file holds: its last `meta`, where results and records are, what is erased, where its batches
+    """Contents of a log file: its last `meta`, offsets of results and records, what is erased, and where its batches
     end."""
 
     meta: dict[str, Any] | None = None
     results: OrderedDict[str, tuple[int, int]] = field(default_factory=OrderedDict)  # op_id -> offset, bytes
     dropped: set[str] = field(default_factory=set)  # those whose lines still hold the result
     erased: set[int] = field(default_factory=set)  # records whose lines still hold content
-    places: "array[int]" = field(default_factory=lambda: array("Q"))  # offsets of the records' lines
-    damaged: bool = False  # then `places` may be wrong
+    offsets: "array[int]" = field(default_factory=lambda: array("Q"))  # offsets of the records' lines
+    damaged: bool = False  # then `offsets` may be wrong
     end: int = 0
 
     def take_all(self, lines: Iterable[tuple[str | None, bytes, int]]) -> None:
-        """Add lines: their kind, their text, their offset."""
+        """Add lines, each as kind, text and offset."""
         for kind, line, offset in lines:
             self._take(kind, line, offset)
 
     def _take(self, kind: str | None, line: bytes, offset: int) -> None:
         if kind == "record":
-            self.places.append(offset)
-            self.damaged |= jsonl_lines.number(line) != len(self.places)
+            self.offsets.append(offset)
+            self.damaged |= jsonl_lines.number(line) != len(self.offsets)
         elif kind == "commit":
             commit = json.loads(line)
             self.dropped.discard(commit["op_id"])
@@ -57,11 +57,11 @@ class Contents:
 
 
 def scan(file: BinaryIO, synced: int, path: Path) -> Contents:
-    """What the file holds up to its last whole batch.
+    """The contents of the file up to its last whole batch.
 
-    A batch with a broken line is damage where it lies within the `synced` bytes or has something behind
-    it, since a batch begins when the one before is on disk: `records` will name it. Else it was never
-    whole. Raises `StoreCorrupt` where the file ends too early, or is none of ours.
+    A batch with a broken line is damaged if it lies within the `synced` bytes or is followed by anything, since a
+    batch begins only when the previous one is on disk; `records` will name it. Otherwise it was never whole.
+    Raises `StoreCorrupt` if the file ends too early or is not a log.
     """
     contents = Contents()
     batch: list[tuple[str | None, bytes, int]] = []

@@ -1,6 +1,6 @@
 """A log's records, commits and states as lines of text; see `jsonl.py` for what they mean.
 
-Each line is a JSON object that ends with the CRC of all that stands before it.
+Each line is a JSON object that ends with the CRC of everything before it.
 """
 
 import base64
@@ -30,19 +30,19 @@ def _line(fields: Mapping[str, Any]) -> bytes:
 
 
 def _close(start: bytes) -> bytes:
-    """End a line with the checksum of what it holds."""
+    """End a line with the checksum of its content."""
     return start + _CRC % zlib.crc32(start)
 
 
 def kind(text: bytes) -> str | None:
-    """`record`, `commit` or `state`; None where the line is not what was written."""
+    """`record`, `commit` or `state`; None if the line is damaged."""
     if text[-_CRC_BYTES:] != _CRC % zlib.crc32(text[:-_CRC_BYTES]):
         return None
     return text[2 : text.index(b'"', 2)].decode()
 
 
 def commit(number: int, operation: Operation, dropped: Iterable[str]) -> bytes:
-    """`dropped`: operations whose results go."""
+    """The line of a commit. `dropped`: operations whose results are removed."""
     kept = {"request": operation.request, "result": operation.result, "erase": [*operation.erase]}
     return _line({"commit": number, "op_id": operation.op_id, **kept, "drop": sorted(dropped)})
 
@@ -54,13 +54,13 @@ def without_result(text: bytes) -> bytes:
 
 
 def number(text: bytes) -> int:
-    """Of a record's line."""
+    """The number in a record's line."""
     return int(text[len(_RECORD) : text.index(b",", len(_RECORD))])
 
 
 def encode(record: Record) -> bytes:
-    """The body stands in the line as it is, for people to read, where it is an object on one line; else in
-    base64, as the vector does."""
+    """The line of a record. The body is stored as readable JSON if it is an object on one line, else in base64, like
+    the vector."""
     fields = {
         "record": record.seq,
         "op": record.op.name.lower(),
@@ -94,13 +94,12 @@ def decode(text: bytes) -> Record:
 
 
 def _within(text: bytes) -> bytes:
-    """The body as it stands in a record's line. Fields before it hold no quote that is not escaped, the one
-    behind it is base64."""
+    """The body as it is in a record's line. Fields before it hold no unescaped quote, the one after it is base64."""
     return text[text.index(_BODY) + len(_BODY) : text.rindex(_VECTOR)]
 
 
 def broken(text: bytes, seq: int, where: str) -> StoreCorrupt:
-    """The error for a line that is not what was written, with what can still be read of it."""
+    """The error for a damaged line, with what can still be read of it."""
     found: dict[str, str | None] = {}
     for name in ("op", "op_id"):
         value = re.search(rb'"%s":"([^"]*)"' % name.encode(), text)

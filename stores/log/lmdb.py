@@ -1,7 +1,7 @@
 """A log in one LMDB file: the default.
 
-One folder has one owner: a file lock keeps others out. One transaction, with one fsync, holds everything
-a batch changes: records, contents it erases, results and the counters.
+One folder has one owner, enforced by a file lock. One transaction, with one fsync, holds everything that a
+batch changes: records, erased contents, results and the counters.
 
     folder/data.mdb, lock.mdb   LMDB       folder/owner.lock   who owns it
     log      seq -> record                 meta      one JSON object: seq, anchor, epoch, counters, ...
@@ -36,7 +36,7 @@ _PART_BYTES = 1 << 20  # of records that are read at once
 
 
 class LmdbLog(BaseLog):
-    """See `Log` for what the methods do."""
+    """The LMDB backend; see `Log` for the methods."""
 
     def __init__(
         self,
@@ -47,14 +47,14 @@ class LmdbLog(BaseLog):
         chain: Chain = PLAIN,
         wait_s: float = 0.0,
     ) -> None:
-        """Own the folder; see `open_log` for the arguments and what it raises."""
+        """Lock the folder; see `open_log` for the arguments and errors."""
         super().__init__(path, identity=identity, chain=chain)
         self._map_size = map_size_bytes
-        self._replacing = threading.Lock()  # others read while a writer puts a new file in place
+        self._replacing = threading.Lock()  # a writer may replace the file while others read
         path.mkdir(parents=True, exist_ok=True)
         self._owner = lock_file(path / "owner.lock", wait_s)
         try:
-            shutil.rmtree(path / "scrub", ignore_errors=True)  # a rewrite that a crash cut off
+            shutil.rmtree(path / "scrub", ignore_errors=True)  # a rewrite that a crash interrupted
             self._open()
             self._migrate()
             with self._env.begin(write=True) as txn:
@@ -94,10 +94,10 @@ class LmdbLog(BaseLog):
                 dropped = self._remember(txn, keys, operations)
                 for operation in operations:
                     erased = [self._erase(txn, seq) for seq in operation.erase]
-                    for op_id in {*operation.drop, *(r.op_id for r in erased if base.tells(r))}:
+                    for op_id in {*operation.drop, *(r.op_id for r in erased if base.reveals_content(r))}:
                         self._drop_result(txn, op_id)
                 _write_meta(txn, meta)
-        except lmdb.MapFullError as error:  # found before anything reaches the file: the log goes on
+        except lmdb.MapFullError as error:  # raised before anything reaches the file: the log stays usable
             raise NotReady(
                 f"{self.path} holds its limit of {self._map_size} bytes; raise store.map_size_bytes",
                 code="store_full",
@@ -109,7 +109,7 @@ class LmdbLog(BaseLog):
         self._kept.difference_update(dropped)
 
     def records(self, after: int = 0) -> Iterator[Record]:
-        meta = self._meta  # once: a writer may put another in its place
+        meta = self._meta  # read once: a writer may replace it
         last, last_anchor = meta["seq"], bytes.fromhex(meta["anchor"])
         expected, anchor = after + 1, None
         while expected <= last and (part := self._part(expected, last)):
@@ -122,8 +122,8 @@ class LmdbLog(BaseLog):
             raise StoreCorrupt(f"log {self.path}: record {expected} is missing; the last is {last}")
 
     def _part(self, first: int, last: int) -> list[bytes]:
-        """The next records of `first` to `last` as bytes. What is committed changes no more but by erasures,
-        so a reader needs no transaction that lasts, which would keep old pages in the file."""
+        """The next records of `first` to `last` as bytes. Committed records change only by erasures, so a reader
+        needs no long transaction, which would keep old pages in the file."""
         found: list[bytes] = []
         size = 0
         try:
@@ -141,12 +141,11 @@ class LmdbLog(BaseLog):
         return found
 
     def scrub(self) -> bool:
-        """Write the file anew from what is alive, so that no page of it holds erased content.
+        """Rewrite the file from the live data, so that no page of it holds erased content.
 
-        LMDB's own compacting copy would not do: it takes the unused ends of pages along, and LMDB builds
-        pages in memory that held others before. Costs a copy of the live data. A crash leaves the old
-        file or the new one. False where the disk has no room: it stays due, and the next erasure or open
-        tries again.
+        LMDB's own compacting copy is not enough: it copies the unused ends of pages, and LMDB builds pages in
+        memory that held others before. Costs a copy of the live data. A crash leaves the old file or the new
+        one. False if the disk has no room: the scrub stays due, and the next erasure or open tries again.
         """
         try:
             self._rewrite({**self._meta, "scrub_due": False}, self._changed if self.rewrite else _same)
@@ -155,7 +154,7 @@ class LmdbLog(BaseLog):
         return True
 
     def _migrate(self) -> None:
-        """Bring a log of the previous format to today's."""
+        """Convert a log of the previous format to the current one."""
         with self._env.begin() as txn:
             meta = _read_meta(txn)
         while meta and (found := migration(meta)):
@@ -166,8 +165,8 @@ class LmdbLog(BaseLog):
                 raise NotReady(f"log {self.path} has no room to be brought up to date: {error}") from error
 
     def _rewrite(self, meta: dict[str, Any], change: Callable[[bytes, int], bytes]) -> None:
-        """Put a new file in place of the old one, with every record changed. The old one stays where that
-        fails, or a crash cuts it off."""
+        """Replace the file by one with every record rewritten. The old one stays if that fails or a crash
+        interrupts it."""
         folder = self.path / "scrub"
         try:
             folder.mkdir(exist_ok=True)
@@ -189,7 +188,7 @@ class LmdbLog(BaseLog):
             databases = [(old, fresh.open_db(name)) for name, old in self._databases.items()]
             with self._env.begin() as source, fresh.begin(write=True) as target:
                 if "epoch" in self._meta:  # not before our epoch began: a migration, under the folder's lock
-                    self._check_owner(source)  # else we would put our file in the place of the new owner's
+                    self._check_owner(source)  # else our file would replace the new owner's
                 for old, new in databases:
                     rows: Iterator[tuple[bytes, bytes]] = iter(source.cursor(old))
                     if old is self._log and change is not _same:
@@ -201,7 +200,7 @@ class LmdbLog(BaseLog):
         return records.encode(self._rewritten(records.decode(raw, seq)))
 
     def close(self) -> None:
-        """Give the folder back. Closing twice is fine."""
+        """Release the folder. Closing twice is allowed."""
         with self._replacing:
             if hasattr(self, "_env"):
                 self._env.close()
@@ -219,7 +218,7 @@ class LmdbLog(BaseLog):
             self._databases = {name: self._env.open_db(name) for name in (b"log", b"results", b"order")}
             self._log, self._results, self._order = self._databases.values()
             self._env.reader_check()  # slots of readers that were killed
-            with self._env.begin(db=self._results) as txn:  # mostly an operation is new: no need to look
+            with self._env.begin(db=self._results) as txn:  # most operations are new: no lookup needed
                 self._kept = {*txn.cursor().iternext(keys=True, values=False)}
         except (lmdb.InvalidError, lmdb.CorruptedError, lmdb.VersionMismatchError) as error:
             raise StoreCorrupt(f"log {self.path} is no LMDB file of ours: {error}") from error
@@ -229,7 +228,7 @@ class LmdbLog(BaseLog):
         sync_folder(self.path.parent)
 
     def _check_owner(self, txn: lmdb.Transaction) -> None:
-        """Should the file lock fail us, say on a network disk, the epoch still tells."""
+        """If the file lock fails, for example on a network disk, the epoch still shows a newer owner."""
         found = _read_meta(txn)
         if found is None or found["epoch"] != self.epoch:
             raise self._fenced()
@@ -249,7 +248,7 @@ class LmdbLog(BaseLog):
     def _remember(
         self, txn: lmdb.Transaction, keys: Sequence[bytes], operations: Sequence[Operation]
     ) -> list[bytes]:
-        """Keep the results for retries, and drop as many of the oldest: their keys."""
+        """Keep the results for retries and drop as many of the oldest; returns the keys of those dropped."""
         first = self._meta["commits"] + 1
         numbers = range(first, first + len(operations))
         order = [*zip(map(_NUMBER.pack, numbers), keys, strict=True)]
@@ -300,7 +299,7 @@ def _same(raw: bytes, seq: int) -> bytes:
 
 
 def _environment(folder: Path, map_size_bytes: int) -> lmdb.Environment:
-    """Every commit fsyncs. The file format is that of LMDB 0.9, whatever the binding comes to prefer."""
+    """An environment in which every commit fsyncs, in the file format of LMDB 0.9 whatever the binding's default."""
     return lmdb.open(str(folder), map_size=map_size_bytes, max_dbs=3, lib_version=0)
 
 

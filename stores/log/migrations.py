@@ -1,35 +1,33 @@
-"""Stores of the previous format, made into ones of today's when they are opened.
+"""Migration of logs of the previous format when they are opened.
 
 Format 2 gave records anchors of any length and logs the options of their chain. Contents, digests and
-anchors stay as they are, so seals and receipts of before still hold.
+anchors stay as they are, so earlier seals and receipts stay valid.
 """
 
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 from common.errors import StoreCorrupt
+from common.types import Json
 from stores.log import record as records
 from stores.log.record import PLAIN, Op, Record
-
-Json = dict[str, Any]
 
 _HEADER_1 = struct.Struct(">IBQQd32s16s8sHII")
 
 
 @dataclass(frozen=True)
 class Migration:
-    """From one format to the next: what to do with a log's meta, and with the bytes of each record."""
+    """One migration: functions that convert a log's meta and the bytes of each record."""
 
     meta: Callable[[Json], Json]
     record: Callable[[bytes, int], bytes]
 
 
 def migration(meta: Json | None) -> Migration | None:
-    """What a log with this `meta` needs to be of today's format; None where nothing is to do, or nothing
-    can be done."""
+    """The migration that a log with this `meta` needs to have the current format; None if it needs none, or none
+    exists."""
     return MIGRATIONS.get(meta["format"]) if meta else None
 
 
@@ -42,7 +40,7 @@ def _record_2(raw: bytes, seq: int) -> bytes:
 
 
 def decode_1(raw: bytes, seq: int) -> Record:
-    """A record of format 1. Raises `StoreCorrupt` naming `seq` where the bytes are not what was written."""
+    """A record of format 1. Raises `StoreCorrupt` naming `seq` if the bytes are damaged."""
     records.check_crc(raw, f"record {seq}")
     _, op, number, epoch, time, digest, salt, anchor, *lengths = _HEADER_1.unpack_from(raw)
     if number != seq:

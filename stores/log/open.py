@@ -17,23 +17,24 @@ from stores.log.record import Chain
 
 
 def open_log(path: Path, *, config: StoreConfig, identity: Mapping[str, Any], wait_s: float = 0.0) -> Log:
-    """The log in `path`, made where there is none, in the backend that `config` names.
+    """The log in `path`, created if there is none, in the backend that `config` names.
 
-    `identity` (say shard number and dimension) is written at the first open and must match later, and so
-    must the chain's options. `wait_s` is how long to wait for a former owner to end; in Redis the newer
-    owner goes first. Raises `NotReady` where another process owns it, `Conflict` where it is another's or
-    was made with another backend,
-    `StoreCorrupt` where it is no log of ours, `InvalidInput` where the chain's key is missing or the master
-    key is missing or another.
+    `identity` (such as shard number and dimension) is written at the first open and must match later, and so must
+    the chain's options. `wait_s` is how long (seconds) to wait for a former owner to end; in Redis the newer owner
+    takes over. Raises `NotReady` if another process owns the log, `Conflict` if it has another identity or backend,
+    `StoreCorrupt` if it is not a log, `InvalidInput` if the chain's key is missing, or the master key is missing or
+    wrong.
     """
     backend_marker.check_log(path, config.backend)
     if config.master_key is None:
         return _open_plain(path, config, identity, wait_s)
     master, folder = read_master(config.master_key), keyring_folder(path, config)
-    Keyring(folder, master)  # a wrong master key is told before anything is touched
+    Keyring(folder, master)  # refuses a wrong master key before anything is changed
     log = _open_plain(path, config, {**identity, **encrypted.IDENTITY}, wait_s)
     try:
-        return EncryptedLog(log, Keyring(folder, master))  # read once the former owner can change it no more
+        return EncryptedLog(
+            log, Keyring(folder, master)
+        )  # read when the former owner can no longer change it
     except BaseException:
         log.close()
         raise
@@ -43,7 +44,7 @@ def _open_plain(path: Path, config: StoreConfig, identity: Mapping[str, Any], wa
     if config.backend == "jsonl":
         return JsonlLog(path, identity=identity, chain=chain_of(config), wait_s=wait_s)
     if config.backend == "redis":
-        from stores.log.redis import RedisLog  # importing the client takes a while
+        from stores.log.redis import RedisLog  # importing the client is slow
 
         log = RedisLog(path, config=config, identity=identity, chain=chain_of(config))
         backend_marker.note_redis(path)
@@ -66,8 +67,8 @@ def block_keyring(config: StoreConfig) -> Keyring | None:
 
 
 def keyring_folder(path: Path, config: StoreConfig) -> Path:
-    """Where the data keys of the log in `path` are: in its own folder, or under `store.keys_dir` in the
-    place that the log has in the store."""
+    """The folder of the data keys of the log in `path`: in its own folder, or under `store.keys_dir` at the log's
+    relative path in the store."""
     if config.keys_dir is None:
         return path / "keys"
     store, place = Path(config.dir).expanduser().resolve(), path.resolve()
@@ -76,6 +77,6 @@ def keyring_folder(path: Path, config: StoreConfig) -> Path:
 
 
 def chain_of(config: StoreConfig) -> Chain:
-    """The chain that `store.anchor_bits` and `store.chain_key` ask for."""
+    """The chain configured by `store.anchor_bits` and `store.chain_key`."""
     key = b"" if config.chain_key is None else read_key(config.chain_key, "store.chain_key")
     return Chain(bits=config.anchor_bits, key=key)

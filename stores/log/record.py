@@ -3,11 +3,11 @@
     | crc32 | op | seq | epoch | time | digest | salt | 4 lengths | anchor | op_id | body | vector |
 
 The CRC covers everything after it, so a flipped bit is found, and so is a record filed under the wrong
-number. `digest` is BLAKE2b-256 of operation, time, body and vector under a random salt (of a sealed body
-without its header, which changes with its key; see `crypto.py`); `anchor` chains it to the record before:
-`anchor_n = BLAKE2b-64(anchor_{n-1} || digest_n)`; see `Chain` for the options. An erased record has lost
-body, vector and salt but not its digest: the chain still verifies, and without the salt nobody can test a
-guess of the content against the digest.
+number. `digest` is BLAKE2b-256 of operation, time, body and vector under a random salt (of an encrypted
+body without its header, which changes with its key; see `stores.crypto.keyring`); `anchor` chains it to the previous
+record: `anchor_n = BLAKE2b-64(anchor_{n-1} || digest_n)`; see `Chain` for the options. An erased record has lost
+body, vector and salt but not its digest: the chain still verifies, and without the salt a guess of the
+content cannot be tested against the digest.
 """
 
 import json
@@ -31,7 +31,7 @@ _CRC_BYTES = 4
 
 
 class Op(IntEnum):
-    """What a record does to the shard. `View` says what each one holds."""
+    """What a record does to the shard. `View` documents the content of each."""
 
     PUT = 1
     TOUCH = 2
@@ -47,8 +47,8 @@ class Op(IntEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Chain:
-    """How anchors are made: 64 bits find damage and mistakes, 256 resist whoever means to forge; with a
-    secret `key` (16 to 64 bytes) nobody without it can make a chain that verifies."""
+    """How anchors are computed: 64 bits detect damage and mistakes, 256 bits resist forgery; with a secret `key` (16
+    to 64 bytes) nobody without it can make a chain that verifies."""
 
     bits: int = 64
     key: bytes = field(default=b"", repr=False)
@@ -60,7 +60,7 @@ class Chain:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a log remembers of it: the key's fingerprint, never the key."""
+        """What a log stores of the chain's options: the key's fingerprint, never the key."""
         fingerprint = blake2b(b"sharpwave chain", digest_size=8, key=self.key).hexdigest()
         return {"anchor_bits": self.bits, "chain_key": fingerprint if self.key else None}
 
@@ -71,10 +71,10 @@ class Chain:
 PLAIN = Chain()
 
 
-@dataclass(slots=True, kw_only=True)  # frozen, it would take three times as long to make
+@dataclass(slots=True, kw_only=True)  # frozen, creating one would take three times as long
 class Record:
-    """`body` is JSON; `vector` the memory's embedding as raw little-endian float32, where there is one.
-    `parsed` is what `body` was made from, where it has just been made. Nobody changes a record."""
+    """One record; immutable by convention. `body` is JSON; `vector` the memory's embedding as raw little-endian
+    float32, if any. `parsed` is the value that `body` was encoded from, if the record was just made."""
 
     op: Op
     seq: int
@@ -111,8 +111,8 @@ def make(
     parsed: dict[str, Any] | None = None,
     salt: bytes | None = None,
 ) -> Record:
-    """A record that follows the one whose anchor is `previous`. `salt` is random, and this record's alone:
-    see `salts`."""
+    """A record that follows the one whose anchor is `previous`. `salt` is random and used once: see
+    `salts`."""
     salt = salt or os.urandom(SALT_BYTES)
     digest = _digest(op, time, body, vector, salt)
     return Record(
@@ -131,13 +131,13 @@ def make(
 
 
 def salts(count: int) -> list[bytes]:
-    """Salts for so many records, drawn at once: each draw is a call of the system."""
+    """Salts for so many records, drawn at once, since each draw is a system call."""
     drawn = os.urandom(SALT_BYTES * count)
     return [drawn[start : start + SALT_BYTES] for start in range(0, len(drawn), SALT_BYTES)]
 
 
 def intact(record: Record) -> bool:
-    """Does the content, where it is still there, match its digest?"""
+    """True if the content, unless erased, matches its digest."""
     if record.erased:
         return not record.body and not record.vector
     return record.digest == _digest(record.op, record.time, record.body, record.vector, record.salt)
@@ -166,7 +166,7 @@ def encode(record: Record) -> bytes:
 
 
 def decode(raw: bytes, seq: int) -> Record:
-    """Raises `StoreCorrupt` naming `seq` where the bytes are not what was written."""
+    """The record in these bytes. Raises `StoreCorrupt` naming `seq` if they are damaged."""
     try:
         check_crc(raw, f"record {seq}")
     except StoreCorrupt as error:
@@ -195,12 +195,12 @@ def decode(raw: bytes, seq: int) -> Record:
 
 
 def fault(record: Record, reason: str) -> dict[str, Any]:
-    """`{seq, op, op_id, reason}`: which operation a broken record belongs to."""
+    """`{seq, op, op_id, reason}` of a broken record."""
     return {"seq": record.seq, "op": record.op.name.lower(), "op_id": record.op_id, "reason": reason}
 
 
 def _fault(raw: bytes, seq: int) -> dict[str, Any]:
-    """The same from bytes that fail their checks: what can still be read of them, else None."""
+    """`fault` from damaged bytes: what can still be read of them, else None."""
     found: dict[str, Any] = {"seq": seq, "op": None, "op_id": None, "reason": "fails its checksum"}
     if len(raw) >= _HEADER.size:
         _, op, *_, anchor, op_id, _, _ = _HEADER.unpack_from(raw)
@@ -211,12 +211,12 @@ def _fault(raw: bytes, seq: int) -> dict[str, Any]:
 
 
 def add_crc(data: bytes) -> bytes:
-    """Put a CRC in front."""
+    """The data with its CRC32 in front."""
     return zlib.crc32(data).to_bytes(_CRC_BYTES, "big") + data
 
 
 def check_crc(raw: bytes, what: str) -> bytes:
-    """Take the CRC off. Raises `StoreCorrupt` where it does not match."""
+    """The data without its CRC32. Raises `StoreCorrupt` if that does not match."""
     data = raw[_CRC_BYTES:]
     if len(raw) < _CRC_BYTES or zlib.crc32(data).to_bytes(_CRC_BYTES, "big") != raw[:_CRC_BYTES]:
         raise StoreCorrupt(f"{what} fails its checksum: restore this shard from a copy")

@@ -1,9 +1,9 @@
 """A log in a redis-server: a shard may restart on any node that reaches it.
 
-There is no lock: whoever opens the log takes the next epoch, and the one before is refused from then on.
+There is no lock: opening the log takes the next epoch, and the previous owner is refused from then on.
 A batch is one Lua script, which the server runs alone and writes to its append-only file whole. The
-script compares epoch and number of operations with what the owner last saw, so that a batch whose answer
-was lost on the way can be sent again: if it arrived, the script finds its own result and changes nothing.
+script compares epoch and number of operations with what the owner last saw, so a batch whose answer was lost
+can be sent again: if it had arrived, the script finds its own result and changes nothing.
 
     PREFIX:{NAME}:meta      epoch, commits; meta, one JSON object: seq, anchor, counters, ...
     PREFIX:{NAME}:log       seq -> record
@@ -68,27 +68,27 @@ return 'done'
 
 
 class RedisLog(BaseLog):
-    """See `Log` for what the methods do."""
+    """The Redis backend; see `Log` for the methods."""
 
     def __init__(
         self, path: Path, *, config: StoreConfig, identity: Mapping[str, Any], chain: Chain = PLAIN
     ) -> None:
-        """Take the log over from whoever had it; see `open_log` for the arguments and what it raises.
+        """Take the log over from its former owner; see `open_log` for the arguments and errors.
 
-        `path` only names the log: nothing of it is kept there.
+        `path` only names the log: nothing is stored there.
         """
         super().__init__(path, identity=identity, chain=chain)
         tag = f"{config.redis_prefix}:{{{_name(path, config)}}}"
         self._keys = [f"{tag}:{part}" for part in ("meta", "log", "results", "order")]
         self._meta_key, self._log_key, self._results_key, self._order_key = self._keys
-        self._kept: OrderedDict[str, None] = OrderedDict()  # op_ids with a result: no need to ask for others
+        self._kept: OrderedDict[str, None] = OrderedDict()  # op_ids with a result; others need no lookup
         self._closed = False
         self._server = Server(config)
         try:
             self._meta = self._server.call(
                 lambda client: client.transaction(self._take_over, self._meta_key, value_from_callable=True)
             )
-            self._write(self._meta)  # so that the replicas know of the epoch
+            self._write(self._meta)  # so that the replicas have the epoch
             order = self._ask(lambda client: client.hgetall(self._order_key))
             self._kept = OrderedDict.fromkeys(order[number].decode() for number in sorted(order, key=int))
             if self.scrub_due:
@@ -123,7 +123,7 @@ class RedisLog(BaseLog):
             self._kept.popitem(last=False)
 
     def records(self, after: int = 0) -> Iterator[Record]:
-        meta = self._meta  # once: a writer may put another in its place
+        meta = self._meta  # read once: a writer may replace it
         last, last_anchor, anchor = meta["seq"], bytes.fromhex(meta["anchor"]), None
         if after > last:
             raise StoreCorrupt(f"log {self.path}: record {after + 1} is missing; the last is {last}")
@@ -139,8 +139,8 @@ class RedisLog(BaseLog):
             raise StoreCorrupt(f"log {self.path}: record {last} is not the one that was written last")
 
     def scrub(self) -> bool:
-        """Have the server, and its replicas, write their files anew. False where one could not: it stays
-        due, and the next erasure or open tries again."""
+        """Have the server and its replicas rewrite their files. False if one could not: the scrub stays due, and the
+        next erasure or open tries again."""
         self._check_writable()
         changed: dict[int, bytes] = {}
         for record in self.records() if self.rewrite else ():
@@ -162,7 +162,7 @@ class RedisLog(BaseLog):
             self._server.close()
 
     def _take_over(self, pipe: Pipeline) -> dict[str, Any]:
-        """The `meta` of our epoch; the transaction fails and begins again should another be faster."""
+        """The `meta` of our epoch. The transaction fails and is repeated if another owner is faster."""
         raw = pipe.hget(self._meta_key, "meta")
         found = None if raw is None else json.loads(records.check_crc(raw, f"the meta of log {self.path}"))
         meta = self._begin_epoch(found)
@@ -178,7 +178,7 @@ class RedisLog(BaseLog):
         results: Sequence[Any] = (),
         dropped: Sequence[str] = (),
     ) -> None:
-        """One batch, which leaves `meta`; confirmed when it returns, and done once however often sent."""
+        """Write one batch, after which the log has `meta`. Confirmed on return; applied once however often sent."""
         pairs = [part for row in rows.items() for part in row]
         before, after = self._meta["commits"], meta["commits"]
         command = ("EVAL", _COMMIT, len(self._keys), *self._keys, self.epoch, before, after, _pack(meta))
@@ -187,9 +187,9 @@ class RedisLog(BaseLog):
         try:
             answer = self._ask(lambda client: self._server.confirmed(client, *command))
         except (RedisError, NotReady) as error:
-            if "not allowed when used memory" not in str(error):  # as all versions have it
+            if "not allowed when used memory" not in str(error):  # the same text in all versions
                 raise self._stopped(error) from error
-            raise NotReady(  # found before anything is written: the log goes on
+            raise NotReady(  # raised before anything is written: the log stays usable
                 f"log {self.path}: {self._server.name} is full; raise its maxmemory", code="store_full"
             ) from error
         if answer == b"fenced":
@@ -199,7 +199,7 @@ class RedisLog(BaseLog):
         self._meta = meta
 
     def _rows(self, operations: Sequence[Operation]) -> tuple[dict[int, bytes], set[str]]:
-        """What the log holds at each number that these operations change; whose results are to be dropped."""
+        """The log's content at each number that these operations change, and the operations whose results to drop."""
         dropped = {op_id for operation in operations for op_id in operation.drop}
         rows = {
             record.seq: records.encode(record) for operation in operations for record in operation.records
@@ -211,7 +211,7 @@ class RedisLog(BaseLog):
             raw = rows.get(seq) or found.get(seq) or b""
             record = records.decode(raw, seq)
             rows[seq] = records.encode(records.erase(record))
-            dropped |= {record.op_id} if base.tells(record) else set()
+            dropped |= {record.op_id} if base.reveals_content(record) else set()
         return rows, dropped
 
     def _read(self, numbers: Sequence[int]) -> list[bytes | None]:

@@ -1,7 +1,7 @@
-"""One redis-server as the keeper of logs: reaching it, what it promises, and its files.
+"""One redis-server that stores logs: connections, checks of its durability settings, and its files.
 
-A server may keep far less than its clients believe. So every new connection begins with a look at its
-settings, before anything is written: after a lost connection it may have come back as another.
+A server may persist less than its clients expect. So every new connection first checks its settings, before
+anything is written: after a lost connection another server may answer.
 """
 
 import time
@@ -21,7 +21,7 @@ from common.keys import read_key
 REWRITE_DEADLINE_S = 600.0
 _PAUSE_S = 0.05
 _KEEP_ALL = ("noeviction", "volatile-lru", "volatile-lfu", "volatile-random", "volatile-ttl")
-_FILES = (  # command, what runs while it does, how it went
+_FILES = (  # command, status field while it runs, outcome field
     ("bgrewriteaof", "aof_rewrite_in_progress", "aof_last_bgrewrite_status"),
     ("bgsave", "rdb_bgsave_in_progress", "rdb_last_bgsave_status"),
 )
@@ -29,14 +29,15 @@ T = TypeVar("T")
 
 
 class TooFewReplicas(RedisError):
-    """The write is on the server, but not on as many replicas as it must be."""
+    """The write is on the server, but on fewer replicas than required."""
 
 
 class Server:
-    """Safe for many threads."""
+    """A client of one redis-server. Safe for many threads."""
 
     def __init__(self, config: StoreConfig) -> None:
-        """Raises `NotReady` where it does not answer in time, refuses us, or keeps less than it must."""
+        """Raises `NotReady` if the server does not answer in time, refuses the connection, or persists less than
+        configured."""
         self._durability = config.redis_durability
         self._replicas = config.redis_replicas
         self._deadline_s = config.redis_deadline_s
@@ -47,18 +48,18 @@ class Server:
         self._client = redis.Redis.from_url(
             config.redis_url,
             password=password,
-            socket_timeout=self._deadline_s / 4,  # time is left to look whether the write arrived
+            socket_timeout=self._deadline_s / 4,  # leaves time to check whether the write arrived
             socket_connect_timeout=self._deadline_s / 4,
-            retry=Retry(NoBackoff(), 0),  # `call` tries again, knowing what may be sent twice
+            retry=Retry(NoBackoff(), 0),  # `call` retries, since it knows what may be sent twice
             redis_connect_func=self._connected,
         )
         self._has_waitaof = False
         self.call(lambda client: client.ping())
 
     def call(self, ask: Callable[[redis.Redis], T]) -> T:
-        """What `ask` answers; it is asked again until the deadline while the server cannot be reached, so
-        it must do no harm when it has been done before. Raises `NotReady` after that: then it is unknown
-        whether it was done. Other errors of the server come through."""
+        """The answer of `ask`, which is repeated until the deadline while the server cannot be reached, so it must be
+        idempotent. Raises `NotReady` after the deadline: then it is unknown whether it was done. Other errors of
+        the server pass through."""
         deadline = time.monotonic() + self._deadline_s
         while True:
             try:
@@ -75,7 +76,7 @@ class Server:
             time.sleep(_PAUSE_S)
 
     def confirmed(self, client: redis.Redis, *command: Any) -> Any:
-        """The answer to a writing command once as many replicas have it as the configuration wants."""
+        """The answer to a write command once the configured number of replicas has it."""
         if not self._replicas:
             return client.execute_command(*command)
         patience_ms = max(1, int(self._deadline_s / 10 * 1000))  # less than the socket's
@@ -95,8 +96,8 @@ class Server:
         return answer
 
     def rewrite_files(self) -> bool:
-        """Write the server's files, and its replicas', anew from what is alive, so that they hold nothing
-        erased. Costs them a copy of all their data. False where one could not."""
+        """Have the server and its replicas rewrite their files from live data, so that they hold nothing erased.
+        Costs each a copy of all its data. False if one could not."""
         deadline = time.monotonic() + REWRITE_DEADLINE_S
         try:
             for client in (self._client, *self._replica_clients()):
@@ -110,12 +111,12 @@ class Server:
         self._client.close()
 
     def _replica_clients(self) -> Iterator[redis.Redis]:
-        """Each replica takes the server's user and password."""
+        """Clients of the replicas, with the server's user and password."""
         for key, found in self._client.info("replication").items():
             if key.startswith("slave") and isinstance(found, dict):
                 pool = self._client.connection_pool
                 options = {**pool.connection_kwargs, "host": found["ip"], "port": found["port"]}
-                del options["redis_connect_func"]  # it asks for a primary
+                del options["redis_connect_func"]  # it requires a primary
                 with redis.ConnectionPool(pool.connection_class, **options) as replica:
                     yield redis.Redis(connection_pool=replica)
 
@@ -124,11 +125,11 @@ class Server:
             connection.on_connect()
             self._check(connection)
         except BaseException:
-            connection.disconnect()  # else it would be taken from the pool as good
+            connection.disconnect()  # else the pool would hand it out as good
             raise
 
     def _check(self, connection: Any) -> None:
-        """Raise `NotReady` naming the first setting that is weaker than what is configured here."""
+        """Raises `NotReady` naming the first setting that is weaker than configured."""
         info = dict(line.partition(":")[::2] for line in _asked(connection, "INFO").split("\r\n"))
         if info["cluster_enabled"] == "1":
             self._refuse("cluster-enabled", "yes", "no", "a log needs one server, which may have replicas")
@@ -168,14 +169,14 @@ def _asked(connection: Any, *command: str) -> str:
     """A connection's answer to INFO or CONFIG GET, as text; the value alone of a setting."""
     connection.send_command(*command, check_health=False)
     answer = connection.read_response()
-    if isinstance(answer, dict | list):  # by the version of the protocol; empty where a host hides it
+    if isinstance(answer, dict | list):  # depends on the protocol version; empty if a host hides it
         values = [*answer.values()] if isinstance(answer, dict) else answer[1:]
         answer = values[0] if values else b"(hidden)"
     return str(answer, "utf-8")
 
 
 def _rewrite(client: redis.Redis, deadline: float) -> bool:
-    """Rewrite one server's append-only file and its snapshot: there may be one, from whenever."""
+    """Rewrite one server's append-only file and its snapshot: there may be an old one."""
     for command, running, outcome in _FILES:
         if command == "bgrewriteaof" and not client.info("persistence")["aof_enabled"]:
             continue
@@ -194,7 +195,7 @@ def _rewrite(client: redis.Redis, deadline: float) -> bool:
 
 
 def _begin(client: redis.Redis, command: str, info: Mapping[str, Any]) -> bool:
-    """Begin, unless it is at something already: that may have begun before the erasure."""
+    """Start, unless a rewrite is running: that one may have begun before the erasure."""
     if info["aof_rewrite_in_progress"] or info["rdb_bgsave_in_progress"] or info["aof_rewrite_scheduled"]:
         return False
     try:

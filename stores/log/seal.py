@@ -1,9 +1,9 @@
-"""A seal: where every shard's chain stood, kept apart from the logs.
+"""A seal: the heads of all shards' chains, kept apart from the logs.
 
-A chain that verifies only says that it is of one piece. The seal says which piece: a log that was cut
-short, or written anew from some record on, no longer holds the sealed anchor at the sealed `seq`.
-`seal.json` is `{version, sealed, shards: [{shard, seq, anchor}], checksum}`; the checksum is FNV-1a/64
-over the canonical JSON of all else, and finds damage to the file, not forgery: keep a copy elsewhere.
+A chain that verifies is consistent in itself. The seal adds which chain it is: a log that was truncated, or
+rewritten from some record on, no longer holds the sealed anchor at the sealed `seq`. `seal.json` is
+`{version, sealed, shards: [{shard, seq, anchor}], checksum}`; the checksum is FNV-1a/64 over the canonical JSON
+of all else, and detects damage to the file, not forgery: keep a copy elsewhere.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,9 +12,8 @@ from typing import Any
 
 from common.errors import StoreCorrupt
 from common.files import read_json, write_json
+from common.types import Json
 from stores.memory.memory import canonical
-
-Json = dict[str, Any]
 
 NAME = "seal.json"
 VERSION = 1
@@ -31,7 +30,7 @@ def seal(folder: Path, shards: Iterable[Mapping[str, Any]], *, now: float) -> Js
 
 
 def read_seal(folder: Path) -> Json | None:
-    """The last seal, or None where there is none. Raises `StoreCorrupt` where its checksum is wrong."""
+    """The last seal, or None. Raises `StoreCorrupt` if its checksum is wrong."""
     path = folder / NAME
     if not path.exists():
         return None

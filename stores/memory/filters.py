@@ -3,8 +3,8 @@
     {"and": [{"field": "time", "op": "gte", "value": "2026-01-01"},
              {"not": {"field": "context.source", "op": "eq", "value": "test"}}]}
 
-A comparison with a field that the memory does not have, or of another type, is false; `ne` and `nin`
-are the negations of `eq` and `in`, so they are true then.
+A comparison with a field that the memory lacks, or of another type, is false; `ne` and `nin` are the negations of
+`eq` and `in`, so they are true then.
 """
 
 import math
@@ -78,7 +78,7 @@ def _compare(field: Any, op: Any, value: Any) -> Predicate:
 
 
 def _reader(field: Any) -> Callable[[dict[str, Any]], Any]:
-    """How to find `field` in a memory; None where it is absent."""
+    """A function that reads `field` of a memory; None if it is absent."""
     if isinstance(field, str) and field.startswith("context.") and all(path := field.split(".")[1:]):
         return lambda memory: _walk(memory["context"], path)
     if not isinstance(field, str) or field not in FIELDS:

@@ -2,7 +2,7 @@
 
 A line is one experience (`{"text": ...}`) or one transcript (`{"messages": [...]}`). A file may also be
 one JSON document over several lines: a transcript, an experience, or a list of them. Ids are made from
-the content where a line gives none, so teaching a file twice writes nothing new.
+the content if a line gives none, so ingesting a file twice writes nothing new.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ _TICK_S = 1e-6  # between memories without a time, so that lists keep the order 
 
 @dataclass(frozen=True)
 class BadLine:
-    """A line that became no memory. KeyedMemories count from 1 (in a file that is one list, its items do); 0 is
+    """A line that gave no memory. Lines count from 1 (in a file that is one list, its items do); 0 is
     the file as a whole."""
 
     line: int
@@ -34,10 +34,10 @@ class BadLine:
 def read_experiences(
     path: str | Path, *, namespace: str, max_text_bytes: int, now: float | None = None
 ) -> Iterator[Memory | BadLine]:
-    """Memories in the order of the file, with a `BadLine` in place of each line that breaks a rule.
+    """Memories in the order of the file, with a `BadLine` for each invalid line.
 
     A transcript with one bad message yields one `BadLine` and none of its messages. Raises
-    `InvalidInput` where `path` is no file.
+    `InvalidInput` if `path` is no file.
     """
     path = Path(path)
     if not path.is_file():
@@ -81,7 +81,7 @@ def _documents(file: BinaryIO, size: int) -> Iterator[tuple[int, Any]]:
 
 
 def _whole(file: BinaryIO) -> Any:
-    """The file as one document that spans lines, or None where its first line stands alone."""
+    """The file as one document that spans lines, or None if its first line is a document by itself."""
     first = file.readline().removeprefix(b"\xef\xbb\xbf").strip()
     if not first.startswith((b"{", b"[")):
         return None
@@ -121,7 +121,7 @@ def _memories(parsed: Any, namespace: str, max_text_bytes: int, now: float) -> l
 
 
 def _turns(transcript: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """One episodic experience for each thing that the user or the assistant said."""
+    """One episodic experience for each message of the user or the assistant."""
     messages = transcript["messages"]
     if not isinstance(messages, list) or not messages:
         raise InvalidInput("messages: must be a list that is not empty", param="messages")

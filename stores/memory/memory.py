@@ -1,4 +1,4 @@
-"""A memory: one stored experience. `parse_memory` is the only door for input from outside."""
+"""A memory: one stored experience. `parse_memory` is the only entry for input from outside."""
 
 import hashlib
 import json
@@ -63,8 +63,8 @@ class Memory:
 def parse_memory(obj: Mapping[str, Any], *, namespace: str, now: float, max_text_bytes: int) -> Memory:
     """Check one experience in the API's shape and make it a memory.
 
-    `now` is the time where the experience gives none. Raises `InvalidInput` with the field in `param`,
-    or `TooLarge`; the message says field, value, rule and fix.
+    `now` (seconds) is the time if the experience gives none. Raises `InvalidInput` with the field in `param`, or
+    `TooLarge`; the message names field, value, rule and fix.
     """
     check_name(namespace, "namespace")
     if not isinstance(obj, Mapping):
@@ -111,7 +111,7 @@ def to_json(memory: Memory) -> dict[str, Any]:
 
 
 def from_json(obj: Mapping[str, Any]) -> Memory:
-    """The inverse of `to_json`, for what we wrote ourselves: nothing is checked."""
+    """The inverse of `to_json`, for trusted data: nothing is checked."""
     return Memory(
         id=obj["id"],
         namespace=obj["namespace"],
@@ -128,12 +128,12 @@ def from_json(obj: Mapping[str, Any]) -> Memory:
 
 
 def canonical(value: Any) -> bytes:
-    """The one JSON spelling of a value that digests are made of: sorted keys, no spaces, no NaN."""
+    """The canonical JSON of a value, over which digests are computed: sorted keys, no spaces, no NaN."""
     return _canonical(value).encode()
 
 
 def content_digest(memory: Memory) -> str:
-    """64 hex digits over everything in the memory. Equal digests: the same write, sent again."""
+    """64 hex digits over the whole memory. Equal digests mean the same write, sent again."""
     return json_digest(to_json(memory))
 
 
@@ -147,9 +147,10 @@ def same_content(new: Memory, stored: Memory) -> bool:
 
 
 def stable_id(memory: Memory) -> str:
-    """An id in UUIDv7 layout made from the content, so that a file without ids can be taught twice.
+    """An id in UUIDv7 layout made from the content, so that a file without ids can be ingested
+    twice.
 
-    The time counts only where it was given; without it the time bits of the id are zero.
+    The time counts only if it was given; without it the time bits of the id are zero.
     """
     content = to_json(replace(memory, id="", time=memory.time if memory.timed else 0.0))
     digest = hashlib.blake2b(canonical(content), digest_size=10).digest()
@@ -162,14 +163,14 @@ def new_id(now: float) -> str:
 
 
 def check_name(value: Any, name: str) -> str:
-    """An id or a namespace: 1 to 128 of letters, digits and `._:-`."""
+    """The id or namespace: 1 to 128 of letters, digits and `._:-`. Raises `InvalidInput` otherwise."""
     if not isinstance(value, str) or not _NAME.fullmatch(value):
         raise _invalid(name, value, f"must be 1 to {MAX_NAME} of letters, digits and ._:-")
     return value
 
 
 def parse_time(value: Any, name: str) -> float:
-    """ISO 8601 (UTC where no offset is given) or seconds since the epoch -> seconds."""
+    """ISO 8601 (UTC if no offset is given) or seconds since the epoch -> seconds."""
     if isinstance(value, str):
         try:
             moment = datetime.fromisoformat(value.strip())
@@ -341,7 +342,7 @@ def _invalid(name: str, value: Any, rule: str) -> InvalidInput:
 
 def _short(value: Any) -> str:
     if isinstance(value, str | bytes):
-        value = value[:64]  # never encode_json out a text of 10 MB
+        value = value[:64]  # never quote a text of 10 MB
     try:
         text = repr(value)
     except (RecursionError, ValueError):  # nested too deeply; an integer with too many digits

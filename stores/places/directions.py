@@ -1,9 +1,9 @@
-"""The words of space: what a spatial memory's `relation` says, and a direction's name.
+"""The vocabulary of space: readings of a spatial memory's `relation`, and names of directions.
 
 The map has two dimensions and one pair of axes: left is west, above is north. A relation is one of these
 kinds (`other` is the memory's):
 
-| kind | examples | says |
+| kind | examples | meaning |
 |---|---|---|
 | direction | left_of, north_of, upper_right_of | where `place` lies, seen from `other` |
 | near | near, next_to, beside | close to each other |
@@ -15,7 +15,7 @@ kinds (`other` is the memory's):
 | connected | connected_to, door_to; one way: leads_to | there is a way between them |
 | same | same_as, also_known_as | two names of one place |
 
-`contains`, `carries` and the like are read the other way round (`swapped`).
+`contains`, `carries` and the like are read in the opposite direction (`swapped`).
 """
 
 import math
@@ -76,7 +76,7 @@ _TABLE |= {relation: (kind, True) for kind, known in _SWAPPED.items() for relati
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a relation says; `step` is the direction from `other` to `place` (or of a move)."""
+    """The meaning of a relation; `step` is the direction from `other` to `place` (or of a move)."""
 
     kind: str
     step: Step = (0, 0)
@@ -84,7 +84,7 @@ class Reading:
 
 
 def read(relation: str) -> Reading | None:
-    """The reading of a relation, or None where it says nothing of space that the map understands."""
+    """The reading of a relation, or None if it is no spatial relation that the map knows."""
     name = normalise_relation(relation)
     if name in _TABLE:
         kind, swapped = _TABLE[name]
@@ -100,12 +100,12 @@ def read(relation: str) -> Reading | None:
 
 
 def by_sign(dx: float, dy: float, tolerance: float = 0.2) -> Step:
-    """The direction of an offset whose length means nothing: the signs of its parts."""
+    """The direction of an offset whose length has no meaning: the signs of its components."""
     return _sign(dx, tolerance), _sign(dy, tolerance)
 
 
 def by_sector(dx: float, dy: float) -> Step:
-    """The nearest of the eight directions."""
+    """The nearest of the eight directions to an offset."""
     if dx == dy == 0.0:
         return 0, 0
     eighth = round(math.atan2(dy, dx) / (math.pi / 4)) * (math.pi / 4)

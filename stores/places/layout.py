@@ -2,8 +2,8 @@
 
 Every "A is left of B" asks that A stand one step from B in that direction. The steps of a spanning tree of
 the newest observations give a first layout; where observations close loops, least squares settles them all.
-An observation is contradicted where A then does not lie in the direction told: the oldest of those is left
-out, and the rest laid out again. Coordinates are kept as given, and no words contradict them.
+An observation is contradicted if A then does not lie in the stated direction: the oldest of those is left out, and
+the rest laid out again. Coordinates are kept as given, and no words contradict them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,13 +18,14 @@ Point = tuple[float, float]
 Order = tuple[float, int]  # time, then seq: later is newer
 
 WORLD = ""  # the frame of coordinates; any other frame is named after its first place
-_AGREES = 0.05  # of a step: an offset below this is not in the direction told
+_AGREES = 0.05  # of a step: an offset below this is not in the stated direction
 _MAX_ITERATIONS = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """`a` lies a `step` from `b`. A step of (0, 0) is "near": it only places what nothing else does."""
+    """`a` lies a `step` from `b`. A step of (0, 0) is "near": it is used only for places without other
+    constraints."""
 
     a: str
     b: str
@@ -51,7 +52,7 @@ class PlaceLayout:
         return [id for _, id in (*up, *reversed(down))]
 
     def ancestry(self, place: str) -> list[tuple[str, str]]:
-        """Steps from a place to its root."""
+        """The steps from a place to its root, with the ids of their observations."""
         steps = []
         while place in self.parent:
             place, id = self.parent[place]
@@ -68,10 +69,10 @@ def lay_out(
     contradicted: list[str] = []
     while True:
         layout = _spread(places, newest, fixed)
-        told = [c for c in newest if c.step != (0, 0)]
-        if told:
-            _relax(layout, told, fixed)
-        wrong = [c for c in told if not _agrees(c, layout.at)]
+        directed = [c for c in newest if c.step != (0, 0)]
+        if directed:
+            _relax(layout, directed, fixed)
+        wrong = [c for c in directed if not _agrees(c, layout.at)]
         if not wrong:
             layout.contradicted = contradicted + [
                 c.id for c in constraints if c.a in fixed and c.b in fixed and not _agrees(c, fixed)
@@ -102,7 +103,7 @@ def _spread(places: Sequence[str], newest: Sequence[Constraint], fixed: Mapping[
             near[c.a].append((c.b, c, -1))
     layout = PlaceLayout(WORLD if fixed else roots[0], {root: fixed.get(root, (0.0, 0.0)) for root in roots})
     waiting = [*roots]
-    for root in sorted(places):  # only reached anew where what held the group together was left out
+    for root in sorted(places):  # more roots only if a constraint that held the group together was left out
         if not waiting and root not in layout.at:
             layout.at[root] = (0.0, 0.0)
             waiting = [root]
@@ -117,13 +118,13 @@ def _spread(places: Sequence[str], newest: Sequence[Constraint], fixed: Mapping[
     return layout
 
 
-def _relax(layout: PlaceLayout, told: Sequence[Constraint], fixed: Mapping[str, Point]) -> None:
+def _relax(layout: PlaceLayout, directed: Sequence[Constraint], fixed: Mapping[str, Point]) -> None:
     """Least squares over all observations, from the tree's layout on: conjugate gradients, each axis."""
     names = [*layout.at]
     number = {name: i for i, name in enumerate(names)}
-    a = np.array([number[c.a] for c in told])
-    b = np.array([number[c.b] for c in told])
-    steps = np.array([c.step for c in told], dtype=float)
+    a = np.array([number[c.a] for c in directed])
+    b = np.array([number[c.b] for c in directed])
+    steps = np.array([c.step for c in directed], dtype=float)
     at = np.array([layout.at[name] for name in names])
     free = np.array([name not in fixed for name in names])
     if not fixed:
@@ -163,7 +164,7 @@ def _least_squares(
 
 
 def _agrees(c: Constraint, at: Mapping[str, Point]) -> bool:
-    """Does `a` lie on the side of `b` that was told, on each axis told?"""
+    """True if `a` lies on the stated side of `b`, on each stated axis."""
     if c.step == (0, 0):
         return True
     offset = at[c.a][0] - at[c.b][0], at[c.a][1] - at[c.b][1]

@@ -1,7 +1,7 @@
-"""Where things are: who is in what, who carries what, and where that was at any time before.
+"""Locations of things: what is in what, who carries what, now and at earlier times.
 
-Events of a thing in order of (time, seq) say where it went. What is carried is where its carrier is; what
-was dropped is where the one who dropped it was at that time.
+The location of a thing follows from its events in order of (time, seq). A carried thing is where its carrier is; a
+dropped one where its carrier was at that time.
 """
 
 from bisect import bisect_left, insort
@@ -18,7 +18,7 @@ NOW: Order = (float("inf"), 0)
 @dataclass(frozen=True, slots=True, order=True)
 class Event:
     """`kind` is one of in, not_in, carried, dropped, moved. Of a move, `steps` is how far it went, or None
-    where it came to the place `other`."""
+    if it came to the place `other`."""
 
     order: Order
     id: str
@@ -34,7 +34,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """What a thing is in or carried by, and the memories that say so."""
+    """What a thing is in or carried by, and the supporting memories."""
 
     name: str
     carried: bool
@@ -51,7 +51,7 @@ class Visit:
 
 
 class Locations:
-    """Events by thing. Names are normalised; `aliases` says which of them are one thing."""
+    """Events by thing. Names are normalised; `aliases` joins names of one thing."""
 
     def __init__(self, aliases: Aliases) -> None:
         self._aliases = aliases
@@ -76,7 +76,7 @@ class Locations:
         return iter(self._events)
 
     def own(self, thing: str) -> list[Event]:
-        """Events told under this very name, oldest first."""
+        """Events under this name itself, aliases aside, oldest first."""
         return self._events.get(thing, [])
 
     def events(self, thing: str) -> list[Event]:
@@ -91,7 +91,7 @@ class Locations:
         return events[: _count(events, limit)]
 
     def holder(self, thing: str, limit: Order = NOW, depth: int = 16) -> Holder | None:
-        """What the thing was in or carried by just before `limit`; None where nobody said."""
+        """What the thing was in or carried by just before `limit`; None if unknown."""
         events = self.events(thing)
         return self._holder(events, _count(events, limit), depth)
 
@@ -109,7 +109,7 @@ class Locations:
             earlier = self._holder(events, count - 1, depth - 1)
             gone = earlier and self._aliases.canonical(earlier.name) == self._aliases.canonical(event.other)
             return None if gone else earlier
-        return None  # some steps from where it was: a question of positions
+        return None  # some steps away from there: needs positions
 
     def chain(self, thing: str, limit: Order = NOW) -> list[Holder]:
         """What the thing is in, what that is in, and so on, the nearest first."""

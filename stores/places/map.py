@@ -1,11 +1,11 @@
-"""The spatial store: where places are, what lies where, who is in what, and how to get there.
+"""The spatial store: positions of places, relations between them, locations of things, and paths.
 
-Observations ("the cafe is left of the library", "the museum is at (3, 4)") become positions (`places`,
-`layout`), events ("Ada went to the cafe", "the cup is carried by Ada") whereabouts (`whereabouts`), ways
-paths and, often walked, macros (`routes`); `directions` lists the relations. Every answer names the
-memories it rests on. Names in answers are spelled as they were first told.
+Observations ("the cafe is left of the library", "the museum is at (3, 4)") become positions (`observations`,
+`layout`), events ("Ada went to the cafe", "the cup is carried by Ada") locations (`locations`), ways become paths
+and, if often walked, macros (`routes`); `directions` lists the relations. Every answer names its supporting
+memories. Names in answers are spelled as in their first memory.
 
-Two threads may ask at once: both then work out the same thing, and one of the equal results is kept.
+Two threads may query at once: both then compute the same result, and one of the equal results is kept.
 """
 
 import math
@@ -22,13 +22,13 @@ from stores.places.locations import NOW, Holder, Visit
 from stores.places.observations import PlaceGraph, Position
 from stores.places.routes import Macro, RouteMap, Stand, count_walks
 
-HERE = 0.5  # what took some steps is in the place this close to where they end
+HERE = 0.5  # distance within which a thing that took some steps counts as in a place
 By = Literal["connected", "observed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Where:
-    """`chain` is what the thing is in or carried by, the nearest first; `place` the first of it that is no
+    """`chain` is what the thing is in or carried by, nearest first; `place` the first that is not a
     carrier."""
 
     place: str | None
@@ -58,7 +58,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Path:
-    """`directions` holds one word a way, as `north`, or None where positions do not tell. `expanded` counts
+    """`directions` holds one word a way, as `north`, or None without positions. `expanded` counts
     the places that the search looked at."""
 
     places: tuple[str, ...]
@@ -69,18 +69,18 @@ class Path:
 
 
 class PlaceMap(PlaceGraph):
-    """The map of one namespace: the questions. Unknown names are no error: the answer is empty or None."""
+    """The queries of one namespace's map. Unknown names are no error: the answer is empty or None."""
 
     # Positions
 
     def position_of(self, thing: str, *, at: float | None = None) -> Position | None:
-        """Position of a place or thing; `at` (seconds) is for what moves."""
+        """Position of a place or thing; `at` (seconds) matters for things that move."""
         return self.position(self.canonical(thing), _limit(at))
 
     def relation_of(self, a: str, b: str) -> Bearing | None:
-        """Where `a` lies, seen from `b`, however many observations that takes; None where nothing links
-        them. With coordinates, the nearest of eight directions; from words alone distances mean nothing,
-        so the signs of the offset decide."""
+        """Where `a` lies, seen from `b`, over any number of observations; None if nothing connects them. With
+        coordinates, the nearest of eight directions; from words alone distances have no meaning, so the signs of
+        the offset decide."""
         a, b = self.canonical(a), self.canonical(b)
         one, other = self.position(a), self.position(b)
         if one is None or other is None or one.frame != other.frame:
@@ -96,7 +96,7 @@ class PlaceMap(PlaceGraph):
         return Bearing(relation=relation, step=step, dx=dx, dy=dy, memories=tuple(memories))
 
     def related(self, relation: str, other: str) -> list[Found]:
-        """Places that lie in that direction from `other`: those told so first, then the nearest."""
+        """Places that lie in that direction from `other`: those observed so first, then the nearest."""
         reading = read(relation)
         if reading is None or reading.kind not in ("direction", "near"):
             raise InvalidInput(
@@ -104,12 +104,12 @@ class PlaceMap(PlaceGraph):
             )
         origin = self.canonical(other)
         position = self.position(origin)
-        told = {c.a for c in self._seen_from(origin) if c.step == reading.step}
+        observed = {c.a for c in self._seen_from(origin) if c.step == reading.step}
         found = []
         for place in self._frames().get(position.frame, {}) if position else {}:
             bearing = None if place == origin else self.relation_of(place, origin)
             if bearing and bearing.step == reading.step:
-                found.append((place not in told, math.hypot(bearing.dx, bearing.dy), place, bearing))
+                found.append((place not in observed, math.hypot(bearing.dx, bearing.dy), place, bearing))
         found.sort(key=lambda row: row[:3])
         return [self._found(place, distance, bearing.memories) for _, distance, place, bearing in found]
 
@@ -130,13 +130,6 @@ class PlaceMap(PlaceGraph):
         centre = None if place is None else self.canonical(place)
         return self._select(frame, point, lambda name, distance, _: name != centre and distance <= radius)
 
-    def in_box(self, x0: float, y0: float, x1: float, y1: float) -> list[Found]:
-        """Places with coordinates in the box, borders counted, nearest to its centre first."""
-        (x0, x1), (y0, y1) = sorted((x0, x1)), sorted((y0, y1))
-        centre = (x0 + x1) / 2.0, (y0 + y1) / 2.0
-        found = self._select(WORLD, centre, lambda _, __, at: x0 <= at[0] <= x1 and y0 <= at[1] <= y1)
-        return [*found]
-
     # Locations
 
     def where(self, thing: str, *, at: float | None = None) -> Where:
@@ -149,18 +142,8 @@ class PlaceMap(PlaceGraph):
             memories=tuple(dict.fromkeys(id for holder in holders for id in holder.memories)),
         )
 
-    def contents(self, place: str, *, at: float | None = None) -> list[str]:
-        """What is in a place or carried by a thing, directly or in something else, sorted."""
-        holder, limit = self.canonical(place), _limit(at)
-        things = {self.canonical(thing) for thing in self._locations.things()}
-        return sorted(
-            self.label(thing)
-            for thing in things
-            if any(link.name == holder for link in self._chain(thing, limit))
-        )
-
     def trail(self, thing: str) -> list[Visit]:
-        """The places a thing was told to be in, oldest first, those its carriers took it to counted."""
+        """The places a thing was in, oldest first, places its carriers took it to included."""
         return [
             Visit(self.label(self.canonical(visit.place)), visit.since, visit.memories)
             for visit in self._locations.trail(self.canonical(thing))
@@ -169,8 +152,8 @@ class PlaceMap(PlaceGraph):
     # Paths
 
     def path(self, a: str, b: str, *, by: By = "connected") -> Path | None:
-        """The cheapest way from `a` to `b`, or None. By `connected` along ways that were told or walked;
-        by `observed` also from each place to those whose direction from it was told."""
+        """The cheapest way from `a` to `b`, or None. By `connected` along ways that were stated or
+        walked; by `observed` also between places whose direction from each other was observed."""
         if by not in ("connected", "observed"):
             raise InvalidInput(f"by = {str(by)[:64]!r}: must be connected or observed", param="by")
         a, b = self.canonical(a), self.canonical(b)
@@ -215,7 +198,7 @@ class PlaceMap(PlaceGraph):
         return self._stands
 
     def _origin(self, place: str | None, x: float | None, y: float | None) -> tuple[str | None, Point]:
-        """Frame and point of a question; frame None where the place has no position."""
+        """Frame and point of a query; frame None if the place has no position."""
         if place is None:
             if x is None or y is None:
                 raise InvalidInput("place: give a place, or x and y", param="place")
@@ -226,7 +209,7 @@ class PlaceMap(PlaceGraph):
     def _select(
         self, frame: str | None, origin: Point, keep: Callable[[str, float, Point], bool]
     ) -> Iterator[Found]:
-        """Places of a frame that `keep(name, distance, point)` takes, nearest to `origin` first."""
+        """Places of a frame that `keep(name, distance, point)` admits, nearest to `origin` first."""
         if frame is not None:
             stands = self._frames().get(frame, {})
             for distance, name in self._by_distance(frame, origin):
@@ -249,10 +232,10 @@ class PlaceMap(PlaceGraph):
         )
 
     def _chain(self, thing: str, limit: Order) -> list[Holder]:
-        """What holds the thing, what holds that, and so on, in canonical names; at the end the place that
-        the last of them stands in, where its steps lead to one."""
-        told = self._locations.chain(thing, limit)
-        holders = [Holder(self._aliases.canonical(h.name), h.carried, h.memories) for h in told]
+        """The holder of the thing, its holder, and so on, in canonical names; at the end the place of the last one, if
+        its steps lead to one."""
+        chain = self._locations.chain(thing, limit)
+        holders = [Holder(self._aliases.canonical(h.name), h.carried, h.memories) for h in chain]
         last = holders[-1].name if holders else thing
         position = self.position(last, limit) if self._locations.before(last, limit) else None
         if position is None:
@@ -283,18 +266,18 @@ class PlaceMap(PlaceGraph):
         return self._route_maps[by]
 
     def _all_ways(self, by: By) -> Iterator[tuple[str, str, str]]:
-        """Ways between canonical places with the memory that tells each, in order of assertion."""
-        told = [(one, other, id) for id, ways in self._roads.items() for one, other in ways]
+        """Ways between canonical places with the memory that supports each, in order of observation."""
+        ways_of = [(one, other, id) for id, ways in self._roads.items() for one, other in ways]
         if by == "observed":
             for id, c in self._constraints.items():
-                told += [(c.a, c.b, id), (c.b, c.a, id)]
-        told.sort(key=lambda way: (self._observations[way[2]].order, way[:2]))
-        for one, other, id in told:
+                ways_of += [(c.a, c.b, id), (c.b, c.a, id)]
+        ways_of.sort(key=lambda way: (self._observations[way[2]].order, way[:2]))
+        for one, other, id in ways_of:
             if (one := self._aliases.canonical(one)) != (other := self._aliases.canonical(other)):
                 yield one, other, id
 
     def _runs(self, thing: str) -> Iterator[list[str]]:
-        """Places that a thing came to one after another; a move by steps breaks the run."""
+        """Sequences of places that a thing came to; a move by steps breaks the run."""
         run: list[str] = []
         for event in self._locations.own(thing):
             if event.arrives:

@@ -1,4 +1,4 @@
-"""Places told twice: coordinates close to each other and names that differ by a slip or word order."""
+"""Near-duplicate places: coordinates close to each other, and names that differ by a typing slip or word order."""
 
 import math
 import unicodedata
@@ -12,7 +12,7 @@ _SLIP_LENGTH = 5  # shorter words, and those with a digit, must be equal
 
 
 class NearDuplicatePlaces:
-    """Links such places in `aliases` as long as both stand close together."""
+    """Links near-duplicate places in `aliases` as long as they are close together."""
 
     def __init__(self, aliases: Aliases, epsilon: float) -> None:
         self._aliases = aliases
@@ -34,7 +34,7 @@ class NearDuplicatePlaces:
         return sorted(other for other in close if similar(place, other))
 
     def move(self, place: str, point: Point | None) -> bool:
-        """`place` is at `point` now, or nowhere. Returns whether a link came or went."""
+        """Set the point of `place`, or remove it (None). Returns whether a link was added or removed."""
         gone = self._sources.pop(place, set())
         for source in gone:
             self._aliases.unlink(source)
@@ -58,7 +58,7 @@ class NearDuplicatePlaces:
 
 
 def similar(one: str, other: str) -> bool:
-    """The same words in any order, accents aside, where a long word may hold a slip."""
+    """True for the same words in any order, accents aside; a long word may hold a typing slip."""
     words, others = sorted(_plain(one).split()), sorted(_plain(other).split())
     return len(words) == len(others) and all(map(_slip, words, others))
 

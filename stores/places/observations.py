@@ -1,7 +1,7 @@
-"""What a place map knows: observations, coordinates, events and ways, and the positions that follow.
+"""The contents of a place map: observations, coordinates, events and ways, and the positions that follow.
 
-`spatial.PlaceMap` asks the questions. Layouts are worked out group by group, on the first question after a
-change, from the memories in order of (time, seq): the graph is a function of the memories it holds.
+`map.PlaceMap` has the queries. Layouts are computed group by group, on the first query after a change, from the
+memories in order of (time, seq): the graph is a function of the memories it holds.
 """
 
 import re
@@ -9,16 +9,15 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Self
 
+from common.types import Json
 from stores.facts.decision import Decision
 from stores.facts.names import Aliases, normalise
 from stores.places.directions import Reading, Step, read
 from stores.places.layout import WORLD, Constraint, Order, PlaceLayout, Point, lay_out
 from stores.places.locations import NOW, Event, Locations
 from stores.places.near_duplicate_places import NearDuplicatePlaces
-
-Json = dict[str, Any]
 
 MAX_CARRIERS = 8  # of a carrier of a carrier ...
 MAX_COORDINATE = 1e12  # beyond it a step would be lost in rounding
@@ -37,8 +36,8 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One spatial memory, read. `place` and `other` are normalised, and swapped where the relation is told
-    the other way round; `steps` is the length of a move whose `other` is a number."""
+    """One spatial memory, read. `place` and `other` are normalised, and swapped if the relation is stated in
+    the other direction; `steps` is the length of a move whose `other` is a number."""
 
     id: str
     order: Order
@@ -62,7 +61,7 @@ class PlaceGraph:
         self._near_duplicates = NearDuplicatePlaces(self._aliases, epsilon)
         self._locations = Locations(self._aliases)
         self._observations: dict[str, Observation] = {}
-        self._labels: dict[str, dict[str, str]] = {}  # normalised name -> memory id -> name as told
+        self._labels: dict[str, dict[str, str]] = {}  # normalised name -> memory id -> name as written
         self._points: dict[str, dict[str, tuple[Order, Point]]] = {}
         self._constraints: dict[str, Constraint] = {}  # by memory id
         self._edges: dict[str, dict[str, Constraint]] = {}  # place -> the same by memory id
@@ -76,10 +75,10 @@ class PlaceGraph:
     # Writing
 
     def plan(self, memory: Json) -> Decision:
-        """What writing a spatial memory (the API's shape) would do. Nothing is changed.
+        """What writing a spatial memory (the API's shape) would do; changes nothing.
 
-        Always an insert: every observation counts. `contradicts` names older observations of the same two
-        places that say the opposite; `merges` the places that this one turns out to be.
+        Always an insert: every observation counts. `contradicts` are older observations of the same two places
+        that state the opposite; `merges` the places of which this one is a near duplicate.
         """
         new = read_observation(memory, seq=0)
         if new.point is not None:
@@ -129,7 +128,7 @@ class PlaceGraph:
             self._follow(seen.place, seen.order)
 
     def remove(self, id: str) -> None:
-        """Forget a memory; one that is not there is passed over."""
+        """Remove a memory; an unknown one is ignored."""
         seen = self._observations.pop(id, None)
         if seen is None:
             return
@@ -160,7 +159,7 @@ class PlaceGraph:
 
     def _follow(self, thing: str, order: Order) -> None:
         """Where a move with a direction came to a place, that place lies so from the one before, and there
-        is a way. What the event at `order` and the next one say is worked out again."""
+        is a way. The effects of the event at `order` and of the next one are recomputed."""
         events = self._locations.own(thing)
         for i in range(bisect_left(events, order, key=lambda event: event.order), len(events)):
             event = events[i]
@@ -192,45 +191,45 @@ class PlaceGraph:
                     del self._edges[place]
 
     def still(self) -> Self:
-        """The map as it is now, to be asked while this one changes. It begins with the layouts that are known
-        here, and may hand back those that it works out; see `learn`."""
+        """A copy of the present map, to be queried while this one changes. It starts with the layouts known here, and
+        those that it computes may be taken over; see `learn`."""
         other = copy(self)
         other._aliases = self._aliases.copy()
         other._locations = self._locations.copy(other._aliases)
         other._observations = {**self._observations}
-        other._labels = {name: {**told} for name, told in self._labels.items()}
-        other._points = {place: {**told} for place, told in self._points.items()}
+        other._labels = {name: {**by_id} for name, by_id in self._labels.items()}
+        other._points = {place: {**by_id} for place, by_id in self._points.items()}
         other._constraints = {**self._constraints}
-        other._edges = {place: {**told} for place, told in self._edges.items()}
+        other._edges = {place: {**by_id} for place, by_id in self._edges.items()}
         other._roads = {**self._roads}
         other._layouts = {**self._layouts}
         other._changed()
         return other
 
     def learn(self, still: "PlaceGraph") -> None:
-        """Take over the layouts that a copy has worked out since nothing was told."""
+        """Take over the layouts that a copy has computed; valid only if nothing changed since the copy."""
         if len(still._layouts) > len(self._layouts):
             self._layouts.update(still._layouts)
 
     # Positions
 
     def canonical(self, name: str) -> str:
-        """The one name of a place, from a name as anybody writes it."""
+        """The canonical name of a place, from any spelling."""
         return self._aliases.canonical(normalise(name))
 
     def label(self, place: str) -> str:
-        """The place's name, all its aliases counted, as it was first told."""
+        """The place's name as spelled in the first memory of any of its aliases."""
         if place not in self._known_labels:
-            told = (
+            names = (
                 (self._observations[id].order, name)
                 for alias in self._aliases.group(place)
                 for id, name in self._labels.get(alias, {}).items()
             )
-            self._known_labels[place] = min(told, default=(None, place))[1]
+            self._known_labels[place] = min(names, default=(None, place))[1]
         return self._known_labels[place]
 
     def layout(self, place: str) -> PlaceLayout | None:
-        """The layout of the group that a place (canonical) is in; None where nothing places it."""
+        """The layout of the group that a place (canonical) is in; None if it has no position."""
         if place not in self._layouts:
             edges = self._group_edges(place)
             places = sorted({place, *(c.a for c in edges), *(c.b for c in edges)})
@@ -247,13 +246,13 @@ class PlaceGraph:
         return self._layouts[place]
 
     def position(self, thing: str, limit: Order = NOW, depth: int = MAX_CARRIERS) -> Position | None:
-        """Where a place or thing (canonical) is: where its events since the newest coordinates took it,
-        else where its group's layout puts it."""
+        """Position of a place or thing (canonical): from its events since the newest coordinates, else from its group's
+        layout."""
         events = self._locations.before(thing, limit)
         newest = self._newest_point(self._aliases.group(thing), limit)
         x = y = 0.0
         memories: list[str] = []
-        left: set[str] = set()  # what it is no longer in, and has made no step since
+        left: set[str] = set()  # what it is no longer in, without a step since
         base: Position | None = None
         for event in reversed(events):
             if newest and newest[0] > event.order:
@@ -302,7 +301,7 @@ class PlaceGraph:
         )
 
     def contradictions(self) -> list[str]:
-        """Ids of the memories that do not count, since newer ones say the opposite, oldest first."""
+        """Ids of the memories that do not count since newer ones state the opposite, oldest first."""
         layouts = [layout for place in self._all_places() if (layout := self.layout(place))]
         found = {id for layout in layouts for id in layout.contradicted}
         for points in self._points.values():
@@ -311,17 +310,17 @@ class PlaceGraph:
         return sorted(found, key=lambda id: self._observations[id].order)
 
     def _all_places(self) -> list[str]:
-        """Places that something puts somewhere: canonical names, sorted."""
+        """Places with an observation or coordinates: canonical names, sorted."""
         return sorted({self._aliases.canonical(name) for name in (*self._edges, *self._points)})
 
     def _newest_point(self, names: list[str], limit: Order = NOW) -> tuple[Order, Point, str] | None:
-        told = (
+        points = (
             (order, point, id)
             for name in names
             for id, (order, point) in self._points.get(name, {}).items()
             if order < limit
         )
-        return max(told, default=None)
+        return max(points, default=None)
 
     def _edges_of(self, place: str) -> Iterator[Constraint]:
         for name in self._aliases.group(place):
@@ -343,7 +342,7 @@ class PlaceGraph:
         return sorted(found.values(), key=lambda c: c.order)
 
     def _seen_from(self, place: str) -> Iterator[Constraint]:
-        """Observations of a place (canonical) and another, turned so that they say where the other lies."""
+        """Observations of a place (canonical) and another, turned so that they give the direction of the other."""
         for c in self._edges_of(place):
             if c.b == place:
                 yield c
@@ -357,7 +356,7 @@ class PlaceGraph:
             self._layouts.pop(name, None)
 
     def _changed(self) -> None:
-        """Caches over all places are out of date."""
+        """Invalidate the caches over all places."""
         self._known_labels: dict[str, str] = {}
 
 

@@ -14,7 +14,7 @@ MACRO_COUNT = 3  # a path walked this often becomes one
 MAX_MACROS = 64
 
 Stand = tuple[str, Point]  # frame, position
-Ways = Mapping[str, Mapping[str, str]]  # place -> neighbour -> id of the memory that says so
+Ways = Mapping[str, Mapping[str, str]]  # place -> neighbour -> id of the supporting memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Macro:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """`expanded`: places the search had to look at."""
+    """A path found. `expanded`: places that the search visited."""
 
     places: tuple[str, ...]
     cost: float
@@ -36,7 +36,7 @@ class Route:
 
 
 class RouteMap:
-    """Ways between places. A way costs the distance of its ends where both have positions in one frame
+    """Ways between places. A way costs the distance of its ends if both have positions in one frame
     (`at`: place -> frame, point), else 1. The straight line is the search's lower bound in a connected
     group that has all its positions in one frame; elsewhere there is none, and A* is Dijkstra's search."""
 
@@ -48,10 +48,10 @@ class RouteMap:
         self.macros = [*self._worthy(walks)]
 
     def path(self, a: str, b: str) -> Route | None:
-        """The cheapest path, or None where there is none.
+        """The cheapest path, or None.
 
-        A macro through `b` tells the exact rest of the way from each of its places: the search ends at
-        the first of them it comes to.
+        A macro through `b` gives the exact rest of the path from each of its places: the search ends at the first
+        of them that it reaches.
         """
         rests = self._rests(b)
         costs, came, expanded = {a: 0.0}, {a: a}, 0
@@ -60,7 +60,7 @@ class RouteMap:
             bound, place = heappop(heap)
             cost = costs[place]
             if bound > cost + self._bound(place, b, rests):
-                continue  # a cheaper way here was found since
+                continue  # a cheaper path here was found since
             if place == b or place in rests:
                 head = _walk_back(came, place)
                 return self._route((*head, *rests[place][1:]) if place in rests else head, expanded)

@@ -1,6 +1,6 @@
-"""Concert weight: how much a memory says now, from how recent, how similar and how new it is.
+"""Concert weight: the weight of a memory from its recency, similarity and novelty.
 
-    w_i = alpha r_i + beta s_i + gamma n_i        where s_i >= floor, and 0 where it is not
+    w_i = alpha r_i + beta s_i + gamma n_i        if s_i >= floor, else 0
     r_i = exp(-(now - t_i) / tau)                 recency, 1 just now
     s_i = cosine of memory i to the query         similarity
     n_i = 1 - max_j cos(i, j), j other than i     novelty
@@ -38,14 +38,14 @@ class Concert:
 
 
 def recency(times: ArrayLike, now: float, tau_s: float) -> Weights:
-    """exp(-(now - t) / tau), `[n]` in 0 to 1, of times in seconds `[n]`; a time yet to come counts as now."""
+    """exp(-(now - t) / tau), `[n]` in 0 to 1, of times in seconds `[n]`; a future time counts as now."""
     ages = np.maximum(0.0, now - np.asarray(times, np.float64))
     return np.exp(-ages / tau_s)
 
 
 def novelty(vectors: ArrayLike, others: ArrayLike | None = None) -> Weights:
     """1 - highest cosine, `[n]` in 0 to 1, of unit vectors `[n, dim]` to `others` `[m, dim]`, or to each
-    other where none are given. What has nothing to be compared with is wholly new."""
+    other if none are given. Without anything to compare with it is 1."""
     rows = np.asarray(vectors, np.float32)
     columns = rows if others is None else np.asarray(others, np.float32)
     highest = np.zeros(len(rows))
@@ -54,8 +54,8 @@ def novelty(vectors: ArrayLike, others: ArrayLike | None = None) -> Weights:
     for start in range(0, len(rows), BLOCK):
         cosines = rows[start : start + BLOCK] @ columns.T
         if others is None:
-            places = np.arange(len(cosines))
-            cosines[places, start + places] = -np.inf
+            indices = np.arange(len(cosines))
+            cosines[indices, start + indices] = -np.inf
         highest[start : start + BLOCK] = cosines.max(axis=1)
     return 1.0 - np.clip(highest, 0.0, 1.0)
 
@@ -75,7 +75,7 @@ def weights(
 
 
 def bias_vector(weights: ArrayLike, values: ArrayLike) -> NDArray[np.float32]:
-    """sum_i w_i v_i / sum_i w_i, `[dim]`, of weights `[n]` and value vectors `[n, dim]`; zeros where no
+    """sum_i w_i v_i / sum_i w_i, `[dim]`, of weights `[n]` and value vectors `[n, dim]`; zeros if no
     weight is above 0."""
     chosen = np.asarray(weights, np.float64)
     vectors = np.asarray(values, np.float64)

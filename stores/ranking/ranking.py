@@ -5,26 +5,25 @@ BM25 or None. `full` goes through these stages:
 
     fuse      1 / (FUSE + rank by cosine) + 1 / (FUSE + rank by BM25), as a share of the best possible
     gate      times (1 + OVERLAP * share of the query's content words in the text) / (1 + OVERLAP);
-              who shares none and has a cosine below STRANGE goes behind everybody else
+              a candidate that shares none and has a cosine below STRANGE is ranked last
     concert   times (1 + CONCERT * w), w the concert weight: recent and new memories win near ties
-    rerank    the best RERANKED by an injected model, where one is given
+    rerank    the best RERANKED by an injected model, if one is given
 
-Reciprocal ranks forget how far apart two scores are: between two memories that both channels like, the
-gate says which of them names what was asked for. The constants were chosen on two public sets, without an
+Reciprocal ranks ignore how far apart two scores are: between two memories that both channels rank high, the
+gate prefers the one that contains the query's words. The constants were chosen on two public sets, without an
 untouched half; `benchmarks/retrieval.py` measures them there.
 """
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
 from common.errors import InvalidInput
+from common.types import Json
 from stores.index.bm25 import terms, text_of
 from stores.ranking.concert import Concert, recency, weights
 
-Json = dict[str, Any]
 Hits = Sequence[Json]
 Rerank = Callable[[Sequence[str], str], Sequence[float]]
 
@@ -34,17 +33,17 @@ STRANGE = 0.3
 CONCERT = 0.1
 RERANKED = 50
 PAGED = 100
-TRACED = 10  # candidates a stage of the trace names
+TRACED = 10  # candidates named in each stage of the trace
 
 
 def depth_of(k: int) -> int:
-    """How many candidates each channel of each shard gives for `k` results."""
+    """Candidates from each channel of each shard for `k` results."""
     return max(4 * k, 32)
 
 
 def reach(k: int, offset: int | None) -> int:
-    """Results that a search ranks. All pages of a paged search rank the same `PAGED`, or they would
-    overlap: more candidates can change the order of the first ones."""
+    """Results that a search ranks. All pages of a paged search rank the same `PAGED`, since more
+    candidates can change the order of the first ones and pages would overlap."""
     if offset is None:
         return k
     if offset < 0 or offset + k > PAGED:
@@ -72,7 +71,7 @@ def ranked(
     concert: Concert | None = None,
     rerank: Rerank | None = None,
 ) -> tuple[list[Json], list[Json]]:
-    """`flat` or `full`, by name; recency counts from `now`, or from this moment."""
+    """`flat` or `full`, by name; recency counts from `now` (default: the present time)."""
     if check_retrieval(retrieval) == "flat":
         return flat(hits, k, offset)
     moment = time.time() if now is None else now
@@ -100,7 +99,7 @@ def full(
     rerank: Rerank | None = None,
 ) -> tuple[list[Json], list[Json]]:
     """Results `offset` to `offset + k`, and the trace's stages. The order is total, so pages never overlap
-    while nothing is written. Without a query only cosine and concert weight speak."""
+    while nothing is written. Without a query only cosine and concert weight count."""
     hits = _once(hits)
     stages: list[Json] = []
     started = time.perf_counter()
@@ -121,11 +120,11 @@ def full(
     stage("fuse", fused)
     gated, strange = gate(query, [hit["memory"] for hit in hits], cosines, fused)
     stage("gate", gated - strange)
-    heard = heard_now([hit["memory"] for hit in hits], cosines, now, concert)
-    final = gated * (1.0 + CONCERT * heard) - strange
+    weights = concert_now([hit["memory"] for hit in hits], cosines, now, concert)
+    final = gated * (1.0 + CONCERT * weights) - strange
     stage("concert", final)
     order = sorted(range(len(hits)), key=lambda i: (-final[i], hits[i]["memory"]["id"]))
-    extra: dict[int, Json] = {i: {"concert": float(heard[i])} for i in order}
+    extra: dict[int, Json] = {i: {"concert": float(weights[i])} for i in order}
     if rerank is not None and query:
         first = order[:RERANKED]
         given = [float(score) for score in rerank([hits[i]["memory"]["text"] for i in first], query)]
@@ -138,10 +137,10 @@ def full(
 
 
 def relevant(results: Hits, share: float) -> list[Json]:
-    """Of a `full` ranking those that matter beside the best: whose score is at least `share` of its score.
+    """The results of a `full` ranking whose score is at least `share` of the best score.
 
-    What says less than that of what was asked for distracts a model more than it helps. All where the best is
-    itself a stranger, and where a reranker decided: then scores do not tell how far apart they are."""
+    Less relevant memories distract a model more than they help. All results are kept if the best one failed the
+    overlap gate, and after a reranker: then scores do not measure distances."""
     best = results[0]["score"] if results else 0.0
     if best <= 0.0 or "rerank" in results[0]["scores"]:
         return [*results]
@@ -149,7 +148,7 @@ def relevant(results: Hits, share: float) -> list[Json]:
 
 
 def channel_stages(hits: Hits, ms: Sequence[Json]) -> list[Json]:
-    """The trace of the channels: shards search side by side, so the slowest one's milliseconds count."""
+    """The trace of the channels. Shards search in parallel, so the milliseconds are those of the slowest one."""
     stages = []
     for name in ("dense", "lexical"):
         found = [
@@ -166,23 +165,22 @@ def channel_stages(hits: Hits, ms: Sequence[Json]) -> list[Json]:
 def fuse(channels: Sequence[np.ndarray], depth: int) -> np.ndarray:
     """Reciprocal-rank fusion, `[n]` in 0 to 1, of scores `[n]` a channel; only the best `depth` of a
     channel count; NaN stands for a candidate that the channel did not find.
-
-    So five shards, which give more candidates than one, give the same ranking.
+    With that limit five shards, which give more candidates than one, give the same ranking.
     """
     total = np.zeros(len(channels[0]) if channels else 0)
-    heard = [scores for scores in channels if not np.isnan(scores).all()]
-    for scores in heard:
+    present = [scores for scores in channels if not np.isnan(scores).all()]
+    for scores in present:
         order = np.argsort(-scores, kind="stable")  # NaN comes last
         found = order[: min(depth, int(np.count_nonzero(~np.isnan(scores))))]
         total[found] += 1.0 / (FUSE + 1.0 + np.arange(len(found)))
-    return total * (FUSE + 1.0) / max(1, len(heard))
+    return total * (FUSE + 1.0) / max(1, len(present))
 
 
 def gate(
     query: str | None, memories: Sequence[Json], cosines: np.ndarray, fused: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores `[n]` after the strict-overlap gate, and who goes behind everybody else, `[n]` of 0 and 1.
-    A query without content words opens the gate to all."""
+    """Scores `[n]` after the strict-overlap gate, and which candidates are ranked last, `[n]` of 0 and 1. A query
+    without content words leaves all scores unchanged."""
     asked = set(terms(query)) if query else set()
     if not asked:
         return fused, np.zeros(len(memories))
@@ -191,10 +189,10 @@ def gate(
     return fused * (1.0 + OVERLAP * shares) / (1.0 + OVERLAP), strange.astype(np.float64)
 
 
-def heard_now(
+def concert_now(
     memories: Sequence[Json], cosines: np.ndarray, now: float, concert: Concert | None = None
 ) -> np.ndarray:
-    """The concert weight `[n]` of candidates; novelty is what it was when they were written."""
+    """The concert weight `[n]` of candidates at `now`; novelty is that at the time of writing."""
     chosen = concert or Concert()
     times = [memory["time"] for memory in memories]
     new = [memory["statistics"]["novelty"] for memory in memories]

@@ -1,19 +1,15 @@
 """Recall of an episode from a partial cue.
 
-It costs a write nothing: sparse keys are made only of the candidates that the dense index returns for a cue.
+Writes pay nothing for it: sparse keys are made only for the candidates that the dense index returns for a cue.
 """
 
-from typing import Any
-
 from common.config import StoreConfig
+from common.types import Page
 from stores.locks import ReadWriteLock
 from stores.reads import search
 from stores.reads.sparse_keys import SparseKeys
 from stores.view.memory_state import describe
 from stores.view.view import View
-
-Json = dict[str, Any]
-Page = list[Json]
 
 WIDE = 256  # candidates of the dense index that keys are made of
 
@@ -21,8 +17,8 @@ WIDE = 256  # candidates of the dense index that keys are made of
 def complete(
     view_lock: ReadWriteLock, view: View, wanted: search.Ask, k: int, shard: int, config: StoreConfig
 ) -> Page:
-    """The memory that the cue `wanted.vector` (`[1, dim]`) is completed to, then the nearest to the cue as given, `k`
-    in all: `{memory, score, scores: {dense, completed, overlap}}`. See `SparseKeys.recall`."""
+    """The memory to which the cue `wanted.vector` (`[1, dim]`) is completed, then those nearest to the cue as given,
+    `k` in all: `{memory, score, scores: {dense, completed, overlap}}`. See `SparseKeys.recall`."""
     near = search.find(view_lock, view, wanted, shard)["hits"]
     with view_lock.read():
         space = view.spaces.get(wanted.namespace)

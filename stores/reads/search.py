@@ -1,15 +1,14 @@
 """The candidates of one shard for a search: dense and lexical, admitted by kinds and filter.
 
-What is found is the state of one moment: one hold of the view's read lock. Words of what was written before
-the search are put into the lexical index before that, since this can take long and nobody should wait for
-it; a memory that comes in between is found by its vector only. A filter is a Python predicate,
-and 100,000 of them take long, so it is first asked of the best candidates only. Where too few of those are
-admitted, all entries are asked without the lock, and one more hold searches exactly among the admitted:
+The result is a consistent state: one hold of the view's read lock. The lexical index is flushed before that, since a
+flush can take long and must not block others; a memory written in between is found by its vector only. A filter is a
+Python predicate, slow over 100,000 memories, so it is first applied to the best candidates only. If too few of those
+are admitted, it is applied to all entries without the lock, and one more hold searches exactly among the admitted:
 
-    hold 1: the best WIDE x depth of each channel -> filter -> enough, or all there is? done
+    hold 1: the best WIDE x depth of each channel -> filter -> enough, or no more entries? done
     hold 2: a copy of row -> entry                (about 1 ms for 100,000)
             filter them all, while writers go on
-    hold 3: drop those forgotten meanwhile, ask those written meanwhile, search among the admitted
+    hold 3: drop those forgotten meanwhile, filter those written meanwhile, search among the admitted
 """
 
 import time
@@ -17,20 +16,20 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from common.types import Json
 from stores.index.vectors import Vectors
 from stores.locks import ReadWriteLock
 from stores.memory.filters import Predicate, compile_filter
 from stores.view.memory_state import MemoryState, describe
 from stores.view.view import Space, View
 
-Json = dict[str, Any]
-WIDE = 8  # candidates looked at for one that a filter may admit
+WIDE = 8  # candidates examined for each one wanted, since a filter may reject some
 Channels = tuple[dict[int, float], dict[int, float]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """What is sought. `vector`: `[1, dim]`; `query`: words for the lexical channel, None without it;
+    """A search. `vector`: `[1, dim]`; `query`: words for the lexical channel, None without it;
     `depth`: candidates wanted of each channel."""
 
     namespace: str
@@ -87,7 +86,7 @@ def find(viewing: ReadWriteLock, view: View, wanted: Ask, shard: int) -> Json:
 
 
 class Clock:
-    """Milliseconds of each channel."""
+    """Measures the milliseconds of each channel."""
 
     def __init__(self) -> None:
         self.ms = {"dense": 0.0, "lexical": 0.0}
@@ -102,7 +101,7 @@ class Clock:
 
 
 def _first(viewing: ReadWriteLock, view: View, wanted: Ask, shard: int, clock: Clock) -> list[Json] | None:
-    """The hits, or None where the filter leaves too few of the best candidates."""
+    """The hits, or None if the filter admits too few of the best candidates."""
     wide = WIDE * wanted.depth if wanted.filtered else wanted.depth
     with viewing.read():
         clock.start()
@@ -134,7 +133,7 @@ def _among(viewing: ReadWriteLock, view: View, wanted: Ask, shard: int, clock: C
         if space is None:
             return []
         among = [row for row in admitted if row in space.by_row]
-        for row in reversed(space.by_row):  # rows grow: those written meanwhile come last
+        for row in reversed(space.by_row):  # rows ascend: those written meanwhile come last
             if row <= last:
                 break
             if wanted.admits(space.by_row[row]):

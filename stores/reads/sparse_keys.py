@@ -6,9 +6,9 @@ overlap far less than their cosine suggests. The scheme is that of the fly's olf
 Navlakha: A neural algorithm for a fundamental computing problem, Science 2017).
 
 **Pattern completion.** The memories whose keys overlap the cue's are the candidates, and the cue falls into one of
-them by the update of the modern Hopfield network: see `complete`. It tells which stored memory a damaged vector came
-from; it is no better search: for sentences that lost half their words, the plain cosine over all memories finds as
-many.
+them by the update of the modern Hopfield network: see `complete`. It identifies the stored memory that a damaged
+vector came from. It is no better search: for sentences that lost half their words, plain cosine over all memories
+finds as many.
 """
 
 from collections.abc import Callable, Sequence
@@ -61,12 +61,12 @@ class SparseKeys:
         return len(self._keys)
 
     def add(self, row: int, vector: Vectors) -> None:
-        """A memory's vector (`[dim]`, unit norm) becomes its key."""
+        """Add a memory by its vector (`[dim]`, unit norm)."""
         assert row not in self._keys, "a row is added once"
         self._keys[row] = self.key(vector)
 
     def key(self, vector: Vectors) -> Key:
-        """The units that win, `[winners]`, in ascending order."""
+        """The winning units of a vector, `[winners]`, in ascending order."""
         activity = np.einsum("ui,ui->u", vector[self._reads], self._signs)
         return np.sort(np.argpartition(activity, -self._winners)[-self._winners :]).astype(np.uint16)
 
@@ -79,7 +79,7 @@ class SparseKeys:
         candidates: int = CANDIDATES,
     ) -> list[Completion]:
         """The memory nearest to the completed cue, then the others by cosine to the cue as given, `k` in all: the
-        completed cue has converged to one memory and no longer tells the others apart.
+        completed cue has converged to one memory and no longer distinguishes the others.
 
         `cue` is `[dim]`, unit norm; `vectors_of(rows)` gives `[len(rows), dim]`. The candidates are the memories of
         the largest key overlap, however small.
@@ -109,7 +109,7 @@ class SparseKeys:
 
 
 def complete(patterns: Vectors, cue: Vectors, beta: float) -> Vectors:
-    """The fixed point that a cue falls into among stored patterns (`[m, dim]`, unit norm): `[dim]`, unit norm.
+    """The fixed point to which a cue converges among stored patterns (`[m, dim]`, unit norm): `[dim]`, unit norm.
 
     Modern Hopfield update, `x <- X^T softmax(beta X x)`, X the patterns as rows (Ramsauer et al.: Hopfield
     Networks is All You Need, arXiv 2008.02217, equation 3). The state is brought back to length 1 after each
@@ -123,7 +123,7 @@ def complete(patterns: Vectors, cue: Vectors, beta: float) -> Vectors:
         weights = np.exp(fit - fit.max())
         mean = weights @ patterns
         length = float(np.linalg.norm(mean))
-        if length == 0.0:  # patterns that cancel out: nowhere to fall
+        if length == 0.0:  # the patterns cancel out: no direction
             return state
         state, before = mean / length, state
         if float(np.linalg.norm(state - before)) < _SETTLED:

@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from common.types import Json
 from stores.log.record import fault
 from stores.shard.core import ShardCore
-
-Json = dict[str, Any]
 
 
 class Chain:
@@ -20,8 +19,9 @@ class Chain:
             return {"shard": core.number, "seq": core.state["seq"], "anchor": core.state["anchor"]}
 
     def verify(self, sealed: Mapping[str, Any] | None = None) -> Json | None:
-        """The first broken record of the log on disk as `{seq, op, op_id, reason}`, or None. With this shard's part
-        of a seal, the log must also hold its anchor. Writers go on: the log is read as far as it reaches now."""
+        """The first broken record of the log on disk as `{seq, op, op_id, reason}`, or None. With `sealed`, this
+        shard's entry of a seal, the log must also hold the sealed anchor. Writers go on meanwhile: the log is
+        read up to its present end."""
         return self._core.log.examine() or (self._unsealed(sealed) if sealed and sealed["seq"] else None)
 
     def _unsealed(self, sealed: Mapping[str, Any]) -> Json | None:

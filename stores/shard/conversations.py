@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from common.errors import InvalidInput
+from common.types import Json
 from stores.log.record import Op
 from stores.memory.memory import MAX_CONVERSATION, check_name
 from stores.shard.core import ShardCore
@@ -11,7 +12,6 @@ from stores.view.conversations import Conversations
 from stores.writes import lookups
 from stores.writes.group_commit import Key, Pending, Planned
 
-Json = dict[str, Any]
 Change = tuple[Json | None, Json]
 
 
@@ -32,8 +32,8 @@ class ShardConversations:
         op_id: str,
         now: float,
     ) -> Json:
-        """Add turns `{role, text}` to a conversation. With `store.max_turns`, only the newest so many stay. Returns
-        `{pushed, length, dropped}`."""
+        """Add turns `{role, text}` to a conversation. With `store.max_turns`, only the newest `max_turns` are kept.
+        Returns `{pushed, length, dropped}`."""
         limit = self._core.config.max_turns
         return self._change(
             namespace,
@@ -45,8 +45,8 @@ class ShardConversations:
         )
 
     def pop(self, namespace: str, conversation: str, *, op_id: str, now: float) -> Json:
-        """Take the newest turn off. Returns `{turn, length}`; the turn is None where there is none, and for a retry
-        so late that it is no longer kept."""
+        """Remove the newest turn and return `{turn, length}`. `turn` is None if the conversation is empty, or if a
+        retry comes so late that the turn is no longer kept."""
         done = self._change(
             namespace,
             conversation,
@@ -72,7 +72,7 @@ class ShardConversations:
         )
 
     def peek(self, namespace: str, conversation: str, n: int = 1) -> list[Json]:
-        """The newest `n` turns `{number, role, text, time}`, the oldest of them first."""
+        """The newest `n` turns `{number, role, text, time}`, oldest first."""
         with self._core.view_lock.read():
             return self._held(namespace).peek(conversation, n)
 

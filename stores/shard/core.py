@@ -1,8 +1,8 @@
 """What the parts of a shard share: log, view, lock, group commit, snapshots.
 
-Every write takes five steps: was this `op_id` done before, plan, stage, commit (one fsync), show. Threads that write
+Every write has five steps: look up its `op_id`, plan, stage, commit (one fsync), apply to the view. Threads that write
 at the same time share one batch (`stores.writes.group_commit`). Readers never wait for the disk: they share the
-view's lock, which a writer takes only for the last step, so they see an operation whole or not at all.
+view's lock, which a writer holds only for the last step, so they see an operation whole or not at all.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,13 +22,11 @@ from stores.view.view import Space, View
 from stores.writes.group_commit import GroupCommit, Key, Pending, Planned, Sought, Ticket, space_key
 from stores.writes.kept_results import KeptResults
 
-Json = dict[str, Any]
-
 
 class ShardCore:
     """`view` is read under `view_lock`; `log` is written through `write` only, or under `commits.lock`.
 
-    Opening replays the log and raises `StoreCorrupt` where a record is damaged: nothing is served from a log that
+    Opening replays the log and raises `StoreCorrupt` if a record is damaged: nothing is served from a log that
     fails its checks.
     """
 
@@ -71,11 +69,11 @@ class ShardCore:
         shared: Iterable[Key] = (),
         seeks: Sought | None = None,
     ) -> Any:
-        """Do one write: `plan` says what it does, `request` is a digest of what was asked for.
+        """Perform one write. `plan` returns its records and result; `request` is a digest of the request.
 
-        `spaces` are the namespaces it touches, `owns` those where it removes memories or changes their content; for
-        `keys`, `shared` and `seeks` see `group_commit`. Returns the result once it is on disk and visible; a second
-        call with the same `op_id` returns the first one's result.
+        `spaces` are the namespaces it changes, `owns` those where it removes memories or changes their content; for
+        `keys`, `shared` and `seeks` see `group_commit`. Returns the result once it is on disk and visible. A second
+        call with the same `op_id` returns the result of the first.
         """
         ticket = Ticket(
             op_id,
@@ -89,7 +87,7 @@ class ShardCore:
         return self.commits.do(ticket)
 
     def space(self, namespace: str) -> Space | None:
-        """What the view holds of a namespace; read it under `view_lock`."""
+        """The namespace in the view, or None; read it under `view_lock`."""
         return self.view.spaces.get(namespace)
 
     @property
@@ -125,7 +123,7 @@ class ShardCore:
 
     @contextmanager
     def _around(self, operations: Sequence[Operation]) -> Iterator[None]:
-        """Around a commit: what it erases leaves the snapshots before anyone is answered."""
+        """Context of a commit: content that it erases is removed from the snapshots before any caller is answered."""
         erases = any(operation.erase for operation in operations)
         with self.snapshots.purging(self.capture) if erases else nullcontext():
             yield
@@ -138,7 +136,7 @@ class ShardCore:
             self.state = self.log.state()
 
     def _destroy_unused_keys(self) -> None:
-        """Destroy keys of namespaces that hold nothing: a crash may have come between an erasure and its keys."""
+        """Destroy keys of namespaces that hold nothing: a crash may have separated an erasure from its keys."""
         if keyring := self.log.keyring:
             for namespace in {*keyring.namespaces} - {*self.view.spaces} - {SHARD}:
                 keyring.destroy(namespace)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from common.errors import InvalidInput
+from common.types import Json, Page
 from stores.erasure.disk_probe import Canaries
 from stores.erasure.shard_probe import probe_shard
 from stores.memory.filters import compile_filter
@@ -12,9 +13,6 @@ from stores.shard.core import ShardCore
 from stores.view.conversations import Conversations
 from stores.writes import erase, lookups
 from stores.writes.group_commit import Pending, Planned
-
-Json = dict[str, Any]
-Page = list[Json]
 
 
 class Erasure:
@@ -35,14 +33,14 @@ class Erasure:
 
         Content and vectors of every version leave the log, the files on disk and the index, and so do turns with the
         same text (with `everything`, all conversations); digests and anchors stay. A further assertion of a fact is
-        chosen like a memory, by its own id or fields; the fact is then rewritten without it. When nothing is left of
-        an encrypted namespace its keys are destroyed, and with `everything` all keys used before: copies of its data,
-        wherever they are, can no longer be read.
+        selected like a memory, by its own id or fields; the fact is then rewritten without it. When an encrypted
+        namespace is empty its keys are destroyed, and with `everything` all its former keys: copies of its data,
+        wherever they are, become unreadable.
 
         The receipt: `{namespace, forgotten: [ids], log_records, versions, index_rows, lexical_docs, turns, snapshots,
         heads: [[shard, seq]], scrubbed, keys_destroyed}`. What was erased was written no later than record `seq`;
-        `scrubbed` is false while the disk has no room to rewrite the file; `keys_destroyed` says whether the
-        namespace has no key left (None without encryption). Unknown ids are passed over.
+        `scrubbed` is false while the disk has no room to rewrite the file; `keys_destroyed` is true if the
+        namespace has no key left (None without encryption). Unknown ids are ignored.
         """
         if (ids is not None) + (where is not None) + bool(everything) != 1:
             raise InvalidInput("forget: give exactly one of ids, filter, all", param="ids")
@@ -56,7 +54,7 @@ class Erasure:
                 old_keys.extend(core.log.keyring.rotate(namespace))
             erasure = erase.forget(core.view, namespace, ids, keep, core.number)
             snapshots = len(core.snapshots.folders()) if erasure.erase else 0
-            # No write of the namespace is in this batch, so all that is erased is no later than the log's last record.
+            # No write of the namespace is in this batch, so everything erased is at or before the log's last record.
             answer = {**erasure.result, "snapshots": snapshots, "heads": [[core.number, core.log.seq]]}
             return replace(erasure, result=answer, drop=self._operations_on(namespace, erasure, ids or ()))
 
@@ -73,7 +71,7 @@ class Erasure:
         now: float,
     ) -> Json:
         """Erase whole `conversations`, or the turns whose text is one of `texts` in any conversation, together with
-        what was popped, rewound or dropped there. The receipt: `{namespace, turns, log_records, scrubbed,
+        turns that were popped, rewound or dropped there. The receipt: `{namespace, turns, log_records, scrubbed,
         keys_destroyed}`, as `forget` gives it."""
         if (conversations is None) == (texts is None):
             raise InvalidInput("forget_turns: give conversations or texts", param="conversations")
@@ -96,7 +94,7 @@ class Erasure:
     def texts_of(
         self, namespace: str, *, ids: Sequence[str] | None = None, where: Mapping[str, Any] | None = None
     ) -> list[str]:
-        """Texts of the memories that `forget` would choose: turns on other shards may hold the same."""
+        """Texts of the memories that `forget` would erase: turns on other shards may have the same text."""
         core, keep = self._core, compile_filter(where)
         with core.view_lock.read():
             space = core.space(namespace)
@@ -105,16 +103,16 @@ class Erasure:
                 gone = erase.chosen(space.entries if space else {}, ids, keep)
                 assertions = erase.chosen_assertions(space, gone, ids, keep)
                 return sorted(erase.texts_of(gone, [a for some in assertions.values() for a in some]))
-        gone = [entry for entry in entries if keep(entry.memory)]  # a filter takes long: writers go on
+        gone = [entry for entry in entries if keep(entry.memory)]  # without the lock: a filter is slow
         return sorted(erase.texts_of(gone, [a for entry in entries for a in [*entry.assertions] if keep(a)]))
 
     def rotate_key(self, namespace: str) -> bool:
-        """Wrap everything of an encrypted namespace by a fresh data key and destroy the old one; see `Log`."""
+        """Wrap all pieces of an encrypted namespace by a fresh data key and destroy the old one; see `Log`."""
         core = self._core
         with (
             core.commits.lock,
             core.snapshots.purging(core.capture),
-        ):  # snapshots are sealed under the old key
+        ):  # snapshots are encrypted under the old key
             return core.log.rotate_key(namespace)
 
     def probe(self, canaries: Canaries) -> Page:
@@ -123,8 +121,9 @@ class Erasure:
         return probe_shard(core.log, core.view, core.view_lock, canaries)
 
     def _operations_on(self, namespace: str, erasure: Planned, ids: Iterable[str] = ()) -> list[str]:
-        """Operations that wrote none of the erased records, but whose request or result holds content that goes.
-        `ids` are those to be forgotten, whether they are here or not."""
+        """Operations that wrote none of the erased records, but whose request or result holds erased content,
+        results of pre-reshard operations on the erased memories included. `ids` are those to be forgotten, whether
+        this shard holds them or not."""
         gone = {*ids, *erase.named(erasure)}
         if not gone:
             return []
@@ -133,7 +132,7 @@ class Erasure:
         return [*own, *core.kept_results.operations_on(namespace, gone)]
 
     def clean_up(self, namespace: str, old_keys: Sequence[bytes] = ()) -> Json:
-        """Remove erased content from files and destroy keys; also what an earlier call of this `op_id` failed to."""
+        """Remove erased content from files and destroy keys, also where an earlier call with this `op_id` failed."""
         core = self._core
         with core.commits.lock:
             core.snapshots.finish_purge()

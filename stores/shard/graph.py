@@ -1,8 +1,8 @@
-"""Questions to the fact graph and the place map.
+"""Queries of the fact graph and the place map.
 
-Such questions can take long, and writers must not wait for them: facts are read in parts, between which writers go
-(see `ReadWriteLock.read_in_parts`), so that a long answer may or may not hold what was written meanwhile; places are
-asked of a copy of the map, which is one moment.
+Such queries can take long, and writers must not wait for them. Facts are read in parts, between which the lock goes
+to writers (`ReadWriteLock.read_in_parts`), so a long answer may or may not hold concurrent writes. Places are read
+from a copy of the map, a consistent state.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,14 +10,12 @@ from dataclasses import asdict
 from typing import Any
 
 from common.errors import InvalidInput
+from common.types import Page
 from stores.facts.graph import FactGraph
 from stores.places.map import PlaceMap
 from stores.shard.core import ShardCore
 
-Json = dict[str, Any]
-Page = list[Json]
-
-MAX_SOLUTIONS = 10_000  # of patterns joined, the partial ones included
+MAX_SOLUTIONS = 10_000  # of a join of patterns, partial solutions included
 
 
 class Graph:
@@ -46,8 +44,8 @@ class Graph:
         at: float | None = None,
         limit: int = MAX_SOLUTIONS,
     ) -> Page:
-        """See `FactGraph.solve`: `{values: {"?x": name}, facts}`, at most `limit`. Raises `InvalidInput` where
-        more than `MAX_SOLUTIONS` are in hand at any step."""
+        """See `FactGraph.solve`: `{values: {"?x": name}, facts}`, at most `limit`. Raises `InvalidInput` if
+        any step has more than `MAX_SOLUTIONS`."""
         with self._core.view_lock.read_in_parts() as took:
             graph = self._graph(namespace)
             found = graph.solve(patterns, at=at, at_most=MAX_SOLUTIONS, took=took) if graph else []
@@ -66,7 +64,7 @@ class Graph:
             return graph.path(a, b, at=at, took=took) if graph else None
 
     def query_places(self, namespace: str, op: str, **asked: Any) -> Any:
-        """What `PlaceMap` answers to one of `PLACES`, as JSON: an object, a list of them, or None."""
+        """The answer of `PlaceMap` to one of the queries in `PLACES`, as JSON: an object, a list of them, or None."""
         if op not in PLACES:
             raise InvalidInput(f"op = {op[:64]!r}: must be one of {', '.join(PLACES)}", param="op")
         with self._core.view_lock.read():

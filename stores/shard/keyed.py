@@ -1,10 +1,11 @@
-"""Keyed memories (memory lines): put, race, query, bias vector."""
+"""Keyed memories: put, race, query, bias vector."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from common.types import Json
 from stores.index.vectors import Vectors, check_vectors
 from stores.shard.core import ShardCore
 from stores.shard.memories import Memories
@@ -13,8 +14,6 @@ from stores.writes import lookups, versions
 from stores.writes.group_commit import Pending, Planned
 from stores.writes.keyed import concert_weigher
 from stores.writes.versions import Candidate, Runner
-
-Json = dict[str, Any]
 
 
 class Keyed:
@@ -34,10 +33,10 @@ class Keyed:
         now: float,
         time: Any = None,
     ) -> Json:
-        """Make `value` (its embedding: float32 `[dim]`, unit norm) the key's memory, past the write gate: the caller
-        asks for it by name.
+        """Make `value` (its embedding: float32 `[dim]`, unit norm) the key's memory. The write gate does
+        not apply: the caller names the key.
 
-        With `prev_anchor`, only where that is still the present one (see `check_anchor`), else `Conflict`. Returns
+        With `prev_anchor`, raises `Conflict` unless that is still the present anchor (`check_anchor`). Returns
         `{id, anchor, generation, supersedes, ...}` as `Memories.supersede` does.
         """
         core = self._core
@@ -66,8 +65,8 @@ class Keyed:
         now: float,
         cue: Vectors | None = None,
     ) -> Json:
-        """Of several `candidates` for the key's next value, commit the one of highest concert weight; the strengths
-        of the others decay. See `Memories.race` for `generation` and the answer.
+        """Commit the candidate of highest concert weight as the key's next value; the strengths of the others decay.
+        See `Memories.race` for `generation` and the answer.
 
         Similarity is to the `cue` (float32 `[dim]`, unit norm), else to the present value, else 1 for all.
         """
@@ -83,7 +82,7 @@ class Keyed:
         )
 
     def get(self, namespace: str, key: str) -> Json | None:
-        """The key's memory as `query` returns it, without similarity and weight; None where there is none."""
+        """The key's memory as `query` returns it, without similarity and weight; None if there is none."""
         with self._core.view_lock.read():
             held = self._held(namespace)
             return held.describe(key) if held else None

@@ -1,4 +1,4 @@
-"""Memories one by one: written, revised, used, scored, read, listed, exported."""
+"""Memories of a shard: put, supersede, race, import, touch, score, get, list, export."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from heapq import nsmallest
@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from common.types import Json, Page
 from stores.index.vectors import Vectors, check_vectors
 from stores.memory.filters import compile_filter
 from stores.memory.memory import Memory, from_json
@@ -20,16 +21,14 @@ from stores.writes.batch import MemoryBatch
 from stores.writes.group_commit import id_key
 from stores.writes.versions import Candidate, Weigh
 
-Json = dict[str, Any]
-Page = list[Json]
 Rows = Iterator[Json]
 LISTED_AT_ONCE = 1024  # memories that a list reads under one hold of the view's lock
 
 
 class Prepared(NamedTuple):
-    """What a shard knows of memories about to be written. `conflicts` (of those it may hold): why an id cannot be
-    written, or None; `written`: whether it is there already. `cosines` and `duplicates` (of those it does not own):
-    the highest cosine to the namespace here, and the id of a near duplicate here, or None."""
+    """A shard's answer to `prepare`. For each `own` memory, `conflicts`: why its id cannot be written, or None, and
+    `written`: whether it exists already. For each `foreign` memory, `cosines`: the highest cosine to the namespace
+    on this shard, and `duplicates`: the id of a near duplicate on this shard, or None."""
 
     written: list[bool]
     conflicts: list[str | None]
@@ -44,8 +43,8 @@ class Memories:
     # Writing
 
     def prepare(self, own: Sequence[Memory], foreign: MemoryBatch) -> Prepared:
-        """What speaks against a put, and what it needs from this shard; nothing is written. `own` are memories whose
-        ids may be here, `foreign` those that another shard will write."""
+        """Conflicts of a put, and what it needs from this shard; writes nothing. `own` are memories whose ids may be
+        on this shard, `foreign` those that another shard will write."""
         core, batch = self._core, foreign.checked(self._core.dim)
         with core.view_lock.read():
             view = core.view
@@ -62,8 +61,8 @@ class Memories:
     ) -> Page:
         """Write memories with their embeddings: all of them or none.
 
-        `elsewhere` is each one's highest cosine to its namespace in other shards, which counts in its novelty.
-        Raises `Conflict` where an id exists with other content. One answer a memory: `{id, kind, stored, status,
+        `elsewhere` is each memory's highest cosine to its namespace in other shards, which counts in its novelty.
+        Raises `Conflict` if an id exists with other content. One answer a memory: `{id, kind, stored, status,
         gate: {score, reason}, anchor, shard, seq}`; status is `new`, `existing` (written before), `duplicate` (a near
         duplicate of the memory whose id is given; see `near_duplicates`), `aggregated` (one more assertion of the
         fact whose id is given), `routed` (no usable triple: kept as an episode) or `refused` (by the write gate).
@@ -90,8 +89,8 @@ class Memories:
         return answers
 
     def count_duplicates(self, batch: MemoryBatch, *, op_id: str, now: float) -> list[Json | None]:
-        """Count memories that another shard owns but that are near duplicates of a memory here: each one's answer, as
-        `put` gives it, or None where nothing here is a near duplicate (any more)."""
+        """Count memories of another shard that are near duplicates of a memory of this one. Returns each one's answer
+        as `put` gives it, or None if this shard has no near duplicate (any more)."""
         core, batch = self._core, batch.checked(self._core.dim)
         sought = lookups.sought(batch)
         answers: list[Json | None] = core.write(
@@ -109,8 +108,8 @@ class Memories:
     def supersede(self, memory: Memory, vector: Vectors, *, generation: int, op_id: str, now: float) -> Json:
         """Make `memory` the new version of the one with its id, which must be of this `generation`.
 
-        Raises `NotFound`, or `Conflict` where another version was written meanwhile. Returns `{id, kind, stored,
-        status: superseded, anchor, shard, seq, generation, supersedes}`, with `closes` where a fact ends others.
+        Raises `NotFound`, or `Conflict` if another version was written meanwhile. Returns `{id, kind, stored,
+        status: superseded, anchor, shard, seq, generation, supersedes}`, with `closes` if the fact ends others.
         """
         core = self._core
         vectors = check_vectors([vector], core.dim)
@@ -136,11 +135,12 @@ class Memories:
         now: float,
         weigh: Weigh,
     ) -> Json:
-        """Of several updates of the memory `key` proposed at once, commit the one of highest weight by `weigh`, and
-        decay the strengths of the others (`store.race_decay`).
+        """Commit the candidate of highest weight by `weigh` as the memory `key`, and decay the strengths of the others
+        (`store.race_decay`).
 
-        `generation` is that of the version they start from, 0 where there is none; `Conflict` where another was
-        written meanwhile. Returns what `supersede` does with `{winner, weights, strength, rivals}`, by candidate id.
+        `generation` is that of the version they start from, 0 if there is none. Raises `Conflict` if another was
+        written meanwhile. Returns the answer of `supersede` with `{winner, weights, strength, rivals}`, by
+        candidate id.
         """
         core = self._core
         memories = [candidate.memory for candidate in candidates]
@@ -168,7 +168,7 @@ class Memories:
 
     def import_rows(self, rows: Sequence[Json], *, op_id: str, now: float) -> Page:
         """Write memories of another shard or of a file, as `memory_state.row_of` gives them, statistics and versions
-        included, past the write gate: all or none. Raises `Conflict` where an id exists with other content. One
+        included: all or none, without the write gate. Raises `Conflict` if an id exists with other content. One
         answer a row: `{id, kind, status: new | existing, anchor, shard, seq}`."""
         core = self._core
         vectors = check_vectors([row["vector"] for row in rows], core.dim)
@@ -201,7 +201,7 @@ class Memories:
 
     def score(self, namespace: str, scores: Sequence[tuple[str, float]], *, op_id: str, now: float) -> Json:
         """Average measured divergences (nats, signed) into salience. Returns `{scored: {id: salience}, unknown}`. An
-        id may come once a call."""
+        id may occur once a call."""
         core = self._core
         done = core.kept_results.uses.done(op_id, "score", namespace)
         rest = [pair for pair in scores if pair[0] not in done]
@@ -227,14 +227,14 @@ class Memories:
             return describe(entry, core.number) if entry else None
 
     def history(self, namespace: str, id: str) -> Page | None:
-        """Every version of the memory, newest first: `{seq, anchor, written, content}`; None where it is unknown."""
+        """Every version of the memory, newest first: `{seq, anchor, written, content}`; None if the id is unknown."""
         core = self._core
         with core.view_lock.read():
             entry = core.view.find(namespace, id)
             return history(entry) if entry else None
 
     def export_rows(self, namespace: str | None = None, *, conversation: str | None = None) -> Rows:
-        """Each memory of a namespace, or of all, as `import_rows` takes it; see `transfer.files.export_rows`."""
+        """Each memory of a namespace, or of all, as a row for `import_rows`; see `transfer.files.export_rows`."""
         core = self._core
         return files.export_rows(core.view, core.view_lock, core.number, namespace, conversation=conversation)
 
@@ -243,7 +243,7 @@ class Memories:
         core = self._core
         with core.view_lock.read():
             entries = core.view.entries(namespace)
-        return statistics(entries)  # writers go on
+        return statistics(entries)  # without the lock
 
     def weakest(self, namespace: str, n: int, *, now: float) -> Page:
         """The `n` episodes of least retention: `{memory, strength}`, weakest first."""
@@ -254,7 +254,7 @@ class Memories:
 
         with core.view_lock.read():
             entries = core.view.entries(namespace)
-        episodes = (entry for entry in entries if entry.memory["kind"] == "episodic")  # writers go on
+        episodes = (entry for entry in entries if entry.memory["kind"] == "episodic")  # without the lock
         found = nsmallest(n, ((retention(entry), entry.seq) for entry in episodes))
         with core.view_lock.read():
             space = core.space(namespace)
@@ -271,8 +271,8 @@ class Memories:
         limit: int = 100,
         where: Mapping[str, Any] | None = None,
     ) -> Page:
-        """Up to `limit` memories in order of (time, id), from behind the cursor `after` on; see `cursor_of`. What is
-        written meanwhile may be among them or not."""
+        """Up to `limit` memories in order of (time, id) behind the cursor `after` (see `cursor_of`). Concurrent
+        writes may be included or not."""
         core, keep = self._core, compile_filter(where)
         found: Page = []
         while len(found) < limit:

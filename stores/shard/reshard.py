@@ -1,8 +1,8 @@
-"""A shard's part in a reshard: handing over what changed, and adopting what another shard hands over."""
+"""A shard's side of a reshard: handing over changed memories, and adopting those of another shard."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from common.types import Json
 from stores.log.base import Operation
 from stores.shard.core import ShardCore
 from stores.transfer.reshard import Changes, read_touched, turns_of
@@ -11,17 +11,15 @@ from stores.writes.group_commit import Planned
 from stores.writes.kept_results import REQUEST, Result, part_id, part_of
 from stores.writes.rewrite import Key, key_of, replace_memories, rows_of
 
-Json = dict[str, Any]
-
 
 class Reshard:
     def __init__(self, core: ShardCore) -> None:
         self._core = core
 
     def changes(self, after: int, limit: int) -> Changes:
-        """The present state of the memories that up to `limit` records behind number `after` name."""
+        """The present state of the memories named by up to `limit` records behind number `after`."""
         core = self._core
-        with core.commits.lock:  # a scrub puts another file in the log's place
+        with core.commits.lock:  # a scrub replaces the log's file
             last = core.log.seq
             found = read_touched(core.log.records(after), after, limit)
             results = core.kept_results.results_at(
@@ -42,7 +40,7 @@ class Reshard:
         )
 
     def rows(self, keys: Sequence[Key]) -> Sequence[Json]:
-        """Those of the memories that are here, as `changes` gives them."""
+        """Rows, as `changes` gives them, of those memories that this shard holds."""
         core = self._core
         with core.view_lock.read():
             return rows_of(core.view, keys, core.number)[0]
@@ -50,8 +48,8 @@ class Reshard:
     def adopt(
         self, rows: Sequence[Json], gone: Sequence[Key], turns: Sequence[Json], *, op_id: str, now: float
     ) -> Json:
-        """Make rows and turns of another shard this shard's own, past the write gate, in place of what came of them
-        before; erase what is `gone`. Returns `{rows, gone}`, their numbers."""
+        """Write rows and turns of another shard, without the write gate, in place of any earlier copies on this shard;
+        erase the memories in `gone`. Returns the counts `{rows, gone}`."""
         core = self._core
         spaces = {namespace for namespace, _ in (*map(key_of, rows), *gone)}
         spaces |= {kept["namespace"] for kept in turns}
@@ -76,8 +74,8 @@ class Reshard:
         *,
         now: float,
     ) -> None:
-        """Keep a part, numbered from 0, of the last uses and results of another layout, as long as those of our own
-        operations are kept; add the former shards' counters. See `stores.writes.kept_results`."""
+        """Keep part number `part` (from 0) of the last uses and results of another layout, for as long as results of
+        this shard's own operations; add the former shards' counters. See `stores.writes.kept_results`."""
         core = self._core
         operations = [
             Operation(op_id=r.op_id, request=r.request, records=(), result=r.result) for r in results
@@ -89,7 +87,7 @@ class Reshard:
         core.kept_results.forget_cached()
 
     def remembered(self) -> tuple[list[tuple[str, Json]], list[Result]]:
-        """The uses and results that `remember` was given."""
+        """The uses and results kept by `remember`."""
         core = self._core
         with core.commits.lock:
             results = core.kept_results.results()

@@ -3,14 +3,12 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from common.types import Json, Page
 from stores.index.vectors import Vectors, check_vectors
 from stores.ranking import ranking
 from stores.reads import cue_recall, search
 from stores.shard.core import ShardCore
 from stores.view.memory_state import unshared
-
-Json = dict[str, Any]
-Page = list[Json]
 
 
 class Search:
@@ -30,9 +28,10 @@ class Search:
         now: float | None = None,
         offset: int | None = None,
     ) -> Page:
-        """The `k` best memories that kinds and filter admit, best first: `{memory, score, scores: {dense, lexical,
+        """The `k` best memories admitted by kinds and filter, best first: `{memory, score, scores: {dense, lexical,
         concert}}`. `vector`: float32 `[dim]`, unit norm. `retrieval`: `flat` (cosine) or `full` (see
-        `stores.ranking.ranking`). Recency counts from `now`. With `offset`, the page behind that many results."""
+        `stores.ranking.ranking`). Recency counts from `now`. With `offset`, the page after that many results.
+        Raises `InvalidInput` for a vector of another shape or norm."""
         found = self.candidates(
             namespace,
             vector,
@@ -78,7 +77,7 @@ class Search:
         kinds: Iterable[str] | None = None,
         where: Mapping[str, Any] | None = None,
     ) -> Page:
-        """The memory that the cue (float32 `[dim]`, unit norm) is completed to, then those nearest to the cue as
+        """The memory to which the cue (float32 `[dim]`, unit norm) is completed, then those nearest to the cue as
         given, `k` in all: `{memory, score, scores: {dense, completed, overlap}}`."""
         core = self._core
         cue = check_vectors([vector], core.dim)

@@ -1,9 +1,9 @@
-"""One shard: a durable log with its view, and the calls that it takes, part by part. Open this file first."""
+"""One shard: a durable log with its view, and its calls, part by part. Open this file first."""
 
 from pathlib import Path
-from typing import Any
 
 from common.config import StoreConfig
+from common.types import Json
 from stores.shard.chain import Chain
 from stores.shard.conversations import ShardConversations
 from stores.shard.core import ShardCore
@@ -14,11 +14,9 @@ from stores.shard.memories import Memories
 from stores.shard.reshard import Reshard
 from stores.shard.search import Search
 
-Json = dict[str, Any]
-
 
 class Shard:
-    """Safe for many threads of one process; a second process is kept out.
+    """A shard. Safe for many threads of one process; a second process is kept out.
 
     Every call belongs to one part, and `actors.store.ShardedStore` has the same parts with the same calls:
 
@@ -31,9 +29,9 @@ class Shard:
     def __init__(
         self, path: Path, *, number: int, dim: int, config: StoreConfig, wait_s: float = 0.0
     ) -> None:
-        """Open or create the shard in `path`. `dim` is the embedder's dimension, `wait_s` how long to wait for a
-        former owner to end. Raises `NotReady` where another process owns the log, `Conflict` where it was made with
-        other settings, `StoreCorrupt` where a record is damaged."""
+        """Open or create the shard in `path`. `dim` is the embedder's dimension, `wait_s` how long (seconds) to
+        wait for a former owner to end. Raises `NotReady` if another process owns the log, `Conflict` if it was
+        created with other settings, `StoreCorrupt` if a record is damaged."""
         self.number, self.dim, self.config = number, dim, config
         self.core = core = ShardCore(path, number=number, dim=dim, config=config, wait_s=wait_s)
         self.memories = Memories(core)
@@ -47,7 +45,7 @@ class Shard:
 
     def counts(self) -> Json:
         """`{memories, namespaces: {name: memories}, gate_attempts, gate_accepts, seq, epoch, anchor, failure,
-        snapshot}`; `failure` says why writes are refused, if they are; for `snapshot` see `Snapshots.status`."""
+        snapshot}`; `failure` is why writes are refused, or None; for `snapshot` see `Snapshots.status`."""
         core = self.core
         with core.view_lock.read():
             namespaces = {name: len(space.entries) for name, space in core.view.spaces.items()}
@@ -60,8 +58,8 @@ class Shard:
             }
 
     def snapshot(self) -> Path | None:
-        """Write a snapshot now; its folder, or None where the newest one covers everything. Writers wait only while
-        references and vectors are copied."""
+        """Write a snapshot now. Returns its folder, or None if the newest one covers everything. Writers wait only
+        while references and vectors are copied."""
         return self.core.snapshots.make(self.core.capture)
 
     def close(self) -> None:

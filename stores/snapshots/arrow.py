@@ -1,8 +1,8 @@
 """Memories as columns of an Arrow table, and back.
 
 Snapshots and exports are made of these tables. Every field of the API and every statistic has a column, so
-that SQL can read it; what is nested is JSON, and so is what has no column of its own, in `memory_more` and
-`state_more`. There and back again changes nothing.
+that SQL can read it; nested values are JSON, and so are values without a column, in `memory_more` and
+`state_more`. The round trip is exact.
 """
 
 import json
@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from common.types import Json
 from stores.index.vectors import Vectors
 from stores.memory.memory import KIND_FIELDS
 from stores.view.memory_state import FIELD_OF, STORED_AS, MemoryState, Version
-
-Json = dict[str, Any]
 
 ALWAYS = {
     "id": pa.string(),
@@ -84,8 +83,8 @@ Captured = tuple[Any, ...]  # of one entry: memory, the fields of STATE, the fie
 
 
 def captured(entries: Iterable[MemoryState]) -> list[Captured]:
-    """Entries as they are now. Quick, since writers wait for it: contents never change, so a reference
-    is a copy of them; of the state only what is nested is copied."""
+    """The present state of the entries. Fast, since writers wait: contents never change, so references suffice; of the
+    state only nested values are copied."""
     first_nested = 1 + len(STATE)
     return [
         (*found[:first_nested], *(copy(value) if value else None for value in found[first_nested:]))
@@ -94,7 +93,7 @@ def captured(entries: Iterable[MemoryState]) -> list[Captured]:
 
 
 def captured_table(found: Sequence[Captured]) -> pa.Table:
-    """What `captured` gave, in its order, as a table of `SCHEMA`."""
+    """The output of `captured`, in its order, as a table of `SCHEMA`."""
     columns = [*zip(*found, strict=True)] if found else [()] * (1 + len(STATE) + len(_MORE))
     memories, state, more = columns[0], columns[1 : 1 + len(STATE)], columns[1 + len(STATE) :]
     nested = [
@@ -121,11 +120,11 @@ def table_of(memories: Sequence[Json], state: Mapping[str, Sequence[Any]], more:
 
 
 def _nested(value: Any) -> str | None:
-    return _dump(value) if value else None  # empty is the common case, and quick to read back
+    return _dump(value) if value else None  # empty is the common case, and fast to read
 
 
 def _more(memory: Json) -> str | None:
-    """Fields without a column, and those a column could not give back: an explicit null."""
+    """Fields without a column, and those that a column cannot represent: an explicit null."""
     own = KIND_FIELDS[memory["kind"]]
     rest = {
         name: value
@@ -142,7 +141,7 @@ def _dump(value: Any) -> str:
 
 
 def _load(text: str) -> Any:
-    """What `_dump` wrote. `json.loads` takes three times as long over a short text: it looks for blanks."""
+    """The inverse of `_dump`. For a short text `json.loads` takes three times as long: it skips white space."""
     return _decode(text)[0]
 
 
@@ -186,14 +185,14 @@ def entries_of(table: pa.Table) -> list[MemoryState]:
 
 
 def state_of(found: Captured) -> MemoryState:
-    """One of what `captured` gave, as an entry of its own."""
+    """An entry from one item of `captured`."""
     memory, *state = found
     known = {name: value for name, value in zip((*STATE, *_MORE), state, strict=True)}
     return MemoryState(memory=memory, **{n: v for n, v in known.items() if n in STATE or v is not None})
 
 
 def carried_table(carried: Sequence[Json]) -> pa.Table:
-    """Rows as `entry.carried` gives them, but for their vectors, as a table of `SCHEMA`."""
+    """Rows of `memory_state.row_of`, without their vectors, as a table of `SCHEMA`."""
     given = [{**row["statistics"], "novelty": row["novelty"], **_written(row)} for row in carried]
     state = {name: [each.get(name) for each in given] for name in STATE}
     more = [
@@ -208,7 +207,7 @@ def carried_table(carried: Sequence[Json]) -> pa.Table:
 
 
 def _written(row: Json) -> Json:
-    """Where and when the memory was first written, for readers of the file; `origin` says it as well."""
+    """Where and when the memory was first written, for readers of the file; also in `origin`."""
     return {name: row["origin"].get(name) for name in ("seq", "anchor", "written")}
 
 

@@ -1,12 +1,12 @@
-"""One snapshot: what a shard's log said at one record, in files that open faster than the log.
+"""One snapshot: the state of a shard's log at one record, in files that open faster than the log.
 
     <seq>/memories.parquet   a row a memory: every field, statistics, seq, anchor; nested values as JSON
           vectors.parquet    the vector of each of those rows
-          parts.bin          blobs: indexes dear to build, and all of the encrypted namespaces
+          parts.bin          blobs: indexes that are slow to build, and everything of encrypted namespaces
           manifest.json      written last: schema version, seq, anchor, epoch, counts, digests
 
-A snapshot is a cache of the log, and believed only where it proves itself: `load` checks schema version
-and digests, and `check_log` that the log's own record `seq` has the same anchor. Files are written into
+A snapshot is a cache of the log, used only if its checks pass: `load` checks schema version and digests, and
+`check_log` that the log's own record `seq` has the same anchor. Files are written into
 a temporary folder, fsynced and renamed, so a crash leaves a whole snapshot or none.
 """
 
@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 from common.errors import NotFound
 from common.files import sync_folder
+from common.types import Json
 from stores.index.vectors import Vectors
 from stores.log.base import Log
 from stores.snapshots import arrow
@@ -41,33 +42,32 @@ from stores.snapshots.manifest import (
 from stores.view.memory_state import MemoryState
 from stores.view.view import View
 
-TABLE, RAW_VECTORS = "table", "vectors"  # the parts that stand in for the Parquet files of what is sealed
+TABLE, RAW_VECTORS = "table", "vectors"  # parts that replace the Parquet files for encrypted namespaces
 MEMORIES, VECTORS, PARTS = "memories.parquet", "vectors.parquet", "parts.bin"
 TEMPORARY = ".tmp-"
-GROUP_ROWS = 16_384  # of a Parquet row group, and of one sealed blob
+GROUP_ROWS = 16_384  # of a Parquet row group, and of one encrypted blob
 
-CONTEXT = b"file"  # what a keyring binds the pieces of files to
+CONTEXT = b"file"  # context that a keyring binds pieces of files to
 
-Json = dict[str, Any]
 Parts = list[tuple[str, memoryview]]
 
 
 class Decryptor(Protocol):
-    """Decryption, as a `Keyring` does it, or several (`rings.py`)."""
+    """Decryption as by a `Keyring`, or `Keyrings`."""
 
     def decrypt_any(self, sealed: bytes, context: bytes = b"") -> bytes: ...
 
 
 class Encryptor(Decryptor, Protocol):
-    """Encryption of namespaces, as a `Keyring` does it. With one, everything of every namespace is sealed,
-    names included."""
+    """Encryption of namespaces as by a `Keyring`. With one, everything of every namespace is encrypted, names
+    included."""
 
     def encrypt_bytes(self, namespace: str, data: bytes) -> bytes: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capture:
-    """A shard's view at one record. `spaces` are `(namespace, what rows.captured gave, vectors, parts)`,
+    """A shard's view at one record. `spaces` are `(namespace, output of arrow.captured, vectors, parts)`,
     vectors `[n, dim]` in the order of the rows."""
 
     seq: int
@@ -92,7 +92,7 @@ class LoadedSpace:
 
 
 def capture(view: View, state: Mapping[str, Any], shard: int) -> Capture:
-    """What the view holds, to be written later. The caller holds the view's lock for reading: this takes
+    """The state of the view, to be written later. The caller holds the view's lock for reading: this takes
     about a microsecond a memory and one copy of the vectors. `state` is the log's at the same record."""
     spaces = []
     for namespace, space in view.spaces.items():
@@ -113,7 +113,7 @@ def write(
 ) -> Path:
     """Write the snapshot into `root/<seq>` and return that folder; a damaged one there is replaced.
 
-    `go_on` is called between steps and before the snapshot appears; where it raises, nothing is left.
+    `go_on` is called between steps and before the snapshot appears; if it raises, nothing is left.
     """
     root.mkdir(parents=True, exist_ok=True)
     folder = root / f"{TEMPORARY}{captured.seq}"
@@ -154,7 +154,7 @@ def write(
 def _write_spaces(
     folder: Path, captured: Capture, encryptor: Encryptor | None, go_on: Callable[[], None]
 ) -> list[Json]:
-    """Returns where each blob lies in `parts.bin`."""
+    """Returns the position of each blob in `parts.bin`."""
     parts: list[Json] = []
     with (folder / PARTS).open("wb") as blobs, _tables(folder, captured.dim) as write_rows:
         for namespace, table, found, dumped in _batches(captured):
@@ -176,7 +176,7 @@ def _write_spaces(
 
 @contextmanager
 def _tables(folder: Path, dim: int) -> Iterator[Callable[[pa.Table, Vectors], None]]:
-    """How to append rows to the Parquet files; small namespaces share row groups."""
+    """A function that appends rows to the Parquet files; small namespaces share row groups."""
     schema = pa.schema([("vector", pa.binary(dim * 4))])
     raw = {"use_dictionary": False, "compression": "none", "write_statistics": False}
     held: list[tuple[pa.Table, Vectors]] = []
@@ -209,7 +209,7 @@ def _tables(folder: Path, dim: int) -> Iterator[Callable[[pa.Table, Vectors], No
 
 
 def _blob(namespace: str, data: Any, encryptor: Encryptor | None) -> Sequence[Any]:
-    """Length and name of the namespace, and the data; the name is inside, so that sealing covers it."""
+    """Length and name of the namespace, then the data; the name is inside, so it is encrypted too."""
     name = namespace.encode()
     pieces = [bytes([len(name)]), name, data]
     return pieces if encryptor is None else [encryptor.encrypt_bytes(namespace, b"".join(pieces))]
@@ -232,7 +232,7 @@ def _ipc(table: pa.Table) -> bytes:
 
 
 def check_log(folder: Path, manifest: Mapping[str, Any], log: Log) -> None:
-    """Was the snapshot made from this log? Raises `StoreCorrupt` with the code `log`."""
+    """Raises `StoreCorrupt` with the code `log` if the snapshot was not made from this log."""
     seq = manifest["seq"]
     if seq > log.seq:
         raise refused(folder, "log", f"it covers record {seq}, the log ends at {log.seq}")
@@ -243,7 +243,7 @@ def check_log(folder: Path, manifest: Mapping[str, Any], log: Log) -> None:
 def load(
     folder: Path, *, encryptor: Decryptor | None = None, only: Container[str] | None = None
 ) -> tuple[Json, list[LoadedSpace]]:
-    """The manifest and the namespaces in `only` (None: all), all checked but for vectors nobody reads.
+    """The manifest and the namespaces in `only` (None: all), all checked, except vectors that are never read.
 
     Raises `StoreCorrupt` whose code is the reason: `manifest`, `schema`, `digest`, `sealed` or
     `unreadable`.
@@ -260,7 +260,7 @@ def load(
 
 
 def _open_spaces(folder: Path, manifest: Json) -> Iterator[LoadedSpace]:
-    """Namespaces whose rows are in the Parquet files, and those of which there are parts only."""
+    """Namespaces with rows in the Parquet files, and those that have parts only."""
     if manifest["sealed"]:
         return
     table = pq.read_table(folder / MEMORIES, memory_map=True)
@@ -294,7 +294,7 @@ def _space_of_parts(namespace: str, parts: Parts, dim: int) -> LoadedSpace:
 
 
 def _runs(column: pa.ChunkedArray) -> Iterator[tuple[str, int, int]]:
-    """`(namespace, start, end)`: a namespace's rows stand together."""
+    """`(namespace, start, end)`: a namespace's rows are contiguous."""
     start = 0
     for namespace, run in groupby(column.to_pylist()):
         end = start + sum(1 for _ in run)
@@ -303,7 +303,7 @@ def _runs(column: pa.ChunkedArray) -> Iterator[tuple[str, int, int]]:
 
 
 def _vectors_reader(folder: Path, manifest: Json) -> Callable[[], Vectors]:
-    """Reads and checks the vectors when they are first asked for, and never again."""
+    """A function that reads and checks the vectors on its first call only."""
     kept: list[Vectors] = []
 
     def read() -> Vectors:
@@ -317,7 +317,7 @@ def _vectors_reader(folder: Path, manifest: Json) -> Callable[[], Vectors]:
 
 
 def _read_parts(folder: Path, manifest: Json, encryptor: Decryptor | None) -> dict[str, Parts]:
-    """`(part, data)` by namespace. Those whose key was destroyed are gone, as they should be."""
+    """`(part, data)` by namespace. Those whose key was destroyed are left out, as intended."""
     found: dict[str, Parts] = {}
     if not manifest["parts"]:
         return found

@@ -1,10 +1,10 @@
-"""The snapshots of one shard: which are kept, when one is made, what opening takes from them.
+"""The snapshots of one shard: which are kept, when one is made, and which one opening uses.
 
-    path/snapshots/<seq>/   see `snapshot.py`
+    path/snapshots/<seq>/   see `files.py`
 
-Erased content leaves with the snapshots that may hold it: `purging` keeps any from appearing while an
-erasure is written and removes all of them after it. Where that is cut off, the next open goes on with it: a
-note says so, and on another machine the erasure among the records behind the snapshot.
+An erasure removes the snapshots that may hold erased content: `purging` keeps any from appearing while an erasure is
+written and removes all of them after it. If that is interrupted, the next open completes it: a marker file shows it,
+and on another machine the erasure among the records after the snapshot.
 """
 
 import logging
@@ -29,12 +29,12 @@ from stores.view.view import View
 logger = logging.getLogger(__name__)
 
 PURGE_DUE = "purge-due"
-QUIET_S = 5.0  # after an erasure: so long without another one before a new snapshot is made
+QUIET_S = 5.0  # without a further erasure before a new snapshot is made
 
 
 class Snapshots:
-    """Safe for many threads; one snapshot is written at a time. A failed one is told and counted, and
-    harms nothing: the log has everything."""
+    """Safe for many threads; one snapshot is written at a time. A failed one is logged and counted,
+    and loses nothing: the log has everything."""
 
     def __init__(
         self,
@@ -45,12 +45,12 @@ class Snapshots:
         encryptor: Encryptor | None = None,
         config: StoreConfig | None = None,
     ) -> None:
-        """`every`: records between two snapshots; 0: none but those asked for. `keep`: how many stay.
-        `config` is what the views are made with."""
+        """`every`: records between two snapshots; 0: only explicit ones. `keep`: how many are kept.
+        `config` is for the views."""
         self.folder = folder
         self.seq = 0
         self.passed_over: Counter[str] = Counter()
-        self._bad: set[Path] = set()  # passed over; they go when there is a better one
+        self._bad: set[Path] = set()  # passed over; removed when there is a better one
         self._every = every
         self._keep = keep
         self._sealer = encryptor
@@ -61,12 +61,12 @@ class Snapshots:
         self._writing = threading.RLock()
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
-        for left in folder.glob(f"{TEMPORARY}*"):  # by a crash
+        for left in folder.glob(f"{TEMPORARY}*"):  # left by a crash
             shutil.rmtree(left, ignore_errors=True)
         self.finish_purge()
 
     def finish_purge(self) -> None:
-        """Go on with a purge that was cut off, or that the disk refused."""
+        """Complete a purge that was interrupted or failed on the disk."""
         with self._writing:
             if (self.folder / PURGE_DUE).exists():
                 self.purge()
@@ -77,17 +77,17 @@ class Snapshots:
         return sorted((path for path in self.folder.glob("[0-9]*") if path.is_dir()), reverse=True)
 
     def status(self) -> dict[str, Any]:
-        """`{seq, passed_over: {reason: times}}`: the record the newest one covers, 0 where there is none."""
+        """`{seq, passed_over: {reason: times}}`: the record that the newest one covers, 0 if there is none."""
         return {"seq": self.seq, "passed_over": dict(self.passed_over)}
 
     def open(self, log: Log, dim: int) -> tuple[View, int]:
-        """A view, and the number of the record it stands at: of the newest snapshot that proves itself,
-        or empty and 0. Those passed over are logged and counted by reason."""
+        """A view and the number of its last record: from the newest snapshot that passes its checks, or empty and 0.
+        Those passed over are logged and counted by reason."""
         for folder in self.folders():
             try:
                 files.check_log(folder, read_manifest(folder), log)
                 manifest, spaces = files.load(folder, encryptor=self._sealer)
-                if len(spaces) < manifest["counts"]["namespaces"]:  # only the log says if it is erased
+                if len(spaces) < manifest["counts"]["namespaces"]:  # only the log shows whether it is erased
                     raise refused(folder, "key", "a key that it was sealed under has been destroyed")
                 view = View(dim, self._config)
                 for space in spaces:
@@ -106,8 +106,8 @@ class Snapshots:
         return View(dim, self._config), 0
 
     def make(self, take: Callable[[], Capture]) -> Path | None:
-        """Write a snapshot of what `take` captures. None where the newest covers it already, where
-        nothing is in the log yet, or where an erasure overtook it."""
+        """Write a snapshot of the state captured by `take`. None if the newest covers it already, the log is empty, or
+        an erasure came meanwhile."""
         with self._writing:
             erasures = self._erasures
             captured = take()
@@ -133,13 +133,13 @@ class Snapshots:
             return made
 
     def make_if_due(self, seq: int, take: Callable[[], Capture]) -> None:
-        """Start one in the background where record `seq` is far enough from the last."""
+        """Start one in the background if record `seq` is far enough from the last."""
         if self._every and seq >= self._next and not self._closing.is_set():
-            self._next = seq + self._every  # one that fails is tried again so much later, not at once
+            self._next = seq + self._every  # a failed one is retried only after as many records
             self._start(take)
 
     def close(self, seq: int, take: Callable[[], Capture]) -> None:
-        """Wait for the one being written; make a last one where opening would replay a long tail."""
+        """Wait for the one being written; make a last one if opening would replay a long tail."""
         self._closing.set()
         self.join()
         if self._every and seq - self.seq >= max(1, self._every // 10):
@@ -147,12 +147,12 @@ class Snapshots:
 
     @contextmanager
     def purging(self, take: Callable[[], Capture]) -> Iterator[None]:
-        """Around the commit of an erasure. Stops a snapshot that is being written, removes all when the
+        """Context of the commit of an erasure. Stops a snapshot that is being written, removes all when the
         erasure is done, and makes a new one when no further erasures come."""
         self._erasures += 1
         with self._writing:
             had = bool(self.folders())
-            if had:  # should this be cut off anywhere, the next open goes on with it
+            if had:  # if this is interrupted, the next open completes it
                 write_bytes(self.folder / PURGE_DUE, b"")
             yield
             self.purge()
@@ -199,16 +199,16 @@ class Snapshots:
     def _try(self, take: Callable[[], Capture]) -> None:
         try:
             self.make(take)
-        except Exception as error:  # whatever it was, the shard goes on without
+        except Exception as error:  # whatever the error, the shard goes on without it
             self.passed_over["failed"] += 1
             logger.warning("a snapshot in %s failed: %s", self.folder, _kind(error))
 
 
 def _kind(error: Exception) -> str:
-    """What a log may say of an error: Arrow's messages show the values that they complain about."""
+    """The error's type, for the process log: Arrow's messages contain values of memories."""
     known = (SharpwaveError, OSError)
     return f"{type(error).__name__}: {error}" if isinstance(error, known) else type(error).__name__
 
 
 class _Overtaken(Exception):
-    """An erasure came while the snapshot was written."""
+    """Raised if an erasure came while the snapshot was written."""

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import StoreCorrupt
+from common.types import Json
 from stores.memory.memory import canonical
 
 FORMAT = "sharpwave-snapshot"
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
-
-Json = dict[str, Any]
 
 
 def fingerprint(path: Path) -> Json:
@@ -24,7 +23,7 @@ def fingerprint(path: Path) -> Json:
 
 
 def _digest(file: Any) -> str:
-    """SHA-256: processors have it built in, and opening a large store is bound by this."""
+    """SHA-256, which processors accelerate: opening a large store is bound by this."""
     digest, buffer = sha256(), memoryview(bytearray(1 << 20))
     while size := file.readinto(buffer):
         digest.update(buffer[:size])
@@ -55,7 +54,7 @@ def read_manifest(folder: Path) -> Json:
 
 
 def check_files(folder: Path, manifest: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Raises `StoreCorrupt` with the code `digest` where a file is not what was written."""
+    """Raises `StoreCorrupt` with the code `digest` if a file is damaged."""
 
     def matches(name: str) -> bool:
         try:

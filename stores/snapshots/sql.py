@@ -4,13 +4,13 @@
                   reward, pin, the fields of its kind, statistics, shard, seq, anchor, written
     episodic, relational, spatial     those of one kind, with its own fields
     statistics    namespace, id, usage, salience, novelty, strength, ...
-    history       every version of every memory: content, `written`, and `until` where a newer one came
+    history       every version of every memory: content, `written`, and `until` if a newer one came
     vectors       namespace, id, vector FLOAT[dim]
-    memories_at(ts)   what was known at a moment: the versions then current
-    facts_at(ts)      the relational memories that held at a moment, as known today
+    memories_at(ts)   the versions current at that time
+    facts_at(ts)      the relational memories that held at that time, as known today
 
-Times are TIMESTAMP in UTC. Only what the given namespaces hold is ever loaded into the database that the
-statement runs in, so no statement can reach beyond them.
+Times are TIMESTAMP in UTC. Only the given namespaces are loaded into the database of the statement, so no
+statement can read others.
 """
 
 import json
@@ -59,9 +59,9 @@ def query(
 ) -> pa.Table:
     """The answer to one SELECT (or EXPLAIN) over snapshots, one folder a shard (see `newest`).
 
-    At most `limit` rows; the table's metadata says `truncated` where there were more. `namespaces`: whose
-    memories; None: all. Raises `InvalidInput(param="sql")` where the statement is refused, wrong, too
-    large for `memory_bytes` or slower than `timeout_s`; `StoreCorrupt` where a snapshot is damaged.
+    At most `limit` rows; the table's metadata says `truncated` if there were more. `namespaces`: those
+    readable; None: all. Raises `InvalidInput(param="sql")` if the statement is refused, wrong, too
+    large for `memory_bytes` or slower than `timeout_s`; `StoreCorrupt` if a snapshot is damaged.
     """
     allowed = None if namespaces is None else frozenset(namespaces)
     with duckdb.connect(":memory:", config={"memory_limit": f"{memory_bytes}B", "temp_directory": ""}) as db:
@@ -73,7 +73,7 @@ def query(
 
 
 def newest(shard_folders: Iterable[Path]) -> list[Path]:
-    """The newest snapshot of each shard that has a readable one. Raises `NotFound` where none has."""
+    """The newest snapshot of each shard that has a readable one. Raises `NotFound` if none has."""
     found = []
     for shard in shard_folders:
         for folder in sorted((shard / "snapshots").glob("[0-9]*"), reverse=True):
@@ -160,7 +160,7 @@ def _define(db: duckdb.DuckDBPyConnection, *tables: pa.Table) -> None:
     state = [name for name in arrow.STATE if name != "closed"]
     shown = {name: _shown(name) for name in (*_HISTORY, "until", *state)}
     columns = [shown[name] for name in (*_CONTENT, *state, "shard")]
-    ended = _time("coalesce(closed, valid_to)", "valid_to")  # a contradicted fact ends where it was closed
+    ended = _time("coalesce(closed, valid_to)", "valid_to")  # a contradicted fact ends at its closing
     memories = [ended if name == shown["valid_to"] else name for name in columns]
     db.execute(f"CREATE VIEW memories AS SELECT {', '.join(memories)} FROM raw_memories")
     common = "id, namespace, text, conversation, time, context, cues, reward, pin"
@@ -187,7 +187,7 @@ def _define(db: duckdb.DuckDBPyConnection, *tables: pa.Table) -> None:
 
 
 def _shown(name: str) -> str:
-    """A column as SQL shows it: times as TIMESTAMP, empty JSON spelled out."""
+    """A column as shown in SQL: times as TIMESTAMP, empty JSON written out."""
     if name in _TIMES:
         return _time(name, name)
     if name in arrow.NESTED:
@@ -200,7 +200,7 @@ def _time(seconds: str, name: str) -> str:
 
 
 def _run(db: duckdb.DuckDBPyConnection, sql: str, limit: int, timeout_s: float) -> pa.Table:
-    """One batch is asked for at a time, so that a statement without an end costs no more than its limit."""
+    """Run the statement batch by batch, so that an endless one costs no more than its limit."""
     timer = threading.Timer(timeout_s, db.interrupt)
     timer.start()
     try:

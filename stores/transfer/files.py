@@ -1,13 +1,14 @@
 """Export and import: memories with statistics, versions and vectors, as JSON lines, Parquet, or rows.
 
-A row is what `entry.carried` gives and `Shard.take` takes. A file holds the rows of one namespace or of all:
+A row is made by `memory_state.row_of` and read by `Memories.import_rows`. A file holds the
+rows of one namespace or of all:
 
     .jsonl     first line a header {format, schema, memories, dim, digest, ...}, then one row a line, its
                vector as base64 of little-endian float32
-    .parquet   the columns of `rows.SCHEMA` and `vector`, a list of float32; the header is in the metadata
+    .parquet   the columns of `arrow.SCHEMA` and `vector`, a list of float32; the header is in the metadata
 
-Files are written and read as streams, in bounded memory, and appear whole or not at all. What is read is
-checked like any input from outside. Importing twice adds nothing.
+Files are written and read as streams, in bounded memory, and appear whole or not at all. Rows are
+validated like any input from outside. Importing twice adds nothing.
 """
 
 import base64
@@ -28,9 +29,10 @@ import pyarrow.parquet as pq
 
 from common.errors import InvalidInput, SharpwaveError
 from common.files import sync_folder
+from common.types import Json
 from stores.index.vectors import Vectors
 from stores.locks import ReadWriteLock
-from stores.memory.memory import canonical, check_name
+from stores.memory.memory import canonical
 from stores.snapshots import arrow as columns
 from stores.transfer.row_schema import check_row
 from stores.view.memory_state import MemoryState, row_of
@@ -39,15 +41,14 @@ from stores.view.view import View
 FORMAT = "sharpwave-export"
 SCHEMA_VERSION = 1
 SUFFIXES = (".jsonl", ".parquet")
-BATCH = 512  # rows that are in memory at once, and in one operation of an import
+BATCH = 512  # rows in memory at once, and in one operation of an import
 _HEADER_BYTES = 512  # the header's line is padded to this, so that counts can be put in at the end
 
-Json = dict[str, Any]
 Embed = Callable[[Sequence[str]], Vectors]
 
 
 class Take(Protocol):
-    """`Shard.take`: all rows of a call or none, and none twice."""
+    """`Memories.import_rows`: all rows of a call or none, and none twice."""
 
     def __call__(self, rows: Sequence[Json], *, op_id: str, now: float) -> Any: ...
 
@@ -60,7 +61,7 @@ def export_rows(
     *,
     conversation: str | None = None,
 ) -> Iterator[Json]:
-    """The rows of a namespace, or of all, as they are at the first step. Writers wait while references
+    """The rows of a namespace, or of all, as of the first step. Writers wait while references
     are copied, then for `BATCH` vectors at a time. What is erased meanwhile is left out."""
     with viewing.read():
         spaces = {name: space for name, space in view.spaces.items() if namespace in (None, name)}
@@ -84,7 +85,7 @@ def _of(entry: MemoryState, conversation: str | None) -> bool:
 
 
 def _present(view: View, namespace: str, entries: Iterable[MemoryState]) -> Iterator[MemoryState]:
-    """Those still there; one that got a new version meanwhile, with that one."""
+    """Those that still exist, each with its present version."""
     for entry in entries:
         now = view.find(namespace, entry.memory["id"])
         if now is not None:
@@ -94,11 +95,11 @@ def _present(view: View, namespace: str, entries: Iterable[MemoryState]) -> Iter
 def import_rows(
     rows: Iterable[Json], take: Take, *, op_id: str, now: float, embed: Embed | None = None
 ) -> int:
-    """Feed rows to `Shard.take`, `BATCH` at a time under `op_id.number`; returns how many were fed. Sent
-    again after a failure with the same rows it goes on where it stopped.
+    """Pass rows to `Memories.import_rows`, `BATCH` at a time under `op_id.number`; returns their number. Repeated after
+    a failure with the same rows, it continues where it stopped.
 
-    `embed` makes the vectors of rows without one, through the path that the store's own came from;
-    raises `InvalidInput` where one is needed and there is none.
+    `embed` makes the vectors of rows without one, in the same way as the store's own. Raises `InvalidInput` if one
+    is needed and `embed` is None.
     """
     fed, rest = 0, iter(rows)
     for number in range(1 << 62):
@@ -127,8 +128,8 @@ def _embedded(batch: Sequence[Json], embed: Embed | None) -> list[Json]:
 
 
 def save(path: Path, rows: Iterable[Json], *, now: float, vectors: bool = True) -> Json:
-    """Write rows to `path`, in the format of its suffix; returns the header. A file that was there is
-    replaced when the new one is whole and on disk."""
+    """Write rows to `path`, in the format of its suffix; returns the header. An existing file
+    is replaced when the new one is whole and on disk."""
     write = {".jsonl": _write_lines, ".parquet": _write_parquet}[_suffix(path)]
     kept = rows if vectors else ({**row, "vector": None} for row in rows)
     with _replacing(path) as file:
@@ -136,11 +137,11 @@ def save(path: Path, rows: Iterable[Json], *, now: float, vectors: bool = True) 
 
 
 def load(path: Path, *, max_text_bytes: int, into: str | None = None) -> tuple[Json, Iterator[Json]]:
-    """The header of a file that `save` wrote, and its rows as a stream, each checked; `into` another
-    namespace than they came from.
+    """The header of a file that `save` wrote, and its rows as a stream, each checked; `into`: another
+    namespace than that of the file.
 
-    The digest is checked before the first row comes. Raises `InvalidInput(param="file")` where the file
-    was changed, cut off, or written by a newer version.
+    The digest is checked before the first row comes. Raises `InvalidInput(param="file")` if the file
+    was changed, truncated, or written by a newer version.
     """
     read = {".jsonl": _read_lines, ".parquet": _read_parquet}[_suffix(path)]
     try:
@@ -148,11 +149,6 @@ def load(path: Path, *, max_text_bytes: int, into: str | None = None) -> tuple[J
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise _bad(path, f"is no export of ours, or damaged ({type(error).__name__})") from error
     return header, _checked(path, header, found, max_text_bytes, into)
-
-
-def session_path(folder: Path, session: str, form: str = "jsonl") -> Path:
-    """Where a session's stores are saved: one file of that name in the folder."""
-    return folder / f"{check_name(session, 'session')}.{form}"
 
 
 def _suffix(path: Path) -> str:
@@ -177,7 +173,7 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def _line(row: Json) -> bytes:
-    """The row as one line of JSON; digests are made of these in both formats."""
+    """The row as one line of JSON; digests in both formats are over these."""
     vector = row["vector"]
     packed = None if vector is None else base64.b64encode(vector.astype("<f4").tobytes()).decode()
     return canonical({**row, "vector": packed}) + b"\n"
@@ -221,7 +217,7 @@ def _rows_of_lines(path: Path) -> Iterator[Json]:
 
 
 def _write_parquet(file: BinaryIO, rows: Iterable[Json], header: Json) -> Json:
-    """The digest is of what will be read, so that a number which a column changes (3 to 3.0) is none."""
+    """The digest is over the values as read back, so a number that a column changes (3 to 3.0) does not break it."""
     rest, count, digest = iter(rows), 0, blake2b(digest_size=32)
     batch = [*islice(rest, BATCH)]
     dim = next((len(row["vector"]) for row in batch if row["vector"] is not None), None)
@@ -291,7 +287,7 @@ def _checked(
 
 
 def _check(row: Json, dim: int | None, max_text_bytes: int, into: str | None) -> Json:
-    """A row as we would have written it."""
+    """The row, validated as one of our own."""
     vector = row["vector"]
     if vector is not None and vector.shape != (dim,):
         raise InvalidInput(f"vector has shape {vector.shape}, the file's dim is {dim}", param="vector")

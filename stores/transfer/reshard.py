@@ -1,21 +1,19 @@
-"""What a reshard reads from the log of one shard for the shards of the next layout.
+"""Reading the log of one shard for the shards of the next layout.
 
-A log is read from some record on, and the present state of every memory that it names is handed over; so reading on
-from where the last batch ended catches up with what was written meanwhile.
+A log is read from some record on, and the present state of every memory that it names is passed on; so continuing
+where the last batch ended catches up with concurrent writes.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
 
+from common.types import Json
 from stores.log.record import Op, Record
 from stores.view.keyed import key_of
 from stores.view.view import View
 from stores.writes.kept_results import Result
 from stores.writes.rewrite import Key
-
-Json = dict[str, Any]
 
 USES = {Op.TOUCH: "touch", Op.SCORE: "score"}  # an operation's ids may lie on several shards
 Whole = tuple[Key, bool]  # what an operation changed, and whether that is a conversation
@@ -23,9 +21,9 @@ Whole = tuple[Key, bool]  # what an operation changed, and whether that is a con
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
-    """Records behind `after` up to `upto`: `rows` of the memories still here, oldest first, the keys of
-    those that are `gone`, the conversations of which turns came or went, whole, the `uses`, and
-    the `results` of operations of which one shard did all. `more`: the log goes on behind `upto`."""
+    """The records after `after` up to `upto`: `rows` of the memories that still exist, oldest first; keys of those that
+    are `gone`; `turns`, every changed conversation whole; the `uses`; and the `results` of operations that one shard
+    did alone. `more`: the log goes on after `upto`."""
 
     upto: int
     more: bool
@@ -38,7 +36,7 @@ class Changes:
 
 @dataclass(slots=True)
 class Touched:
-    """What up to `limit` records speak of; `upto` is the last one's number."""
+    """Keys of memories and conversations named by up to `limit` records; `upto` is the last one's number."""
 
     upto: int
     keys: dict[Key, None] = field(default_factory=dict)
@@ -52,7 +50,7 @@ def read_touched(records: Iterator[Record], after: int, limit: int) -> Touched:
     for record in islice(records, limit):
         found.upto = record.seq
         if record.erased:
-            continue  # another record says whose it was
+            continue  # another record names its owner
         content = record.content()
         found.keys |= dict.fromkeys(_keys(content))
         found.conversations |= dict.fromkeys(_conversations(record, content))
@@ -66,8 +64,8 @@ def read_touched(records: Iterator[Record], after: int, limit: int) -> Touched:
 
 
 def turns_of(view: View, conversations: Iterable[Key]) -> list[Json]:
-    """Each conversation as a record of turns that stands for all before it; popped turns stay behind. One
-    that is forgotten has none to follow."""
+    """Each conversation as a record of turns that replaces all before it; popped turns are left out.
+    A forgotten one has no turns and `following` 1."""
     found = []
     for namespace, conversation in conversations:
         space = view.spaces.get(namespace)
@@ -86,7 +84,7 @@ def _use(record: Record, content: Json) -> Json:
 
 
 def _keys(content: Json) -> Iterator[Key]:
-    """The memories that a record speaks of, whatever its operation."""
+    """Keys of the memories that a record names, whatever its operation."""
     if "memory" in content:
         yield content["memory"]["namespace"], content["memory"]["id"]
         return

@@ -1,8 +1,7 @@
-"""A row of an import, checked like any input from outside: it must be as `entry.carried` would have made it.
+"""Validation of an imported row: it must be one that `memory_state.row_of` could have made.
 
-What a log has taken in is read again at every open, so a row that the view stumbles over would stop its
-shard for good, for all who are on it; and a row may speak of its own memory only. So a row is made anew
-here, of what is known and has the right type.
+A log is replayed at every open, so a row on which the view fails would disable its shard permanently, for all its
+tenants; and a row may refer to its own memory only. So a row is rebuilt here from known fields of the right type.
 """
 
 import math
@@ -11,17 +10,17 @@ from functools import partial
 from typing import Any
 
 from common.errors import InvalidInput
+from common.types import Json
 from stores.memory.memory import check_name, parse_memory, to_json
 
-Json = dict[str, Any]
 Remake = Callable[[Any], Json]
 
-MOST = 1 << 62  # of a whole number: the columns of a snapshot have 64 bits
+MOST = 1 << 62  # of an integer: the columns of a snapshot have 64 bits
 MAX_LABEL = 512  # characters of an anchor, or of the id of a rival or a fact
 
 
 def check_row(row: Any, *, max_text_bytes: int, into: str | None) -> Json:
-    """The row, its vector as it came; `into` another namespace than it was of. Raises `InvalidInput`."""
+    """The validated row, its vector unchanged; `into`: another namespace than its own. Raises `InvalidInput`."""
     given = _object(row, "row")
     remake = partial(_memory, max_text_bytes=max_text_bytes, into=into)
     memory = remake(given.get("memory"))

@@ -1,16 +1,16 @@
 """Short-term memory: the turns of each conversation of one namespace, newest last.
 
-`Conversations` is a view: a function of the operations applied in order. A caller asks it what an operation would
-be (`plan_push`, `plan_pop`, `plan_rewind`), the shard logs that and applies it:
+`Conversations` is a view: a function of the operations applied in order. A caller plans an operation
+(`plan_push`, `plan_pop`, `plan_rewind`), the shard logs it and applies it:
 
     {"conversation", "push": [{role, text, time}, ...], "first": number, "keep_from": number}
-    {"conversation", "pop": number}        the newest turn, whose number this is, was taken off
+    {"conversation", "pop": number}        the newest turn, which has this number, was removed
     {"conversation", "rewind": number}     all turns from this number on are gone
-    {"conversation", "keep": [turns], "following": number}     these are left, whatever was said before
+    {"conversation", "keep": [turns], "following": number}     these turns remain, whatever was there before
 
-Conversations are numbered from 1 and no number is used twice, so an operation says exactly which turns it means:
-replay gives the same conversation even where the contents of earlier operations have been erased. Nothing
-here calls itself: a rewind by any number of turns is one cut of a list.
+Conversations are numbered from 1 and no number is used twice, so an operation identifies its turns exactly: replay
+gives the same conversation even if the contents of earlier operations have been erased. A rewind by any number of
+turns is one cut of a list.
 """
 
 import json
@@ -22,20 +22,18 @@ from operator import itemgetter
 from typing import Any, Literal, get_args
 
 from common.errors import InvalidInput
+from common.types import Json
 from stores.log.record import Record
 
 Role = Literal["user", "assistant", "system", "tool"]
 ROLES: tuple[str, ...] = get_args(Role)
 POPPED_KEPT = 256  # turns that a retried pop can still answer with, a conversation
 
-Json = dict[str, Any]
-
 
 @dataclass(slots=True)
 class ConversationState:
-    """`turns` are `{number, role, text, time}`; `popped` the last ones taken off, by number; `records` are
-    the numbers of the log's records that speak of it, and `dead` says whether those hold turns that are
-    no longer here."""
+    """`turns` are `{number, role, text, time}`; `popped` the last removed ones, by number; `records` the numbers of
+    the log's records about the conversation; `dead` is true if those hold turns that are no longer in it."""
 
     turns: list[Json] = field(default_factory=list)
     popped: dict[int, Json] = field(default_factory=dict)
@@ -44,35 +42,35 @@ class ConversationState:
     dead: bool = False
 
     def place(self, number: int) -> int:
-        """Where the first turn with this number or a later one stands."""
+        """Index of the first turn with this number or a later one."""
         return bisect_left(self.turns, number, key=itemgetter("number"))
 
 
 class Conversations:
-    """Conversations by name. Who changes it holds the shard's lock; see `Shard`."""
+    """The conversations of one namespace, by name. Changes need the shard's lock; see `Shard`."""
 
     def __init__(self) -> None:
         self._conversations: dict[str, ConversationState] = {}
 
     def __len__(self) -> int:
-        """Conversations; one whose turns are all gone still has records to forget."""
+        """Number of conversations; one without turns still counts, since it has records to forget."""
         return len(self._conversations)
 
     @property
     def conversations(self) -> list[str]:
         return [*self._conversations]
 
-    # What an operation would be
+    # Planning
 
     def plan_push(
         self, conversation: str, turns: Sequence[Mapping[str, Any]], *, now: float, limit: int = 0
     ) -> tuple[Json, Json]:
         """The operation that adds turns `{role, text}`, and its answer `{pushed, length, dropped}`.
 
-        With a `limit`, only the newest `limit` turns stay: the oldest go, and are counted in `dropped`.
+        With a `limit`, only the newest `limit` turns are kept; `dropped` counts the others.
         Raises `InvalidInput` naming the first bad turn.
         """
-        fresh = [_turn(turn, place, now) for place, turn in enumerate(turns)]
+        fresh = [_turn(turn, index, now) for index, turn in enumerate(turns)]
         here = self._conversations.get(conversation, ConversationState())
         length = len(here.turns) + len(fresh)
         dropped = max(0, length - limit) if limit else 0
@@ -87,8 +85,8 @@ class Conversations:
         return operation, {"pushed": len(fresh), "length": length - dropped, "dropped": dropped}
 
     def plan_pop(self, conversation: str) -> tuple[Json | None, Json]:
-        """The operation that takes the newest turn off, and its answer `{popped: number | None, length}`;
-        no operation where there is no turn."""
+        """The operation that removes the newest turn, and its answer `{popped: number | None, length}`; no
+        operation if there is no turn."""
         turns = self._turns(conversation)
         if not turns:
             return None, {"popped": None, "length": 0}
@@ -96,7 +94,7 @@ class Conversations:
         return {"conversation": conversation, "pop": number}, {"popped": number, "length": len(turns) - 1}
 
     def plan_rewind(self, conversation: str, n: int) -> tuple[Json | None, Json]:
-        """The operation that goes back by `n` turns, and its answer `{removed, length}`."""
+        """The operation that removes the newest `n` turns, and its answer `{removed, length}`."""
         _check_count(n, "n")
         turns = self._turns(conversation)
         removed = min(n, len(turns))
@@ -106,9 +104,9 @@ class Conversations:
         return {"conversation": conversation, "rewind": turns[-removed]["number"]}, answer
 
     def plan_forget(self, conversation: str, texts: Container[str]) -> tuple[Json | None, int]:
-        """The operation that leaves a conversation without the turns that say one of `texts` (as the turn
-        does, or as `role: text`), and how many those are. It stands for all earlier records, which lose
-        their content, so that what was popped, rewound and dropped goes too. None where nothing is to go."""
+        """The operation that removes the turns whose text, or `role: text`, is one of `texts`, and their number. It
+        replaces all earlier records, which lose their content, so that turns popped, rewound and dropped are
+        erased too. None if there is nothing to remove."""
         here = self._conversations[conversation]
         kept = [turn for turn in here.turns if not _says(turn, texts)]
         if len(kept) == len(here.turns) and not here.dead:
@@ -116,10 +114,10 @@ class Conversations:
         operation = {"conversation": conversation, "keep": kept, "following": here.following}
         return operation, len(here.turns) - len(kept)
 
-    # What the log says
+    # Applying records
 
     def apply(self, record: Record, operation: Mapping[str, Any]) -> None:
-        """Do what a record says; `operation` is its content."""
+        """Apply a record; `operation` is its content."""
         here = self._conversations.setdefault(operation["conversation"], ConversationState())
         here.records.append(record.seq)
         if "keep" in operation:
@@ -139,7 +137,7 @@ class Conversations:
             self._cut(here, operation["rewind"])
 
     def forget(self, conversation: str) -> int:
-        """Leave nothing of a conversation; how many turns it had."""
+        """Remove a conversation; returns how many turns it had."""
         gone = self._conversations.pop(conversation, None)
         return len(gone.turns) if gone else 0
 
@@ -160,14 +158,14 @@ class Conversations:
     # Reads
 
     def peek(self, conversation: str, n: int = 1) -> list[Json]:
-        """Copies of the newest `n` turns, the oldest of them first."""
+        """Copies of the newest `n` turns, oldest first."""
         _check_count(n, "n")
         turns = self._turns(conversation)
         return [dict(turn) for turn in turns[max(0, len(turns) - n) :]]
 
     def popped(self, conversation: str, number: int) -> Json | None:
-        """A turn that was taken off lately, or None: so that a retried pop answers as the first did,
-        though results that are kept for retries hold no content."""
+        """A recently removed turn, or None. With it a retried pop answers as the first did, although results kept for
+        retries hold no content."""
         here = self._conversations.get(conversation)
         turn = here.popped.get(number) if here else None
         return dict(turn) if turn else None
@@ -176,7 +174,7 @@ class Conversations:
         return len(self._turns(conversation))
 
     def present(self, conversation: str) -> tuple[list[Json], int]:
-        """The turns as a `keep` operation holds them, and the number of the next one."""
+        """The turns in the form of a `keep` operation, and the number of the next one."""
         here = self._conversations.get(conversation, ConversationState())
         return [dict(turn) for turn in here.turns], here.following
 
@@ -186,12 +184,12 @@ class Conversations:
         return [*here.records] if here else []
 
     def everything(self) -> Iterator[tuple[str, list[Json]]]:
-        """Every conversation with all that is held of it, what was popped included."""
+        """Every conversation with all its held turns, popped ones included."""
         for name, here in self._conversations.items():
             yield name, [*here.turns, *here.popped.values()]
 
     def dump(self) -> bytes:
-        """All of it, for a snapshot."""
+        """The whole state, for a snapshot."""
         return json.dumps({name: asdict(here) for name, here in self._conversations.items()}).encode()
 
     def load(self, data: bytes | memoryview) -> None:
@@ -206,16 +204,16 @@ class Conversations:
 
 
 def parse_transcript(text: str) -> list[Json]:
-    r"""Conversations `{role, text}` of a transcript, where a turn begins with its role and a colon:
+    r"""Conversations `{role, text}` of a transcript. A turn begins with its role and a colon:
 
         user: where is it?
         assistant: see http://example.org // it has moved
         and bring https://example.org/b
         \user: this line belongs to the assistant's turn
 
-    Only the known roles begin a turn, so `http:` never does; nothing is a comment, so `//` stays. A line
-    of a turn that reads like a beginning carries a backslash, as does one that begins with a backslash.
-    Raises `InvalidInput` where text stands before the first turn.
+    Only known roles begin a turn, so `http:` does not; there are no comments, so `//` is text. A line of a turn that
+    looks like a beginning, or starts with a backslash, is escaped by a backslash. Raises `InvalidInput` if text comes
+    before the first turn.
     """
     turns: list[Json] = []
     for number, line in enumerate(text.split("\n"), start=1):
@@ -233,27 +231,13 @@ def parse_transcript(text: str) -> list[Json]:
     return [{"role": turn["role"], "text": "\n".join(turn["text"])} for turn in turns]
 
 
-def format_transcript(turns: Sequence[Mapping[str, Any]]) -> str:
-    """The inverse of `parse_transcript`."""
-    return "\n".join(_lines(turns))
-
-
-def _lines(turns: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    for turn in turns:
-        first, *others = turn["text"].split("\n")
-        yield f"{turn['role']}: {first}"
-        for line in others:
-            begins = line.partition(":")[0].strip().lower() in ROLES
-            yield f"\\{line}" if begins or line.startswith("\\") else line
-
-
 def _says(turn: Mapping[str, Any], texts: Container[str]) -> bool:
     text = turn["text"].strip()
     return text in texts or f"{turn['role']}: {text}" in texts
 
 
-def _turn(turn: Any, place: int, now: float) -> Json:
-    where = f"turns[{place}]"
+def _turn(turn: Any, index: int, now: float) -> Json:
+    where = f"turns[{index}]"
     if not isinstance(turn, Mapping) or not set(turn) <= {"role", "text", "time"}:
         raise InvalidInput(f"{where}: must be an object of role, text and perhaps time", param="turns")
     if turn.get("role") not in ROLES:

@@ -1,22 +1,19 @@
 """The fact graph and the place map of a namespace as parts of its `Space`: functions of the memories there.
 
-A fact's further assertions and what contradicts it are kept in its memory state (`assertions`, `closings`), so that a
-snapshot, an export and a move to another shard take them along.
+A fact's further assertions and what contradicts it are kept in its memory state (`assertions`, `closings`), so a
+snapshot, an export and a reshard include them.
 """
 
-from typing import Any
-
 from common.config import StoreConfig
+from common.types import Json
 from stores.facts.graph import FactGraph
 from stores.index.vectors import Vectors
 from stores.places.map import PlaceMap
 from stores.view.memory_state import MemoryState
 
-Json = dict[str, Any]
-
 
 class FactsView:
-    """The relational memories as a fact graph. `add` and `remove` get every memory."""
+    """The relational memories as a fact graph. `add` and `remove` are called for every memory of the namespace."""
 
     def __init__(self, config: StoreConfig) -> None:
         self.graph = FactGraph(
@@ -43,11 +40,11 @@ class FactsView:
                 self._closed_by.get(by, set()).discard(entry.memory["id"])
 
     def aggregate(self, entry: MemoryState, assertion: Json) -> None:
-        """One more assertion of a fact (a memory in the API's shape)."""
+        """Add an assertion (a memory in the API's shape) to a fact."""
         self.graph.aggregate(entry.memory["id"], assertion)
 
     def close(self, entry: MemoryState, by: str) -> None:
-        """The fact `by` contradicts this one. The graph derives when it ends."""
+        """The fact `by` contradicts this one. The graph computes its end."""
         self._closed(entry, by)
 
     def _closed(self, entry: MemoryState, by: str) -> None:
@@ -58,16 +55,16 @@ class FactsView:
         return {*self._closed_by.get(by, ())}
 
     def fact_of_assertion(self, id: str) -> str | None:
-        """The fact that the memory of this id is a further assertion of."""
+        """The id of the fact of which the memory with this id is a further assertion, or None."""
         return self.graph.fact_of_assertion(id)
 
     def reopened(self, by: str) -> set[str]:
-        """Ids of the facts that hold again where `by` is gone."""
+        """Ids of the facts that hold again without `by`."""
         return self._closed_by.pop(by, set())
 
 
 class PlacesView:
-    """The spatial memories as a place map. `add` and `remove` get every memory."""
+    """The spatial memories as a place map. `add` and `remove` are called for every memory of the namespace."""
 
     def __init__(self, config: StoreConfig) -> None:
         self.map = PlaceMap(aliases=config.aliases, epsilon=config.place_epsilon)
@@ -84,12 +81,12 @@ class PlacesView:
             self._still = None
 
     def still(self) -> PlaceMap:
-        """The map as it is now, for questions that take long; one copy between two changes."""
+        """A copy of the present map for long queries; at most one copy between two changes."""
         if self._still is None:
             self._still = self.map.still()
         return self._still
 
     def learn(self, still: PlaceMap) -> None:
-        """What a question to `still` has worked out, where nothing has changed since."""
+        """Take over layouts computed by a query of `still`, if nothing has changed since."""
         if still is self._still:
             self.map.learn(still)

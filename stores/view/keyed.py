@@ -1,9 +1,9 @@
-"""Memory lines: the newest memory of each key, ranked by concert weight.
+"""Keyed memories: the newest memory of each key, ranked by concert weight.
 
-A line is an episodic memory whose context has a `key`; its text is the value, its vector the value's
-embedding. So a line is erased, replayed and scored like every memory, its versions are the values that
-the key had, and its anchor chains it to whatever the shard wrote before it. `KeyedMemories` is the view of one
-namespace; `line_writes.py` has the operations.
+A keyed memory is an episodic memory whose context has a `key`; its text is the value, its vector the value's
+embedding. So it is erased, replayed and scored like every memory, its versions are the values that the key had, and
+its anchor chains it to the shard's previous record. `KeyedMemories` is the view of one namespace;
+`stores.shard.keyed` has the operations.
 """
 
 from collections.abc import Mapping
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import Conflict, InvalidInput
+from common.types import Json
 from stores.index.vectors import Vectors
 from stores.memory.memory import Memory, parse_memory
 from stores.ranking import concert
@@ -22,11 +23,9 @@ from stores.view.memory_state import MemoryState
 MAX_KEY = 512  # characters
 _FIRST_ROWS = 16
 
-Json = dict[str, Any]
-
 
 class KeyedMemories:
-    """The lines of one namespace. Who changes it holds the shard's lock; see `Shard`."""
+    """The keyed memories of one namespace. Changes need the shard's lock; see `Shard`."""
 
     def __init__(self) -> None:
         self._by_key: dict[str, list[MemoryState]] = {}  # memories of the key, the newest last
@@ -39,7 +38,7 @@ class KeyedMemories:
         return len(self._by_key)
 
     def add(self, entry: MemoryState, vector: Vectors) -> None:
-        """Any memory may come; those that are no lines are passed over. `vector`: float32 `[dim]`."""
+        """Add a memory; one without a key is ignored. `vector`: float32 `[dim]`."""
         key = key_of(entry.memory)
         if key is None:
             return
@@ -63,12 +62,12 @@ class KeyedMemories:
             del self._by_key[key]
 
     def get(self, key: str) -> MemoryState | None:
-        """The key's line, or None."""
+        """The key's memory, or None."""
         same = self._by_key.get(key)
         return same[-1] if same else None
 
     def vector(self, key: str) -> Vectors | None:
-        """The value vector of the key's line, or None."""
+        """The value vector `[dim]` of the key, or None."""
         line = self.get(key)
         return None if line is None else self._vectors[self._rows[line.seq]].copy()
 
@@ -77,12 +76,12 @@ class KeyedMemories:
         return None if line is None else _describe(line)
 
     def raw(self) -> bytes:
-        """Every vector that is held, the rows of removed lines included."""
+        """All vectors in memory, the rows of removed memories included."""
         return self._vectors.tobytes()
 
     def query(self, vector: Vectors, k: int, *, now: float, constants: Concert | None = None) -> list[Json]:
-        """The `k` lines of highest concert weight to the unit vector `[dim]`, best first, those under the
-        similarity floor left out: `{key, value, context, time, recency, novelty, similarity, weight,
+        """The `k` keyed memories of highest concert weight to the unit vector `[dim]`, best first, without those under
+        the similarity floor: `{key, value, context, time, recency, novelty, similarity, weight,
         strength, id, anchor, generation}`."""
         return [
             {**_describe(line), "recency": recency, "similarity": similarity, "weight": weight}
@@ -92,8 +91,8 @@ class KeyedMemories:
     def bias_vector(
         self, vector: Vectors, k: int, *, now: float, constants: Concert | None = None
     ) -> Vectors:
-        """Mean of the value vectors of the lines that `query` returns, by their weights: float32 `[dim]`,
-        zeros where there are none."""
+        """Weighted mean of the value vectors of the memories that `query` returns: float32 `[dim]`, zeros if there are
+        none."""
         ranked = self._ranked(vector, k, now, constants)
         if not ranked:
             return np.zeros(len(vector), np.float32)
@@ -103,7 +102,7 @@ class KeyedMemories:
     def _ranked(
         self, vector: Vectors, k: int, now: float, constants: Concert | None
     ) -> list[tuple[MemoryState, int, float, float, float]]:
-        """`(line, row, recency, similarity, weight)`, best first; equal weights by key."""
+        """`(memory, row, recency, similarity, weight)`, best first; equal weights by key."""
         constants = constants or Concert()
         lines = [same[-1] for same in self._by_key.values()]
         if not lines or k <= 0:
@@ -119,7 +118,7 @@ class KeyedMemories:
         ]
 
     def _grow(self, dim: int) -> None:
-        """Twice as many rows."""
+        """Double the number of rows."""
         size = len(self._entries)
         grown = np.zeros((max(_FIRST_ROWS, 2 * size), dim), np.float32)
         grown[:size] = self._vectors if size else 0.0
@@ -129,13 +128,13 @@ class KeyedMemories:
 
 
 def key_of(memory: Mapping[str, Any]) -> str | None:
-    """The key that makes a memory (in the API's shape) a line, or None."""
+    """The key of a memory (in the API's shape), or None."""
     key = memory["context"].get("key") if memory["kind"] == "episodic" else None
     return key if isinstance(key, str) and key else None
 
 
 def line_id(key: str) -> str:
-    """The id of the memory that is the key's line: two writers of one new key must mean the same one."""
+    """The id of the key's memory, a function of the key: two writers of one new key must write the same memory."""
     return f"line-{blake2b(key.encode(errors='replace'), digest_size=16).hexdigest()}"
 
 
@@ -149,7 +148,7 @@ def line_memory(
     max_text_bytes: int,
     time: Any = None,
 ) -> Memory:
-    """The memory that a line is. Raises `InvalidInput` or `TooLarge` as `parse_memory` does."""
+    """The memory for a key and its value. Raises `InvalidInput` or `TooLarge` as `parse_memory` does."""
     if not isinstance(key, str) or not 0 < len(key) <= MAX_KEY:
         raise InvalidInput(f"key = {str(key)[:64]!r}: must be text of 1 to {MAX_KEY} characters", param="key")
     given = {} if context is None else dict(context)
@@ -162,9 +161,8 @@ def line_memory(
 
 
 def check_anchor(key: str, line: MemoryState | None, previous: str | None, head: str) -> None:
-    """Compare-and-set: `previous` is the anchor that the caller takes for the present one. It holds while
-    nobody has written this key (it is the line's own anchor, or zeros where there is no line) or nobody
-    has written anything (it is the shard's last anchor, `head`); else `Conflict`. None always holds."""
+    """Compare-and-set: raises `Conflict` unless `previous` is the key's present anchor (zeros if the key has no memory)
+    or the shard's last anchor, `head`, so that nothing was written since. None always passes."""
     mine = line.anchor if line else "0" * len(head)
     if previous is not None and previous not in (mine, head):
         raise Conflict(

@@ -1,4 +1,4 @@
-"""A memory as a shard holds it: content, versions, statistics, place in the log."""
+"""A memory as a shard holds it: content, versions, statistics, position in the log."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -21,7 +21,7 @@ _NESTED = frozenset((dict, list))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version:
-    """What a memory said from `written` on."""
+    """The content of a memory from `written` (seconds) on."""
 
     seq: int
     anchor: str
@@ -32,16 +32,15 @@ class Version:
 
 @dataclass(slots=True, kw_only=True)
 class MemoryState:
-    """A memory and its statistics. `generation` is the `seq` of the write that made the content, so a
-    memory that was forgotten and written again is never taken for the old one.
+    """A memory and its statistics. `generation` is the `seq` of the write that made the content, so a memory that was
+    forgotten and written again is never taken for the old one.
 
-    `count` is how often it was written, near-identical copies included; `strength` (0 to 1) what races
-    left of it, and `rivals` what they left of candidates that lost. `retention` (0 to 1) is what decay had left
-    of it just after its last use. `closed` is when a fact ceased to
-    hold: the earliest of `closings`, by the ids of the facts that contradict it; `assertions` are memories
-    that say the same fact as this one. `older` are superseded versions, oldest first. `origin` is where an
-    imported memory came from: `{shard, seq, anchor}`. `traces` are the records beside the versions that
-    name the memory's particulars: they are erased with it.
+    `count` is how often it was written, near duplicates included. `strength` (0 to 1) is what remained after races,
+    and `rivals` the same for candidates that lost. `retention` (0 to 1) is what decay had left just after the last
+    use. `closed` is when a fact ceased to hold: the earliest of `closings`, by the ids of the facts that contradict
+    it. `assertions` are memories that assert the same fact. `older` are superseded versions, oldest first. `origin`
+    is where an imported memory came from: `{shard, seq, anchor}`. `traces` are further records that contain
+    particulars of the memory: they are erased with it.
     """
 
     memory: dict[str, Any]
@@ -66,7 +65,7 @@ class MemoryState:
 
     @property
     def place(self) -> tuple[float, str]:
-        """Where the memory stands in lists."""
+        """The sort key in lists: (time, id)."""
         return self.memory["time"], self.memory["id"]
 
     @property
@@ -75,21 +74,21 @@ class MemoryState:
 
     @property
     def versions(self) -> list[Version]:
-        """Newest first."""
+        """All versions, newest first."""
         return [self.version, *reversed(self.older)]
 
     @property
     def seqs(self) -> list[int]:
-        """Every record of this log that holds something of the memory."""
+        """Every record of this log that holds content of the memory."""
         return [self.seq, *(version.seq for version in self.older if not version.foreign), *self.traces]
 
     def retention_at(self, now: float, half_life_s: float) -> float:
-        """What decay leaves of it; a clock that went back does not strengthen."""
+        """Retention (0 to 1) at `now`; a clock that went back does not raise it."""
         since = self.written if self.last_used is None else self.last_used
         return self.retention * 0.5 ** (max(0.0, now - since) / half_life_s)
 
     def use(self, now: float, half_life_s: float, refresh: float) -> None:
-        """Count one use, which gives back a share `refresh` of what was lost."""
+        """Count one use, which restores a share `refresh` of the lost retention."""
         left = self.retention_at(now, half_life_s)
         self.retention = left + refresh * (1.0 - left)
         self.usage += 1
@@ -102,7 +101,7 @@ class MemoryState:
 
 
 def close(entry: MemoryState, by: str, valid_to: float | None) -> None:
-    """The fact ends at `valid_to` because of the fact `by`, or, with None, no longer because of it."""
+    """End the fact at `valid_to` because of the fact `by`; None removes that closing."""
     entry.closings.pop(by, None)
     if valid_to is not None:
         entry.closings[by] = valid_to
@@ -110,7 +109,7 @@ def close(entry: MemoryState, by: str, valid_to: float | None) -> None:
 
 
 def state_of(record: Record, content: dict[str, Any]) -> MemoryState:
-    """The entry that a record with a memory makes."""
+    """The entry of a record that writes a memory."""
     return MemoryState(
         memory=content["memory"],
         seq=record.seq,
@@ -121,7 +120,7 @@ def state_of(record: Record, content: dict[str, Any]) -> MemoryState:
 
 
 def copied(value: Any) -> Any:
-    """A copy of JSON that shares nothing that can change; many times cheaper than `deepcopy`."""
+    """A deep copy of JSON, many times cheaper than `deepcopy`."""
     if type(value) is dict:
         return {name: copied(each) if type(each) in _NESTED else each for name, each in value.items()}
     if type(value) is list:
@@ -134,8 +133,8 @@ def vector_of(record: Record) -> Vectors:
 
 
 def describe(entry: MemoryState, shard: int, *, shared: bool = False) -> dict[str, Any]:
-    """A memory with what the shard knows of it; the caller may change the answer, unless its content is
-    `shared` with the view."""
+    """A memory with its statistics; the caller may change the answer unless its content is `shared` with the
+    view."""
     closed = {} if entry.closed is None else {"valid_to": entry.closed}
     versions: list[MemoryState | Version] = [entry, *reversed(entry.older)]
     return {
@@ -162,7 +161,7 @@ def describe(entry: MemoryState, shard: int, *, shared: bool = False) -> dict[st
 
 
 def unshared(described: dict[str, Any]) -> dict[str, Any]:
-    """What `describe` gave `shared`, for a caller who may change it: all but what it made itself is copied."""
+    """A `shared` answer of `describe` made safe to change: everything shared with the view is copied."""
     own = described.copy()
     for name, value in described.items():
         if type(value) in _NESTED and name not in ("statistics", "versions"):
@@ -184,7 +183,7 @@ def history(entry: MemoryState) -> list[dict[str, Any]]:
 
 
 def row_of(entry: MemoryState, vector: Vectors, shard: int) -> dict[str, Any]:
-    """A memory as another shard imports it, with its vector (float32 `[dim]`)."""
+    """A memory as a row for import by another shard, with its vector (float32 `[dim]`)."""
     return {
         "memory": copied(entry.memory),
         "novelty": entry.novelty,

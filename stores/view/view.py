@@ -1,7 +1,7 @@
-"""What a shard's log says now: memories, their statistics, their order and their vectors.
+"""The state of a shard's log in memory: memories, their statistics, their order and their vectors.
 
-The view holds nothing that the log does not: `apply` every record in order and it is here again. Who
-changes it holds its lock for writing, who reads it for reading; see `Shard`.
+The view is a function of the log: applying every record in order rebuilds it. Changes need its lock for writing,
+reads for reading; see `Shard`.
 """
 
 import base64
@@ -29,7 +29,7 @@ from stores.view.keyed import KeyedMemories
 from stores.view.memory_state import FIELD_OF, MemoryState, Version, close, state_of, vector_of
 
 Content = dict[str, Any]
-TOGETHER = 4096  # vectors that go into an index at once: for each call Faiss starts its threads
+TOGETHER = 4096  # vectors added to an index at once: Faiss starts its threads for each call
 
 STATISTICS_SCHEMA = pa.schema(
     [
@@ -63,7 +63,7 @@ class Space:
     """
 
     def __init__(self, index: VectorIndex, config: StoreConfig, *, live: bool = False) -> None:
-        """`live`: the lexical index flushes in the background by itself."""
+        """`live`: whether the lexical index flushes in the background by itself."""
         self.index = index
         self.entries: dict[str, MemoryState] = {}
         self.by_row: dict[int, MemoryState] = {}
@@ -113,8 +113,9 @@ class Space:
         self.index.remove([entry.seq for entry in entries])
 
     def dump(self) -> tuple[Callable[[], Vectors], dict[str, Any]]:
-        """For a snapshot: how to get the vectors in the order of `entries`, and by name the buffers that cannot be
-        built from memories alone, or are dearer to build than to read. A copy: the space may change afterwards."""
+        """For a snapshot: a function that returns the vectors in the order of `entries`, and by name the buffers that
+        cannot be built from memories alone or are slower to build than to read. A copy: the space may change
+        afterwards."""
         parts = {CONVERSATIONS: self.conversations.dump()}
         rows = [entry.seq for entry in self.entries.values()]
         index, dim = serialize(self.index), self.index.dim
@@ -126,8 +127,8 @@ class Space:
     def restore(
         self, entries: Sequence[MemoryState], vectors: Callable[[], Vectors], parts: Mapping[str, Any]
     ) -> None:
-        """Fill an empty space with what `dump` gave (`parts` as buffers); the rest is built here. Raises `KeyError`
-        where a part is missing."""
+        """Fill an empty space from the output of `dump` (`parts` as buffers); the rest is rebuilt. Raises `KeyError` if
+        a part is missing."""
         self.entries = {entry.memory["id"]: entry for entry in entries}
         self.by_row = {entry.seq: entry for entry in sorted(entries, key=attrgetter("seq"))}
         self.order = sorted(entry.place for entry in entries)
@@ -142,7 +143,7 @@ class Space:
                 part.add(entry, given[index_of[row]])
 
     def after(self, cursor: str | None) -> Iterator[MemoryState]:
-        """Memories in order of (time, id), from behind the cursor on."""
+        """Memories in order of (time, id) after the cursor."""
         start = 0 if cursor is None else bisect_right(self.order, read_cursor(cursor))
         return (self.entries[self.order[i][1]] for i in range(start, len(self.order)))
 
@@ -158,7 +159,7 @@ class View:
             kind=self.config.index, flat_max=self.config.index_flat_max, recall=self.config.index_recall
         )
         self.spaces: dict[str, Space] = {}
-        self._behind: list[Space] = []  # their indexes lack what waits
+        self._behind: list[Space] = []  # their indexes lack the waiting vectors
         self._appliers = {op: getattr(self, f"_{op.name.lower()}") for op in Op}
 
     def start(self) -> None:
@@ -172,8 +173,7 @@ class View:
         return None if space is None else space.entries.get(id)
 
     def replay(self, records: Iterable[Record]) -> None:
-        """Take in the next records of the log, which nobody reads between: vectors go into the indexes
-        together."""
+        """Apply the next records of the log without reads in between: vectors are added to the indexes together."""
         for record in records:
             if not record.erased:
                 self._appliers[record.op](record, record.content())
@@ -182,7 +182,7 @@ class View:
         self._behind.clear()
 
     def apply(self, record: Record) -> None:
-        """Take in one more."""
+        """Apply one record."""
         self.replay([record])
 
     def _space(self, namespace: str) -> Space:
@@ -204,7 +204,7 @@ class View:
         vectors: Callable[[], Vectors],
         parts: Mapping[str, Any],
     ) -> None:
-        """Fill a namespace that is not there yet; see `Space.restore`."""
+        """Fill a namespace that does not exist yet; see `Space.restore`."""
         self._space(namespace).restore(entries, vectors, parts)
 
     def _named(self, content: Content) -> MemoryState | None:
@@ -214,7 +214,7 @@ class View:
         self._add(state_of(record, content), vector_of(record))
 
     def _supersede(self, record: Record, content: Content) -> None:
-        """Statistics stay with the memory; novelty is the new content's."""
+        """A new version: the memory keeps its statistics; novelty is that of the new content."""
         memory = content["memory"]
         space = self.spaces[memory["namespace"]]
         old = space.entries[memory["id"]]
@@ -234,7 +234,7 @@ class View:
         self._add(new, vector_of(record))
 
     def _import(self, record: Record, content: Content) -> None:
-        """A memory of another shard with all that was known of it there."""
+        """A memory of another shard with its versions and statistics."""
         entry = state_of(record, content)
         for name, value in content["statistics"].items():
             setattr(entry, FIELD_OF.get(name, name), value)
@@ -267,12 +267,12 @@ class View:
             by = content.get("by", "")
             close(entry, by, content["valid_to"])
             for named in (entry, self.find(content["namespace"], by)):
-                if named is not None:  # the record goes with either fact
+                if named is not None:  # the record is erased with either fact
                     named.traces.append(record.seq)
             self.spaces[content["namespace"]].facts.close(entry, by)
 
     def _race(self, record: Record, content: Content) -> None:
-        """Comes behind the winner's own record."""
+        """The outcome of a race; follows the winner's own record."""
         if entry := self._named(content):
             entry.strength = content["strength"]
             entry.rivals = content["rivals"]
@@ -308,7 +308,7 @@ class View:
         ]
 
     def entries(self, namespace: str) -> list[MemoryState]:
-        """In order of writing."""
+        """The memories of a namespace in order of writing."""
         space = self.spaces.get(namespace)
         return [*space.by_row.values()] if space else []
 
@@ -329,7 +329,7 @@ def statistics(entries: Iterable[MemoryState]) -> pa.Table:
 
 
 def cursor_of(memory: dict[str, Any]) -> str:
-    """Text that makes a list go on behind this memory."""
+    """A cursor: with it a list continues after this memory."""
     return base64.urlsafe_b64encode(json.dumps([memory["time"], memory["id"]]).encode()).decode()
 
 

@@ -1,4 +1,4 @@
-"""Memories with their embeddings, as one thing on the way from the API to a shard's log."""
+"""A batch of memories with their embeddings, passed whole from the API to a shard's log."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ class MemoryBatch:
 
     @classmethod
     def of(cls, items: Iterable[tuple[Memory, Vectors]]) -> "MemoryBatch":
-        """From pairs of a memory and its vector `[dim]`. Vectors of unequal shapes are refused where the batch
-        reaches a shard."""
+        """From pairs of a memory and its vector `[dim]`. Vectors of unequal shapes are refused when the
+        batch reaches a shard."""
         pairs = [*items]
         vectors = [vector for _, vector in pairs]
         even = len({np.shape(vector) for vector in vectors}) == 1
@@ -32,7 +32,7 @@ class MemoryBatch:
         return MemoryBatch([self.memories[i] for i in indices], self.vectors[[*indices]])
 
     def checked(self, dim: int) -> "MemoryBatch":
-        """The same with vectors of `dim` dimensions and unit norm; raises `InvalidInput` otherwise."""
+        """The batch with vectors of `dim` dimensions and unit norm; raises `InvalidInput` otherwise."""
         return MemoryBatch(self.memories, check_vectors(self.vectors, dim))
 
     @property

@@ -1,8 +1,9 @@
-"""Plans of erasures: which records, memories and turns go when memories are forgotten."""
+"""Plans of erasures: which records, memories and turns are removed when memories are forgotten."""
 
 from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
+from common.types import Json
 from stores.log.base import Draft
 from stores.log.record import Op
 from stores.memory.filters import Predicate
@@ -11,8 +12,6 @@ from stores.view.memory_state import MemoryState
 from stores.view.view import Space, View
 from stores.writes.group_commit import Planned
 from stores.writes.rewrite import replace_memories, rows_of
-
-Json = dict[str, Any]
 
 
 def chosen(
@@ -24,7 +23,7 @@ def chosen(
 
 
 def texts_of(entries: Iterable[MemoryState], assertions: Iterable[Json] = ()) -> set[str]:
-    """Every text of these memories, with those of earlier versions, of further assertions, and of `assertions`."""
+    """The texts of all versions of these memories, of their further assertions, and of `assertions`."""
     memories = [m for entry in entries for m in (*(v.memory for v in entry.versions), *entry.assertions)]
     return {memory["text"].strip() for memory in (*memories, *assertions)}
 
@@ -32,7 +31,7 @@ def texts_of(entries: Iterable[MemoryState], assertions: Iterable[Json] = ()) ->
 def chosen_assertions(
     space: Space | None, gone: Sequence[MemoryState], ids: Sequence[str] | None, keep: Predicate | None
 ) -> dict[str, list[Json]]:
-    """Further assertions that the same choice selects, of facts that stay, by the facts' ids."""
+    """Further assertions that the same selection covers, of facts that stay, by the facts' ids."""
     if space is None:
         return {}
     left = space.entries.keys() - {entry.memory["id"] for entry in gone}
@@ -68,16 +67,16 @@ def without(
 def forget(
     view: View, namespace: str, ids: Sequence[str] | None, keep: Predicate | None, shard: int
 ) -> Planned:
-    """Erase those of `ids` (None: of all) that `keep` (None: anything) chooses: every record that holds
-    something of them, and the turns that say what they say. A further assertion of a fact is chosen by itself;
-    a fact of which others are left is written anew. All of all is the whole namespace, short-term memory
-    included."""
+    """Erase those memories of `ids` (None: all) that the filter `keep` (None: any) admits: every record that holds
+    content of them, and the turns with the same texts. A further assertion of a fact is selected by itself; a fact
+    with assertions left is rewritten without those selected. With both None the whole namespace is erased,
+    short-term memory included."""
     space = view.spaces.get(namespace)
     gone = chosen(space.entries if space else {}, ids, keep)
     assertions = chosen_assertions(space, gone, ids, keep)
     kept = without(view, namespace, assertions, gone, shard)
-    untold = [assertion for some in assertions.values() for assertion in some]
-    texts = texts_of(gone, untold)
+    dropped = [assertion for some in assertions.values() for assertion in some]
+    texts = texts_of(gone, dropped)
     turns: Conversations = space.conversations if space else Conversations()
     whole = ids is None and keep is None
     if whole:
@@ -88,7 +87,7 @@ def forget(
     erased = [*dict.fromkeys([*(seq for entry in gone for seq in entry.seqs), *kept.erase])]
     receipt = {
         "namespace": namespace,
-        "forgotten": [*forgotten, *(assertion["id"] for assertion in untold)],
+        "forgotten": [*forgotten, *(assertion["id"] for assertion in dropped)],
         "log_records": len(erased) + len(turned.erase),
         "versions": sum(len(entry.versions) for entry in gone),
         "index_rows": len(gone),
@@ -96,7 +95,7 @@ def forget(
         "turns": turned.result["turns"],
     }
     content: Json = {"namespace": namespace, "ids": forgotten}
-    if whole:  # a reshard learns from the names what to take away elsewhere
+    if whole:  # a reshard reads the names to remove the same elsewhere
         content |= {"whole": True, "conversations": turns.conversations}
     drafts: list[Draft] = [(Op.FORGET, content, b"")] if gone or (whole and turned.erase) else []
     drafts += kept.drafts

@@ -1,7 +1,6 @@
-"""Decisions about facts and places of one write, each with those before it in view."""
+"""Planning of facts and places: what becomes of each, given those planned before it in the same write."""
 
-from typing import Any
-
+from common.types import Json
 from stores.facts.decision import Decision
 from stores.facts.fact import as_episodic, not_a_triple
 from stores.facts.planned_graph import PlannedGraph
@@ -12,18 +11,16 @@ from stores.view.graph_views import FactsView, PlacesView
 from stores.view.memory_state import MemoryState
 from stores.view.view import View
 
-Json = dict[str, Any]
-
 
 class GraphPlanner:
-    """Decides on facts and places of one write one after another, each with those before it in view."""
+    """Decides on the facts and places of one write in order, each given those before it."""
 
     def __init__(self, view: View) -> None:
         self._view = view
         self._ahead: dict[str, PlannedGraph] = {}
 
     def decide(self, memory: Memory) -> Decision:
-        """What becomes of a relational or spatial memory. What is to be written is in view from then on."""
+        """What becomes of a relational or spatial memory. Later decisions take it into account."""
         content = to_json(memory)
         if memory.kind == "spatial":
             space = self._view.spaces.get(memory.namespace)
@@ -37,7 +34,7 @@ class GraphPlanner:
         return decision
 
     def replace(self, memory: Memory) -> Decision:
-        """The same for a new version of a fact."""
+        """As `decide`, for a new version of a fact."""
         facts = self._facts(memory.namespace)
         facts.drop(memory.id)
         return facts.plan(to_json(memory))
@@ -65,7 +62,7 @@ def routed(memory: Memory, before: MemoryState | None = None) -> Memory:
 
 
 def closings(namespace: str, decision: Decision) -> list[Draft]:
-    """Facts that end because another contradicts them."""
+    """Records that end the facts which the decision contradicts."""
     return [
         (Op.CLOSE, {"namespace": namespace, "id": c.id, "valid_to": c.valid_to, "by": c.by}, b"")
         for c in decision.closes
@@ -73,7 +70,7 @@ def closings(namespace: str, decision: Decision) -> list[Draft]:
 
 
 def consequences(decision: Decision) -> Json:
-    """What a fact or an observation does to others, for the answer."""
+    """Effects of a fact or an observation on others, by name, for the answer."""
     found = {
         "closes": [closing.id for closing in decision.closes],
         "contradicts": [*decision.contradicts],

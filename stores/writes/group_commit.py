@@ -1,18 +1,18 @@
 """Group commit: callers that write at the same time share one batch, and so one fsync.
 
-A write is a `Ticket`. The first caller to come leads: it takes the tickets that wait, in order, and for
-each asks the log whether it has been done, plans it and stages its records; then it commits the batch
-once, shows it to the readers and answers everyone. Whoever came meanwhile finds the next caller leading.
+A write is a `Ticket`. The first caller leads: for each waiting ticket, in order, it looks up the operation
+in the log, plans it and stages its records; then it commits the batch once, applies it to the view and
+answers every ticket. Of the tickets that arrive meanwhile, the first leads the next batch.
 
-What a ticket plans must be true when its turn in the log comes, but the view shows only what is
-committed. So a ticket names the `keys` it changes and the `shared` ones it counts on (or changes in a way
-that order does not matter to, as a count): one that would miss a change of this batch starts the next.
-Every write shares its namespace's `space_key`; who takes memories away or gives them other content takes
-it as its own. Memories that a batch adds are no clash: later tickets see them in `Pending`.
+A plan must hold at the ticket's position in the log, but the view shows only committed records. So a ticket
+names the `keys` it changes and the `shared` keys it reads (or changes commutatively, like a count); a ticket
+that would miss a change of this batch starts the next. Every write shares its namespace's `space_key`; one
+that removes memories or changes their content owns it. Memories that a batch adds are no clash: later
+tickets see them in `Pending`.
 
-Most plans look for the neighbours of some vectors. A ticket names them (`seeks`), so that the first plan
-of a batch looks for all that wait: one pass over an index, where one a ticket would also drive everything
-else out of the processor's cache (see `plan.neighbours`).
+Most plans search for the neighbours of some vectors. A ticket names them (`seeks`), so that the first plan of a
+batch searches for all waiting tickets: one pass over the index instead of one a ticket, which would also evict
+everything else from the processor's cache (see `lookups.neighbours`).
 """
 
 import threading
@@ -45,14 +45,14 @@ def space_key(namespace: str) -> Key:
 
 
 def graph_key(namespace: str) -> Key:
-    """Facts and places: one more of them is decided on with all others in view."""
+    """Key of a namespace's facts and places: each decision about one depends on all others."""
     return "graph", namespace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
-    """What a ticket would do. The result is JSON, and not null: that is how a retry knows it. `settle`
-    makes it where it depends on the staged records. `erase` and `drop`: see `Operation`."""
+    """What a ticket would do. The result is JSON and not null, so that a retry finds it. `settle` computes it if it
+    depends on the staged records. For `erase` and `drop` see `Operation`."""
 
     drafts: Sequence[Draft]
     result: Any = None
@@ -64,7 +64,7 @@ class Planned:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sought:
-    """Vectors `[n, dim]`, each to be compared with its namespace; equal to itself only."""
+    """Vectors `[n, dim]`, each to be compared with its namespace. Compared by identity."""
 
     namespaces: Sequence[str]
     vectors: Vectors
@@ -89,18 +89,18 @@ class Added:
 
 
 class Pending:
-    """What a batch has staged and the view does not show yet. `foreseen` are neighbours that were looked for
-    before their ticket's turn; see `plan.neighbours`."""
+    """Records that a batch has staged and the view does not show yet. `foreseen` are neighbours searched for
+    before their ticket was planned; see `lookups.neighbours`."""
 
     def __init__(self, waiting: Callable[[], Sequence["Ticket"]] = tuple) -> None:
-        """`waiting` tells the tickets behind the one whose turn it is, in order."""
+        """`waiting` returns the tickets behind the one being planned, in order."""
         self._waiting = waiting
         self.foreseen: dict[Sought, Any] = {}
         self.operations: list[Operation] = []
         self.last: Record | None = None
         self._changed: set[Key] = set()
         self._shared: set[Key] = set()
-        self._unread: dict[str, list[Record]] = {}  # by namespace: mostly nobody asks
+        self._unread: dict[str, list[Record]] = {}  # by namespace; rarely read
         self._added: dict[str, Added] = {}
 
     def clash(self, ticket: "Ticket") -> bool:
@@ -112,7 +112,7 @@ class Pending:
         )
 
     def sought(self) -> list["Sought"]:
-        """What the next tickets seek, up to the first that may have to wait for the next batch."""
+        """`seeks` of the next tickets, up to the first that may have to wait for the next batch."""
         found: list[Sought] = []
         changed: set[Key] = set()
         for ticket in self._waiting():
@@ -123,7 +123,7 @@ class Pending:
         return found
 
     def added(self, namespace: str) -> Added | None:
-        """What the batch adds there; None where it adds nothing."""
+        """What the batch adds to the namespace; None if nothing."""
         for record in self._unread.pop(namespace, ()):
             vector = vector_of(record)
             if namespace not in self._added:
@@ -144,7 +144,7 @@ class Pending:
 
 
 class Ticket:
-    """One write: `plan(pending)` says what it would do."""
+    """One write: `plan(pending)` returns what it would do."""
 
     def __init__(
         self,
@@ -168,7 +168,7 @@ class Ticket:
         self._asleep.acquire()
 
     def wait(self) -> None:
-        """Until the ticket is answered or told to lead."""
+        """Block until the ticket is answered or has to lead."""
         self._asleep.acquire()
 
     def lead(self) -> None:
@@ -190,8 +190,8 @@ class Ticket:
 
 
 class GroupCommit:
-    """The queue of tickets in front of one log. `lock` is held while a batch is written: hold it to keep
-    writes out. `failure` says why no more are taken, where a batch may be on disk that readers do not see.
+    """The queue of tickets in front of one log. `lock` is held while a batch is written: hold it to keep writes out.
+    `failure` is why no more are accepted, if a batch may be on disk that readers do not see; else None.
     """
 
     def __init__(
@@ -212,8 +212,8 @@ class GroupCommit:
         self._led = False
 
     def do(self, ticket: Ticket) -> Any:
-        """The ticket's result, once it is on disk and visible. Raises what its plan raised, or the commit:
-        a failed commit fails every ticket of the batch."""
+        """The ticket's result, once it is on disk and visible. Raises the error of its plan or of the commit; a
+        failed commit fails every ticket of the batch."""
         with self._mutex:
             self._queue.append(ticket)
             ticket.leads, self._led = not self._led, True
@@ -227,7 +227,7 @@ class GroupCommit:
         return ticket.outcome()
 
     def _pass_on(self, ticket: Ticket) -> None:
-        """Leave, and let the next in the queue lead where this one did."""
+        """Leave; if this ticket led, the next in the queue leads."""
         if ticket.done and not ticket.leads:
             return
         with self._mutex:
@@ -268,13 +268,13 @@ class GroupCommit:
         return pending
 
     def _commit(self, operations: Sequence[Operation]) -> None:
-        """Disk first, then memory: what a reader sees can no longer be lost. Where this is cut off between
-        the two, memory is no longer what the log says: no more writes."""
+        """Disk first, then memory: what a reader sees can no longer be lost. If this is interrupted between the two,
+        memory no longer matches the log, and further writes are refused."""
         whole = False
         try:
             try:
                 self._log.commit(operations)
-            except Exception:  # nothing is shown of it, and the log says whether it goes on
+            except Exception:  # not shown to readers; `log.failure` says whether writes go on
                 whole = True
                 raise
             self._show([record for operation in operations for record in operation.records])
@@ -285,7 +285,7 @@ class GroupCommit:
                 self.failure = f"operation {last!r} may be on disk but is not shown; restart the shard"
 
     def _own_error(self, error: BaseException) -> Exception:
-        """Several threads raise the error of one batch, each its own."""
+        """A copy of a batch's error for each thread that raises it."""
         if self.failure:
             return NotReady(self.failure, code="shard_failed")
         if isinstance(error, Exception):
@@ -303,7 +303,7 @@ class GroupCommit:
             return self._queue.popleft()
 
     def _stage_one(self, ticket: Ticket, pending: Pending) -> Any:
-        """Seen, plan, stage: the ticket's result, true as soon as the batch is on disk."""
+        """Look up, plan and stage one ticket. Returns its result, valid as soon as the batch is on disk."""
         if self.failure:
             raise NotReady(self.failure, code="shard_failed")
         first = self._log.seen(ticket.op_id, ticket.request)

@@ -1,8 +1,8 @@
-"""What a shard keeps of operations that were done under another layout, so that a retry is not done twice.
+"""Results of operations done under an earlier layout, kept so that a retry is not performed twice.
 
-A reshard hands each new shard the last uses (touches and scores) and the last results of operations that one shard
-did alone. They are kept in the log under reserved operation ids, `remembered/0`, `remembered/1`, ..., for as long as
-the results of the shard's own operations.
+A reshard passes to each new shard the last uses (touches and scores) and the last results of operations that one
+shard did alone. They are kept in the log under reserved operation ids, `remembered/0`, `remembered/1`, ...,
+for as long as the results of the shard's own operations.
 """
 
 from collections.abc import Container, Iterable, Iterator, Sequence
@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from itertools import count, islice
 from typing import Any
 
+from common.types import Json
 from stores.log.base import RESULTS_KEPT, Log
 
-Json = dict[str, Any]
 Place = tuple[str, str, str, str | None]  # of a `Result`: op_id, namespace, name, kind
 REQUEST = "remembered"  # stands for the request of the reserved operations
 
@@ -20,8 +20,8 @@ REQUEST = "remembered"  # stands for the request of the reserved operations
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
     """The answer to an operation that one shard did alone, in either layout: a new version, a keyed memory, a race,
-    turns. It belongs where the memory lives that it changed (`kind` None: the conversation). `request` and `result`
-    are None where they have been erased."""
+    turns. It belongs to the shard of the memory that it changed (`kind` None: of the conversation). `request` and
+    `result` are None if they have been erased."""
 
     op_id: str
     request: str | None
@@ -37,12 +37,13 @@ class Result:
 
 @dataclass(slots=True)
 class Uses:
-    """What each of the last touches and scores did to which memory, by operation."""
+    """The values that the last touches and scores gave to memories, by operation."""
 
     by_op: dict[str, Json] = field(default_factory=dict)
 
     def add(self, uses: Iterable[tuple[str, Json]]) -> None:
-        """Add pairs of an op_id and `{namespace, method, done: {id: value}}`; the oldest beyond `RESULTS_KEPT` go."""
+        """Add pairs of an op_id and `{namespace, method, done: {id: value}}`; the oldest beyond `RESULTS_KEPT` are
+        dropped."""
         for op_id, use in uses:
             known = self.by_op.pop(op_id, None)
             done = {**(known["done"] if known else {}), **use["done"]}
@@ -51,13 +52,13 @@ class Uses:
             del self.by_op[op_id]
 
     def done(self, op_id: str, method: str, namespace: str) -> Json:
-        """Values by id of what this operation did under another layout."""
+        """Values by memory id that this operation gave under another layout."""
         use = self.by_op.get(op_id)
         return use["done"] if use and (use["method"], use["namespace"]) == (method, namespace) else {}
 
 
 class KeptResults:
-    """Read from the log when first needed. Safe for many threads: two that read at once get the same."""
+    """Kept results, read from the log when first needed. Safe for many threads: concurrent reads are equal."""
 
     def __init__(self, log: Log) -> None:
         self._log = log
@@ -90,7 +91,7 @@ class KeptResults:
         return [op_id for op_id, space, name, _ in self._places() if space == namespace and name in names]
 
     def forget_cached(self) -> None:
-        """Read from the log again: more has been written."""
+        """Drop the cache, since more has been written to the log."""
         self._uses = None
 
     def _places(self) -> Iterator[Place]:
@@ -108,5 +109,5 @@ def part_id(number: int) -> str:
 
 
 def part_of(uses: Sequence[tuple[str, Json]], results: Sequence[Result]) -> Json:
-    """What is written under a reserved operation id."""
+    """The content written under a reserved operation id."""
     return {"uses": [*uses], "results": [result.place for result in results]}

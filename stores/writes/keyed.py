@@ -1,4 +1,4 @@
-"""Candidates for a key, and what they are weighed by."""
+"""Candidates for a key in a race, and their weights."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,15 +14,15 @@ from stores.writes.versions import Candidate, Runner, Weigh
 
 
 def candidate(memory: Memory, vector: Vectors) -> Candidate:
-    """A value proposed for a key, from what `line_memory` made; the same value in the same context has the same name
-    in every race. `vector`: float32 `[dim]`, unit norm."""
+    """The candidate for a key from a memory of `line_memory`. Equal values in equal contexts have the same id in every
+    race. `vector`: float32 `[dim]`, unit norm."""
     name = blake2b(canonical([memory.text, memory.context]), digest_size=16).hexdigest()
     return Candidate(memory=replace(memory, id=name), vector=vector)
 
 
 def concert_weigher(cue: Vectors | None, constants: Concert | None = None) -> Weigh:
-    """Weighs candidates by concert weight times the strength that earlier races left them. Similarity is to the `cue`
-    (unit vector `[dim]`), or 1 for all without one."""
+    """A function that weighs candidates by concert weight times the strength left by earlier races. Similarity is to
+    the `cue` (unit vector `[dim]`), or 1 for all without one."""
     constants = constants or Concert()
 
     def weigh(runners: Sequence[Runner], now: float) -> list[float]:

@@ -21,29 +21,29 @@ Near = list[tuple[float, MemoryState]]  # cosine and entry, best first
 
 
 def request_digest(*parts: Any) -> str:
-    """What an operation asks for, in short: an `op_id` stands for one request."""
+    """16 hex digits that identify a request: an `op_id` stands for one request."""
     return blake2b(canonical(parts), digest_size=8).hexdigest()
 
 
 def put_digest(memories: Sequence[Memory]) -> str:
-    """The same for a retried put, though our clock gave its memories a later time."""
+    """The digest of a put. A retry has the same one, although its memories without a time got a later clock time."""
     contents = [to_json(m) if m.timed else {**to_json(m), "time": 0.0} for m in memories]
     digests = [blake2b(_encode_json(content), digest_size=32).hexdigest() for content in contents]
     return blake2b(_encode_json(("put", digests)), digest_size=8).hexdigest()
 
 
 def _encode_json(value: Any) -> bytes:
-    """As `canonical`, in a fifth of the time, but for numbers between -1e-4 and 1e-4, whose exponent orjson
-    writes otherwise: a retry that names one, of a write before an upgrade to orjson, would be a `Conflict`."""
+    """As `canonical`, in a fifth of the time. They differ for numbers between -1e-4 and 1e-4, whose exponent orjson
+    writes otherwise: a retry with such a number, of a write from before orjson was used, is a `Conflict`."""
     try:
         return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
-    except TypeError:  # what orjson does not take
+    except TypeError:  # not supported by orjson
         return canonical(value)
 
 
 def conflicts(view: View, memories: Sequence[Memory]) -> list[str | None]:
-    """Why each memory cannot be written, or None where it can. What a memory said before it was
-    superseded was written before, and is no conflict."""
+    """For each memory, why it cannot be written, or None. The content of a superseded version counts as written
+    before and is no conflict."""
     found: list[str | None] = []
     earlier: dict[tuple[str, str], Memory] = {}
     for memory in map(routed, memories):
@@ -67,7 +67,7 @@ def committed_neighbours(view: View, batch: MemoryBatch) -> list[Near]:
 
 
 def highest_cosines(near: Sequence[Near]) -> list[float]:
-    """The best of each one's neighbours, in 0 to 1; 0 without any."""
+    """The highest cosine among each memory's neighbours, in 0 to 1; 0 without any."""
     return [clip(pairs[0][0]) if pairs else 0.0 for pairs in near]
 
 
@@ -81,34 +81,34 @@ def duplicate_ids(memories: Sequence[Memory], near: Sequence[Near], config: Stor
 
 
 def neighbours(view: View, pending: Pending, asked: Sought) -> list[Near]:
-    """For each vector the closest entries of its namespace, best first: committed ones, and those that
-    the batch adds."""
+    """For each vector the closest entries of its namespace, best first: committed entries and those
+    that the batch adds."""
     found: list[Near] | None = pending.foreseen.pop(asked, None)
     if found is None:
         waiting = pending.sought()
         found, *others = _committed(view, [asked, *waiting])
         pending.foreseen.update(zip(waiting, others, strict=True))
-    for namespace, places in group(asked.namespaces).items():
+    for namespace, indices in group(asked.namespaces).items():
         if added := pending.added(namespace):
-            for place, cosines in zip(places, asked.vectors[places] @ added.vectors.T, strict=True):
+            for index, cosines in zip(indices, asked.vectors[indices] @ added.vectors.T, strict=True):
                 best = np.argsort(-cosines, kind="stable")[: near_duplicates.LOOKED_AT].tolist()
-                found[place] += [(float(cosines[i]), added.entries[i]) for i in best]
-                found[place].sort(key=lambda pair: -pair[0])
+                found[index] += [(float(cosines[i]), added.entries[i]) for i in best]
+                found[index].sort(key=lambda pair: -pair[0])
     return found
 
 
 def _committed(view: View, together: Sequence[Sought]) -> list[list[Near]]:
-    """The same of committed entries, for all that is sought at once."""
+    """The closest committed entries for all `together`: one search a namespace."""
     found: list[list[Near]] = [[[]] * len(asked.namespaces) for asked in together]
-    places: dict[str, list[tuple[int, int]]] = {}
+    indices: dict[str, list[tuple[int, int]]] = {}
     for number, asked in enumerate(together):
-        for place, namespace in enumerate(asked.namespaces):
-            places.setdefault(namespace, []).append((number, place))
-    for namespace, where in places.items():
-        vectors = np.concatenate([together[number].vectors[place] for number, place in where])
+        for index, namespace in enumerate(asked.namespaces):
+            indices.setdefault(namespace, []).append((number, index))
+    for namespace, where in indices.items():
+        vectors = np.concatenate([together[number].vectors[index] for number, index in where])
         closest = view.closest(namespace, vectors.reshape(len(where), -1), near_duplicates.LOOKED_AT)
-        for (number, place), near in zip(where, closest, strict=True):
-            found[number][place] = near
+        for (number, index), near in zip(where, closest, strict=True):
+            found[number][index] = near
     return found
 
 

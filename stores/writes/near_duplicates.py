@@ -1,13 +1,13 @@
-"""Near-identical memories: written once, counted afterwards.
+"""Near duplicates of episodes: written once, counted afterwards.
 
-Two episodes are twins where their embeddings are at least `store.dedupe_similarity` alike *and* their
-texts are the same words in the same order: case, spacing, Unicode form and the punctuation around words
-do not count, question marks do. Nothing weaker will do: one word more, less, or elsewhere turns a meaning
-round (left, right; not; 3, 4), embeddings hardly see it, and a memory that is dropped is lost.
+Two episodes are near duplicates if the cosine of their embeddings is at least `store.dedupe_similarity` *and* their
+texts are the same words in the same order: case, spacing, Unicode form and the punctuation around words are ignored,
+question marks are not. No weaker rule is safe: one word more, less or elsewhere can reverse a meaning (left, right;
+not; 3, 4), embeddings hardly show it, and a memory that is dropped is lost.
 
-Conversation and context say where a memory comes from, and filters look at them, so they must agree, as
-must everything a twin would add: cues that the other lacks, a pin. The time may differ. Facts and places
-have rules of their own for what is the same, so only episodes are compared here.
+Conversation and context record where a memory comes from, and filters use them, so they must be equal. So must
+anything that the duplicate would add: cues that the other lacks, a pin. The time may differ. Facts and places have
+their own rules of equality, so only episodes are compared here.
 """
 
 import unicodedata
@@ -17,7 +17,7 @@ from typing import Any
 from common.config import StoreConfig
 from stores.memory.memory import Memory
 
-LOOKED_AT = 4  # nearest neighbours that may be the twin
+LOOKED_AT = 4  # nearest neighbours that may be the duplicate
 _AROUND_WORDS = (
     ".,;:!\"'()[]{}\u2026\u201c\u201d\u2018\u2019\u201e\u201a\xab\xbb\xa1"  # also as typographers set them
 )
@@ -26,17 +26,17 @@ _AROUND_WORDS = (
 def find(
     memory: Memory, neighbours: Sequence[tuple[float, Mapping[str, Any]]], config: StoreConfig
 ) -> int | None:
-    """The place of the twin among `(cosine, stored memory)` pairs, or None."""
+    """The index of the near duplicate among `(cosine, stored memory)` pairs, or None."""
     if not 0.0 < config.dedupe_similarity <= 1.0 or memory.kind != "episodic":
         return None
-    for place, (cosine, stored) in enumerate(neighbours):
+    for index, (cosine, stored) in enumerate(neighbours):
         if cosine >= config.dedupe_similarity - 1e-6 and alike(memory, stored):
-            return place
+            return index
     return None
 
 
 def alike(memory: Memory, stored: Mapping[str, Any]) -> bool:
-    """Would `memory` add nothing to `stored` but one more sighting?"""
+    """True if `memory` would add nothing to `stored` but one more sighting."""
     cues = [{"question": cue.question, "answer": cue.answer, "family": cue.family} for cue in memory.cues]
     return (
         stored["kind"] == memory.kind == "episodic"
@@ -50,6 +50,6 @@ def alike(memory: Memory, stored: Mapping[str, Any]) -> bool:
 
 
 def words(text: str) -> list[str]:
-    """The text as it is compared."""
+    """The normalised words of a text, as they are compared."""
     plain = unicodedata.normalize("NFKC", text).casefold()
     return [word for raw in plain.split() if (word := raw.strip(_AROUND_WORDS))]

@@ -1,23 +1,22 @@
-"""Memories written anew, whole, in place of what there was of them: when they move to another shard, and when
-a part of what one record says of them is erased."""
+"""Replace memories with complete new records: when they move to another shard, and when part of the content of one
+of their records is erased."""
 
 from collections.abc import Container, Iterable, Iterator, Sequence
 from operator import itemgetter
-from typing import Any
 
+from common.types import Json
 from stores.log.base import Draft
 from stores.log.record import Op
 from stores.view.memory_state import MemoryState, row_of
 from stores.view.view import Space, View
 from stores.writes.group_commit import Planned
 
-Json = dict[str, Any]
 Key = tuple[str, str]  # namespace, id
 
 
 def rows_of(view: View, keys: Iterable[Key], shard: int) -> tuple[list[Json], list[Key]]:
-    """Rows of the memories that are here, oldest first, with the facts that they end; and the keys of the
-    others."""
+    """Rows of the memories that this shard holds, oldest first, with the facts that they end; and the keys of
+    those that it does not hold."""
     found = {key: view.find(*key) for key in keys}
     here = sorted(((entry.seq, key[0], entry) for key, entry in found.items() if entry), key=itemgetter(0))
     rows = []
@@ -32,7 +31,7 @@ def rows_of(view: View, keys: Iterable[Key], shard: int) -> tuple[list[Json], li
 def replace_memories(
     view: View, rows: Sequence[Json], gone: Sequence[Key], turns: Sequence[Json] = ()
 ) -> Planned:
-    """Make rows and turns this shard's own and take the others away; what came of them before is erased."""
+    """Write `rows` and `turns` and remove the memories in `gone`. Earlier records of all of them are erased."""
     keys = dict.fromkeys((*gone, *map(key_of, rows)))
     replaced: dict[str, list[MemoryState]] = {}
     for namespace, id in keys:
@@ -57,14 +56,14 @@ def replace_memories(
 
 
 def _ends(space: Space, id: str) -> Json:
-    """Facts that the fact `id` contradicts, and since when they no longer hold."""
+    """The facts that the fact `id` contradicts, each with the time (seconds) at which it ended."""
     found = {other: space.entries[other] for other in sorted(space.facts.ended_by(id) & space.entries.keys())}
     return {other: entry.closings[id] for other, entry in found.items() if id in entry.closings}
 
 
 def _ended(view: View, rows: Sequence[Json], keys: Container[Key]) -> Iterator[Draft]:
-    """What the rows' facts contradict ends again, since forgetting them has reopened it. Those among `keys`
-    come with their own ends, or go."""
+    """Closings of the facts that the rows contradict, which forgetting the rows has reopened. Facts among `keys`
+    bring their own closings or are removed."""
     for row in rows:
         namespace, by = key_of(row)
         for id, valid_to in row["ends"].items():

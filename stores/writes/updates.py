@@ -1,10 +1,10 @@
-"""Plans of the smaller writes: uses, divergences, and memories that arrive from another shard."""
+"""Plans of touch, score and import."""
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from common.errors import Conflict, InvalidInput
+from common.types import Json
 from stores.index.vectors import Vectors
 from stores.log.base import Draft
 from stores.log.record import Op, Record
@@ -13,8 +13,6 @@ from stores.view.view import View
 from stores.writes import lookups
 from stores.writes.graph_planner import GraphPlanner, closings
 from stores.writes.group_commit import Planned
-
-Json = dict[str, Any]
 
 
 def touch(view: View, namespace: str, ids: Sequence[str]) -> Planned:
@@ -33,7 +31,7 @@ def check_scores(scores: Sequence[tuple[str, float]]) -> None:
 
 
 def score(view: View, namespace: str, scores: Sequence[tuple[str, float]], rate: float) -> Planned:
-    """`rate` is the weight of a new divergence in salience's moving average."""
+    """Average divergences (nats) into salience. `rate` is the weight of a new one in the moving average."""
     rows = [
         (id, float(divergence), entry.salience_after(divergence, rate))
         for id, divergence in scores
@@ -49,30 +47,32 @@ def score(view: View, namespace: str, scores: Sequence[tuple[str, float]], rate:
 def import_rows(
     view: View, carried: Sequence[Json], memories: Sequence[Memory], vectors: Vectors, shard: int
 ) -> Planned:
-    """Write memories as they were elsewhere (`memory_state.row_of`), but for those already here. A fact keeps its id,
-    also where another says the same; those that it contradicts end as they do by a put."""
+    """Write memories with the state they had elsewhere (`memory_state.row_of`), except those that exist already. A fact
+    keeps its id even if another fact is equal; facts that it contradicts end as in a put. Raises `Conflict` if an id
+    exists with other content."""
     for conflict in lookups.conflicts(view, memories):
         if conflict:
             raise Conflict(conflict, param="id")
     fresh: dict[tuple[str, str], int] = {}
-    for place, memory in enumerate(memories):
+    for index, memory in enumerate(memories):
         if view.find(memory.namespace, memory.id) is None:
-            fresh.setdefault((memory.namespace, memory.id), place)
+            fresh.setdefault((memory.namespace, memory.id), index)
 
     def settle(staged: Sequence[Record]) -> list[Json]:
-        records = dict(zip(fresh, staged, strict=False))  # behind them come the ends of facts
+        records = dict(zip(fresh, staged, strict=False))  # followed by the closings of facts
         return [
-            _taken(view, memory, records.get((memory.namespace, memory.id)), shard) for memory in memories
+            _import_answer(view, memory, records.get((memory.namespace, memory.id)), shard)
+            for memory in memories
         ]
 
-    drafts = [_import(carried[place], vectors[place]) for place in fresh.values()]
-    drafts += _ended_by(view, [carried[place] for place in fresh.values()])
+    drafts = [_import(carried[index], vectors[index]) for index in fresh.values()]
+    drafts += _ended_by(view, [carried[index] for index in fresh.values()])
     return Planned(drafts=drafts, settle=settle)
 
 
 def _ended_by(view: View, carried: Sequence[Json]) -> list[Draft]:
-    """The ends of facts that the imported ones contradict, or are contradicted by, but for those that they
-    bring along."""
+    """Closings of facts that contradict the imported ones or are contradicted by them, except closings that the rows
+    contain."""
     planner, drafts = GraphPlanner(view), []
     known: set[tuple[str, str, str]] = set()
     for row in carried:
@@ -88,10 +88,10 @@ def _import(carried: Json, vector: Vectors) -> Draft:
     return Op.IMPORT, content, vector.tobytes()
 
 
-def _taken(view: View, memory: Memory, record: Record | None, shard: int) -> Json:
-    told = {"id": memory.id, "kind": memory.kind, "shard": shard}
+def _import_answer(view: View, memory: Memory, record: Record | None, shard: int) -> Json:
+    answer = {"id": memory.id, "kind": memory.kind, "shard": shard}
     if record is not None:
-        return {**told, "status": "new", "anchor": record.anchor.hex(), "seq": record.seq}
+        return {**answer, "status": "new", "anchor": record.anchor.hex(), "seq": record.seq}
     entry = view.find(memory.namespace, memory.id)
     assert entry is not None, "what is not written was there"
-    return {**told, "status": "existing", "anchor": entry.anchor, "seq": entry.seq}
+    return {**answer, "status": "existing", "anchor": entry.anchor, "seq": entry.seq}

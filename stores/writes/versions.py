@@ -1,16 +1,16 @@
 """New versions of a memory: one given (`supersede`), or the best of several candidates (`race`).
 
-Both compare and set: they name the `generation` that they go out from, and where another version has been
-written since, nothing is changed. Content never changes in place: the old version stays in the history
+Both are compare-and-set: the caller names the `generation` it started from, and if another version has been
+written since, nothing changes. Content never changes in place: the old version stays in the history
 until the memory is forgotten.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from common.errors import Conflict, InvalidInput, NotFound
+from common.types import Json
 from stores.index.vectors import Vectors
 from stores.log.base import Draft
 from stores.log.record import Op, Record
@@ -22,10 +22,8 @@ from stores.writes.batch import MemoryBatch
 from stores.writes.graph_planner import GraphPlanner, closings, consequences, routed
 from stores.writes.group_commit import Pending, Planned
 
-Json = dict[str, Any]
-
 RIVALS_KEPT = 64  # of one memory
-WEAKEST = 1e-3  # no strength decays further
+WEAKEST = 1e-3  # lower bound of a decayed strength
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +37,8 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Runner:
-    """What a candidate is weighed by: `novelty` is 1 - its highest cosine to the namespace, `strength` (0
-    to 1) what earlier races left it."""
+    """A candidate with what it is weighed by: `novelty` is 1 - its highest cosine to the namespace, `strength` (0 to 1)
+    what remained after earlier races."""
 
     candidate: Candidate
     novelty: float
@@ -48,13 +46,14 @@ class Runner:
 
 
 Weigh = Callable[[Sequence[Runner], float], Sequence[float]]
-"""Weights of the runners at the time given, as a concert weight: the highest wins, the first of equals."""
+"""Weights of the runners at a time (seconds): the highest wins, the first of equals."""
 
 
 def supersede(
     view: View, pending: Pending, memory: Memory, vector: Vectors, *, generation: int, shard: int
 ) -> Planned:
-    """Raises `NotFound` where there is no such memory, `Conflict` where `generation` is not its latest."""
+    """Write `memory` as a new version. Raises `NotFound` if there is no such memory, `Conflict` if `generation` is not
+    its latest."""
     entry = view.find(memory.namespace, memory.id)
     if entry is None:
         raise NotFound(f"no memory {memory.id!r} in namespace {memory.namespace!r}", param="id")
@@ -63,18 +62,18 @@ def supersede(
     if given is memory:
         _check_kind(memory.id, entry, memory.kind)
     planned = version(view, pending, memory, vector, entry, shard=shard)
-    ends, told = _contradicts(view, memory, entry)
+    ends, effects = _contradicts(view, memory, entry)
     return replace(
         planned,
         drafts=[*planned.drafts, *ends],
-        settle=lambda staged: {**_answer(memory, staged[0], shard, entry), **told},
+        settle=lambda staged: {**_answer(memory, staged[0], shard, entry), **effects},
     )
 
 
 def version(
     view: View, pending: Pending, memory: Memory, vector: Vectors, entry: MemoryState | None, *, shard: int
 ) -> Planned:
-    """Write `memory` as the next version of `entry`, or as a new one where that is None."""
+    """Write `memory` as the next version of `entry`, or as a new memory if that is None."""
     novelty = _novelties(view, pending, [memory], vector.reshape(1, -1), entry)[0]
     return Planned(
         drafts=[_version(memory, vector, novelty, entry)],
@@ -95,8 +94,9 @@ def race(
     decay: float,
     shard: int,
 ) -> Planned:
-    """The heaviest candidate becomes the memory `key`, as `supersede` or `put` would write it past the gate; the
-    strengths of the others are multiplied by `decay`. `generation` is 0 where there is no such memory yet."""
+    """Write the candidate of highest weight as the memory `key`, without the write gate, and multiply the strengths of
+    the others by `decay`. `generation` is 0 if there is no such memory yet. Raises `Conflict` if it is not the
+    latest, `InvalidInput` if `weigh` does not give one finite weight a candidate."""
     namespace = candidates[0].memory.namespace
     entry = view.find(namespace, key)
     _check_generation(key, entry, generation)
@@ -113,7 +113,7 @@ def race(
         raise InvalidInput(f"weigh gave {weights}: must be one finite weight a candidate", param="weigh")
     first = max(range(len(runners)), key=lambda i: weights[i])
     winner, memory = runners[first], routed(replace(memories[first], id=key), entry)
-    ends, told = _contradicts(view, memory, entry)
+    ends, effects = _contradicts(view, memory, entry)
     lost = {r.candidate.memory.id: r.strength * decay for r in runners if r is not winner}
     traced = {
         "namespace": namespace,
@@ -127,7 +127,7 @@ def race(
         drafts=[_version(memory, vectors[first], winner.novelty, entry), (Op.RACE, traced, b""), *ends],
         settle=lambda staged: {
             **_answer(memory, staged[0], shard, entry),
-            **told,
+            **effects,
             **{name: traced[name] for name in ("winner", "weights", "strength", "rivals")},
         },
     )
@@ -145,7 +145,7 @@ def check_candidates(namespace: str, memories: Sequence[Memory]) -> None:
 
 
 def _contradicts(view: View, memory: Memory, entry: MemoryState | None) -> tuple[list[Draft], Json]:
-    """What a fact, written as a new memory or in the place of `entry`, does to others: records, and for the
+    """Effects on others of a fact written as a new memory or in place of `entry`: closing records, and fields of the
     answer."""
     if memory.kind != "relational":
         return [], {}
@@ -175,7 +175,7 @@ def _check_kind(id: str, entry: MemoryState | None, kind: str) -> None:
 def _novelties(
     view: View, pending: Pending, memories: Sequence[Memory], vectors: Vectors, entry: MemoryState | None
 ) -> list[float]:
-    """How new each is, the version that it replaces left aside."""
+    """Novelty of each memory, not counting the version that it replaces."""
     near = lookups.neighbours(view, pending, lookups.sought(MemoryBatch(memories, vectors)))
     others = [[(cosine, found) for cosine, found in pairs if found is not entry] for pairs in near]
     return lookups.novelties(others, [0.0] * len(memories), None)
@@ -201,7 +201,7 @@ def _answer(memory: Memory, record: Record, shard: int, old: MemoryState | None)
 
 
 def _kept(rivals: Mapping[str, float]) -> dict[str, float]:
-    """A bounded number of strengths: the weakest, since a rival that is forgotten is back at strength 1."""
+    """At most `RIVALS_KEPT` strengths: the weakest, since a rival that is dropped is back at strength 1."""
     weakest = sorted(rivals.items(), key=lambda rival: (rival[1], rival[0]))[:RIVALS_KEPT]
     return {name: max(WEAKEST, strength) for name, strength in weakest}
 

@@ -1,4 +1,4 @@
-"""The write gate: S = a surprise + b novelty + c reward + d pin, stored where S > tau or where pinned.
+"""The write gate: S = a surprise + b novelty + c reward + d pin, stored if S > tau or pinned.
 
 Surprise comes with the memory, as a number of 0 or more in `context.surprise` (for instance the nats a token that a
 model needed for its text). Never a silent drop: score and reason go back to the caller.
@@ -12,7 +12,7 @@ from stores.memory.memory import Memory
 
 
 def decide(memory: Memory, novelty: float, config: StoreConfig) -> tuple[bool, dict[str, Any]]:
-    """Is the memory stored, and the `{score, reason}` that goes back to the caller."""
+    """Whether the memory is stored, and the `{score, reason}` returned to the caller."""
     surprise = surprise_of(memory)
     score = (
         config.gate_surprise * surprise
@@ -32,7 +32,7 @@ def decide(memory: Memory, novelty: float, config: StoreConfig) -> tuple[bool, d
 
 
 def surprise_of(memory: Memory) -> float:
-    """`context.surprise` where it is a number above 0, else 0."""
+    """`context.surprise` if it is a finite number above 0, else 0."""
     value = memory.context.get("surprise")
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return max(0.0, float(value))

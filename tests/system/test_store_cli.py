@@ -5,7 +5,7 @@ import json
 import pytest
 
 from jobs import cli
-from stores.view.conversations import format_transcript
+from tests.support.transcripts import format_transcript
 
 COMMANDS = (
     "search list get history update weakest export import facts places turns lines seal verify snapshot probe sql "

@@ -12,9 +12,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from common.errors import Conflict, InvalidInput
 from stores.log import record as records
 from stores.log.record import Op
-from stores.view.conversations import ROLES, Conversations, format_transcript, parse_transcript
+from stores.view.conversations import ROLES, Conversations, parse_transcript
 from stores.writes.batch import MemoryBatch
 from tests.support.stores import axis, memory, open_shard
+from tests.support.transcripts import format_transcript
 
 NOW = 1_700_000_000.0
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r"), max_size=30)
