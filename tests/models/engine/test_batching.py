@@ -10,6 +10,7 @@ import torch
 
 from common.config import RecallConfig
 from common.errors import InvalidInput
+from models.encoders.encoding_queue import RecalledMemory
 from models.engine.bias_overlay import Overlay, logit_bias, values_of
 from models.engine.kv_cache import KVCache
 from models.engine.request import Request
@@ -19,6 +20,7 @@ from tests.support.models import (
     WORDS,
     alone,
     assert_same_answers,
+    case_of,
     encode,
     make_engine,
     memory,
@@ -152,7 +154,7 @@ def test_a_failing_step_fails_its_requests_and_the_next_ones_run(loaded, tmp_pat
     engine = make_engine(loaded, tmp_path)
     rng = random.Random(2)
     case = (question(rng), [], "off", BASE, Sampling(max_tokens=8))
-    expected = alone(engine, case)
+    expected = run_alone(engine, case)
     broken = [submit(engine, case) for _ in range(2)]
     engine.step()
 
@@ -163,7 +165,7 @@ def test_a_failing_step_fails_its_requests_and_the_next_ones_run(loaded, tmp_pat
     engine.step()
     assert all(isinstance(answer.error, RuntimeError) for answer in broken)
     monkeypatch.undo()
-    assert alone(engine, case) == expected
+    assert_same_answers(engine, [case], [run_alone(engine, case)], [expected])
 
 
 def test_versions_of_the_weights_share_a_batch(loaded, tmp_path, trained):
@@ -278,6 +280,32 @@ def test_a_wrong_position_is_no_near_tie(loaded, tmp_path, monkeypatch):
         assert_same_answers(engine, cases, changed, expected)
 
 
+def test_a_hidden_slot_is_no_near_tie(loaded, tmp_path, monkeypatch):
+    """A mask that hides the one slot of the prefix that holds the answer fails `assert_same_answers`."""
+    engine = make_engine(loaded, tmp_path, recall=RecallConfig(reprocess="none"))
+    text = "Ada Quill lives in Lisbon."
+    memories = [RecalledMemory(id="ada", text=text)]
+    encode(engine, memories)
+    cases = [case_of(memories, "prefix") for _ in range(2)]
+    expected = [run_alone(engine, case) for case in cases]
+    builder = engine.queue.builder
+    tokens = [*builder.head, *builder.memory(text)]
+    [slot] = [n for n, token in enumerate(tokens) if "Lisbon" in loaded.tokenizer.decode([token])]
+    begin_pass = engine.scheduler.cache.begin_pass
+
+    def hide(ids, positions):
+        states, new = begin_pass(ids, positions)
+        assert new.places == new.positions
+        order = torch.arange(new.slots)
+        order[slot] = new.slots
+        return states, replace(new, order=order)
+
+    monkeypatch.setattr(engine.scheduler.cache, "begin_pass", hide)
+    changed = run_all(engine, cases)
+    with pytest.raises(AssertionError, match="no near-tie"):
+        assert_same_answers(engine, cases, changed, expected)
+
+
 @pytest.mark.parametrize("top_p", [1.0, 0.7])
 def test_draws_are_of_the_softmax_over_the_nucleus(top_p):
     """Each frequency of 20,000 draws within 5 standard deviations: fails by chance in fewer than 1 of 10^5 runs."""
@@ -377,8 +405,11 @@ def test_each_row_of_a_batch_keeps_its_own_bias_and_overlay(loaded, tmp_path):
     asked = question(rng)
     cases = [(asked, memories[i : i + 2], "values", BASE, Sampling(max_tokens=6)) for i in (0, 2)]
     cases.append((asked, [], "off", BASE, Sampling(max_tokens=6)))
-    expected = [alone(engine, case) for case in cases]
+    expected = [run_alone(engine, case) for case in cases]
     answers = run_all(engine, cases)
-    engine.overlay.remove()  # the model is shared with other tests
-    assert [text_of(answer) for answer in answers] == expected
-    assert len(set(expected)) == 3 and expected[2] == alone(make_engine(loaded, tmp_path), cases[2])
+    try:
+        assert_same_answers(engine, cases, answers, expected)
+    finally:
+        engine.overlay.remove()  # the model is shared with other tests
+    texts = [text_of(answer) for answer in expected]
+    assert len(set(texts)) == 3 and texts[2] == alone(make_engine(loaded, tmp_path), cases[2])

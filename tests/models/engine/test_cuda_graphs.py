@@ -22,7 +22,6 @@ from models.weights.adapters import BASE
 from models.weights.load import load_model
 from tests.support.models import (
     WORDS,
-    alone,
     assert_same_answers,
     encode,
     make_engine,
@@ -203,8 +202,8 @@ def test_a_long_prompt_goes_in_large_parts_and_is_counted(tiny, tmp_path):
     engine = make_engine(tiny, tmp_path)
     text = " ".join(rng.choices(WORDS, k=LONG_PROMPT))
     case = ([{"role": "user", "content": text}], [], "off", BASE, Sampling(max_tokens=3))
-    expected = alone(plain(engine), case)
-    assert alone(fixed(engine), case) == expected
+    expected = run_alone(plain(engine), case)
+    assert_same_answers(engine, [case], [run_alone(fixed(engine), case)], [expected])
     assert engine.status()["graphs"]["long_prompts"] == 1
 
 
@@ -333,13 +332,14 @@ def test_a_recording_that_cannot_begin_leads_back_to_the_stream(loaded, tmp_path
     rng = random.Random(7)
     engine = make_engine(loaded, tmp_path)
     case = (question(rng), [], "off", BASE, Sampling(max_tokens=8))
-    expected = alone(plain(engine), case)
+    expected = run_alone(plain(engine), case)
     stream = torch.cuda.current_stream()
 
     def refused(*_, **__):
         raise RuntimeError("no graphs today")
 
     monkeypatch.setattr("torch.cuda.CUDAGraph.capture_begin", refused)
-    assert alone(fixed(engine), case) == alone(engine, case) == expected
+    answers = [run_alone(fixed(engine), case), run_alone(engine, case)]
+    assert_same_answers(engine, [case] * 2, answers, [expected] * 2)
     assert torch.cuda.current_stream() == stream
     assert engine.status()["graphs"]["decoding"]["error"] == "no graphs today"
