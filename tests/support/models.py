@@ -181,6 +181,16 @@ def assert_same_answers(engine, cases, requests, expected) -> int:
 
 
 @torch.inference_mode()
+def assert_greedy(model, prompt: Sequence[int], tokens: Sequence[int]) -> None:
+    """Require that each of `tokens` scores within `TIE` of the best one in a naive forward pass, with no cache, over
+    `prompt` and the tokens before it."""
+    ids = torch.tensor([[*prompt, *tokens]], device=model.device)
+    logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float().cpu()
+    gaps = logits.max(-1).values - logits[range(len(tokens)), list(tokens)]
+    assert gaps.max() <= TIE, f"not the best tokens, by {gaps.tolist()} logits"
+
+
+@torch.inference_mode()
 def gap_of(engine, case, before: Sequence[int], token: int) -> float:
     """By how many logits `token` falls short of the choice of a naive pass behind the tokens `before`."""
     sampling = case[4]

@@ -51,7 +51,7 @@ def test_ragged_requests_that_join_and_leave_in_random_order_answer_as_alone(loa
 def test_a_long_prompt_in_parts_answers_as_in_one_and_others_keep_their_pace(loaded, tmp_path):
     rng = random.Random(3)
     engine = make_engine(loaded, tmp_path, prefill_tokens=16)
-    short = (question(rng), [], "off", BASE, Sampling(max_tokens=40))
+    short = (question(rng), [], "off", BASE, Sampling(max_tokens=20))
     text = " ".join(rng.choices(WORDS, k=80))
     long = (
         [{"role": "user", "content": f"{text}\nRepeat the first word."}],
@@ -179,7 +179,7 @@ def test_versions_of_the_weights_share_a_batch(loaded, tmp_path, trained):
     for version in versions:
         encode(engine, memories, version)
     asked = question(rng)
-    cases = [(asked, memories[:2], "prefix", version, Sampling(max_tokens=10)) for version in versions * 2]
+    cases = [(asked, memories[:2], "prefix", version, Sampling(max_tokens=5)) for version in versions * 2]
     expected = [run_alone(engine, case) for case in cases]
     assert len({text_of(answer) for answer in expected}) == 3
     answers = [submit(engine, case) for case in cases]
@@ -213,7 +213,7 @@ def test_when_the_last_version_retires_the_base_answers_on_and_another_can_come(
     adapters = engine.versions.store
     manifest = {"namespace": "n", "created": 1.0, "model_digest": loaded.digest}
     asked = question(random.Random(37))
-    base = (asked, [], "off", BASE, Sampling(max_tokens=20))
+    base = (asked, [], "off", BASE, Sampling(max_tokens=8))
     plain = alone(engine, base)
     told = []
     for folder in (trained[0], trained[1], trained[0]):
