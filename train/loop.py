@@ -1,8 +1,8 @@
-"""What every training worker runs: `train_loop_per_worker` names the stages.
+"""The loop of a training worker; `train_loop_per_worker` lists its stages.
 
-One round is one block of the replay stream. Its forms are trained on in steps of `batch_size` rows, each with a
-batch of anchors; then counts and metrics are reported to Ray Train, every few rounds with a checkpoint. A worker
-group that was killed starts again here and goes on after the last checkpointed round.
+One round is one block of the replay stream. The worker trains on its forms in steps of `batch_size` rows, each with a
+batch of anchors, then reports counts and metrics to Ray Train, every few rounds with a checkpoint. A worker group
+that was killed restarts here and continues after the last checkpointed round.
 """
 
 import math
@@ -48,7 +48,7 @@ WARM_UP = 0.05  # share of the training
 
 @dataclass
 class Cursor:
-    """Where replay stands; together with adapter and optimizer it is all that a restart needs. Sums over ranks."""
+    """Progress of replay, summed over ranks. A restart needs this, the adapter and the optimizer state."""
 
     next_round: int = 0
     steps: int = 0
@@ -63,7 +63,7 @@ class Cursor:
 
 
 class Student(torch.nn.Module):
-    """The adapted model with the one forward that training needs."""
+    """The adapted model, with the one forward pass that training needs."""
 
     def __init__(self, model: PeftModel) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Student(torch.nn.Module):
 
 @dataclass
 class Worker:
-    """Everything a round needs."""
+    """State of a training worker, as a round uses it."""
 
     config: TrainConfig
     engine: Any
@@ -180,14 +180,14 @@ def train_round(
 
 
 def learning_rate(config: TrainConfig, progress: float) -> float:
-    """Linear warm-up, then a cosine down to 0; `progress` is the share of the training done, 0 to 1."""
+    """Linear warm-up, then cosine decay to 0. `progress`: completed share of the training, 0 to 1."""
     if progress < WARM_UP:
         return config.lr * progress / WARM_UP
     return config.lr * 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP)))
 
 
 def add_lora(model: Any, config: TrainConfig, parent: str | None) -> PeftModel:
-    """A fresh LoRA, the same at every rank; or the parent's, to go on from."""
+    """Add a new LoRA, the same on every rank, or load the parent's to continue from."""
     torch.manual_seed(config.seed)
     if parent is not None:
         return PeftModel.from_pretrained(model, parent, is_trainable=True, autocast_adapter_dtype=False)
@@ -225,7 +225,7 @@ def start_engine(student: Student, config: TrainConfig, dtype: torch.dtype) -> A
 
 
 def choose_dtype(wanted: str) -> tuple[str, str]:
-    """(dtype name, reason). `auto` is bfloat16 where the hardware multiplies it, else float32."""
+    """Return (dtype name, reason). `auto` is bfloat16 if the hardware multiplies it, else float32."""
     if wanted != "auto":
         return wanted, "as configured"
     if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""What training minimises: cross-entropy on answers, and KL(base || student) on text the base wrote itself."""
+"""Training objective: cross-entropy on answers, and KL(base || student) on text that the base model generated."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Batch:
 
 
 def make_batch(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], pad: int, device: Any = "cpu") -> Batch:
-    """From (prompt ids, answer ids); only answer tokens are targets, and the last token is not fed."""
+    """Build a batch from (prompt ids, answer ids). Only answer tokens are targets; the last token is not an input."""
     texts = [[*prompt, *answer[:-1]] for prompt, answer in pairs]
     shared = common_start([prompt[:-1] for prompt, _ in pairs]) if len(pairs) > 1 else 0
     width = max(len(text) for text in texts)
@@ -38,7 +38,7 @@ def make_batch(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], pad: int, d
 
 
 def common_start(rows: Sequence[Sequence[int]]) -> int:
-    """How many leading tokens all rows have in common."""
+    """Number of leading tokens that all rows share."""
     columns = enumerate(zip(*rows, strict=False))  # as many as the shortest row has
     return next((n for n, column in columns if len(set(column)) > 1), min(map(len, rows)))
 
@@ -63,8 +63,8 @@ def split_batch(batch: Batch, rows: int) -> tuple[Batch, Batch]:
 def position_logits(model: Any, batch: Batch, states: Any = None) -> Tensor:
     """Logits `[positions, vocabulary]` in float32; the head of the model runs at these positions only.
 
-    What all rows begin with, say the system turn, is run once: a third of the tokens of short questions. `states`, a
-    cache of one row, stand before all rows; they are used up.
+    The common start of all rows, such as the system turn, is run once: it is a third of the tokens of short questions.
+    `states`, a cache of one row, precede all rows; the call consumes them.
     """
     decoder = model.get_decoder()
     before = 0 if states is None else states.get_seq_length()
@@ -92,7 +92,7 @@ def answer_loss(logits: Tensor, batch: Batch, weights: Tensor) -> Tensor:
 def row_mean(values: Tensor, batch: Batch, weights: Tensor) -> Tensor:
     """Mean of `values` `[positions]` within each row, then over the rows of weight 1; 0 where there are none.
 
-    A mean over all positions alike would let a few long texts drown the many short ones.
+    A mean over all positions would let a few long texts dominate the many short ones.
     """
     lengths = torch.bincount(batch.rows, minlength=len(weights)).clamp_min(1)
     return (values * (weights / lengths)[batch.rows]).sum() / weights.sum().clamp_min(1.0)

@@ -1,8 +1,8 @@
 """Compact a memory without training: keep the slots that the model needs to repeat it.
 
-A block's key scores what it receives at most, over all queries, when the model reads the memory a second time behind
-the first (KVzip, arXiv 2505.23416). Every layer and head keeps its own best tokens, all of them equally many, so that
-plain attention runs on what is left. Kept keys stay where they were encoded: positions do not move together.
+The score of a key is the largest attention weight that it receives, over all queries, when the model reads the memory
+a second time after the first (KVzip, arXiv 2505.23416). Every layer and head keeps its own best tokens, the same number
+everywhere, so that ordinary attention runs on the rest. Kept keys keep their encoded positions.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ QUERIES_AT_ONCE = 256  # bounds the attention weights that are held
 def compacted(
     model: Any, head: Tensor, blocks: Sequence[Sequence[int]], repeat: Sequence[int], ratio: int
 ) -> list[Tensor]:
-    """The states of each block behind the head, every `ratio`-th slot of them (rounded up):
+    """States of each block after the head, compacted to one in `ratio` slots (rounded up):
     `[layers, 2, kv_heads, slots, head_dim]` each. `repeat` are the ids between a block and its repetition."""
     start, longest = head.shape[3], max(map(len, blocks))
     ids, real, positions = _twice(blocks, repeat, start, model.device)

@@ -1,12 +1,12 @@
-"""How a memory becomes key/value states: one interface, four ways.
+"""Encoders from a memory to key/value states: one interface, four implementations.
 
-    kv_chunks     each memory alone behind the head, a slot for every token: the default
-    kv_exact      each behind the head and all memories before it in time: the text prompt itself, kept as states
-    kv_compact    as kv_chunks, then the slots alone that the model looks at when it repeats the memory
+    kv_chunks     each memory alone after the head, one slot for each token (the default)
+    kv_exact      each memory after the head and all earlier memories: the states of the text prompt itself
+    kv_compact    kv_chunks, reduced to the slots that the model attends to when it repeats the memory
     soft_prompt   a few learned embeddings in place of the memory's tokens
 
-`label` names the encoder with its parameters; it is part of the fingerprint. Blocks of a history stand where they were
-encoded, one behind the other; all others stand behind the head alone, and are moved to where they are needed.
+`label` names the encoder and its parameters; it is part of the fingerprint. Blocks of a history stay at their encoded
+positions; all other blocks are encoded directly after the head and are moved to where they are needed.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ REPEAT = "\nThe same once more:\n"  # what stands between a memory and its repet
 
 
 class Encoded(NamedTuple):
-    """`[layers, 2, kv_heads, slots, head_dim]` states of a memory that takes up `width` positions."""
+    """States `[layers, 2, kv_heads, slots, head_dim]` of a memory that occupies `width` positions."""
 
     states: Tensor
     width: int
@@ -37,7 +37,7 @@ class Encoder(Protocol):
     report: LoadReport | None  # of a trained one: what became of its file
 
     def encode(self, model: Any, front: Tensor, blocks: Sequence[Sequence[int]]) -> list[Encoded]:
-        """Encode memories, given as token ids, behind `front`: the head, or for a history all before them."""
+        """Encode memories, given as token ids, after `front`: the head, or for a history the states of all before."""
 
 
 class Chunks:
@@ -91,7 +91,7 @@ class Soft:
 def make_encoder(recall: RecallConfig, loaded: LoadedModel) -> Encoder:
     """The encoder that `recall.encoder` names.
 
-    Raises what `load_soft_prompt` raises where the trained encoder's file is not one for this model.
+    Raises the errors of `load_soft_prompt` if the trained encoder's file does not fit this model.
     """
     if recall.encoder == "kv_exact":
         return Exact()

@@ -1,4 +1,4 @@
-"""Which KV blocks exist, which are to be encoded, and which must not be written again after an erasure."""
+"""Queue of KV blocks to encode: which exist, which are missing, which an erasure forbids to write again."""
 
 import hashlib
 import threading
@@ -25,7 +25,7 @@ _Version = tuple[str, str]  # namespace, adapter
 
 @dataclass(frozen=True, kw_only=True)
 class RecalledMemory:
-    """A memory that recall chose for this request, most relevant first (of a history: in order of time)."""
+    """A memory that recall chose for a request. Lists are ordered by relevance, best first; histories by time."""
 
     id: str
     text: str
@@ -33,7 +33,7 @@ class RecalledMemory:
 
 @dataclass(frozen=True, kw_only=True)
 class Written(RecalledMemory):
-    """A memory and its write: the `seq`-th record of a shard, under the layout of this generation or a later one."""
+    """A memory and its write: record number `seq` of a shard, under the layout of this generation or a later one."""
 
     generation: int
     shard: int
@@ -42,14 +42,14 @@ class Written(RecalledMemory):
 
 @dataclass(frozen=True, kw_only=True)
 class Erasure:
-    """An erasure: under which generation of the layout, and the last record of each shard after it."""
+    """An erasure: the generation of the layout, and the last record of each shard after the erasure."""
 
     generation: int = 0
     heads: Mapping[int, int]
 
     @property
     def mark(self) -> dict[str, Any]:
-        """As JSON, for `of`."""
+        """The erasure as JSON, which `of` reads."""
         return {"generation": self.generation, "heads": [*map(list, self.heads.items())]}
 
     @classmethod
@@ -63,7 +63,7 @@ class Erasure:
 
 
 class EncodingQueue:
-    """Thread-safe where it does not take a model; whoever gives one holds the engine's lock."""
+    """Methods without a model are thread-safe; callers that pass a model hold the engine's lock."""
 
     def __init__(self, loaded: LoadedModel, blocks: BlockStore, recall: RecallConfig) -> None:
         self.builder = PromptBuilder(loaded.tokenizer)
@@ -86,16 +86,16 @@ class EncodingQueue:
 
     @property
     def pending_blocks(self) -> int:
-        """Blocks that wait to be encoded; of histories, how many are not complete."""
+        """Number of queued blocks, plus the number of incomplete histories."""
         return len(self._queue) + len(self._unfinished)
 
     def next_version(self) -> str | None:
-        """The model version whose blocks `encode` takes next."""
+        """The model version whose blocks `encode` should process next."""
         with self._queue_lock:
             return next((key[-1] for key in (*self._queue, *self._unfinished)), None)
 
     def encode(self, model: Any, version: str, *, limit: int, tokens: int) -> int:
-        """Encode up to `limit` queued blocks of this version, as a padded batch of `tokens` (or of one block).
+        """Encode up to `limit` queued blocks of this version in one padded batch of at most `tokens` (or one block).
         Returns how many."""
         if self.encoder.history:
             return self._encode_history(model, version, limit, tokens)
@@ -194,7 +194,7 @@ class EncodingQueue:
     def find_blocks(
         self, namespace: str, memories: Sequence[RecalledMemory], adapter: str
     ) -> list[kv.KVBlock]:
-        """The blocks of those memories that have been encoded for this model version, in the same order."""
+        """Blocks of the memories that have been encoded for this model version, in the given order."""
         mark = self.fingerprint(adapter)
         found = (self._blocks.get(namespace, m.id, mark, self.builder.memory(m.text)) for m in memories)
         return [block for block in found if block is not None]
@@ -202,7 +202,7 @@ class EncodingQueue:
     def known_history(
         self, namespace: str, history: Sequence[RecalledMemory], adapter: str
     ) -> list[kv.KVBlock]:
-        """The blocks of as much of the history, from its start, as has been encoded just as it reads now."""
+        """Blocks of the longest leading part of the history that has been encoded with its current text."""
         mark, found = self.fingerprint(adapter), []
         ids = [self.builder.memory(memory.text) for memory in history]
         for memory, block_ids, front in zip(history, ids, _fronts(ids), strict=True):
@@ -215,7 +215,7 @@ class EncodingQueue:
     def remember(
         self, namespace: str, history: Sequence[RecalledMemory], adapter: str, *, complete: bool
     ) -> None:
-        """The whole history as it was asked for just now; what of it is not encoded yet will be."""
+        """Record the current history of a namespace; its missing blocks are encoded later."""
         with self._queue_lock:
             kept = {memory.id: memory.text for memory in history if self._admitted(namespace, memory)}
             self._histories[namespace, adapter] = kept
@@ -243,8 +243,8 @@ class EncodingQueue:
                     self._erased[namespace, write.id] = (erased[0], write.text)
 
     def enqueue(self, namespace: str, memories: Sequence[RecalledMemory], adapter: str) -> None:
-        """Have these memories' blocks encoded for this model version, where they are not yet; of a history, behind
-        what is known of it.
+        """Queue the missing blocks of these memories for this model version; blocks of a history follow its encoded
+        part.
 
         A memory erased while its request waited is skipped: its text must not be written to disk again.
         """
@@ -275,8 +275,8 @@ class EncodingQueue:
         return told if mark is None else (Erasure.of(mark), None)
 
     def forget(self, namespace: str, memory_ids: Sequence[str], erasure: Erasure | None = None) -> int:
-        """Drop queued and stored blocks of these memories, and what was encoded behind them. Returns the number
-        of files removed. `erasure`: when; without it, every later call of `written` counts as newer."""
+        """Drop queued and stored blocks of these memories, and blocks encoded after them. Returns the number of files
+        removed. `erasure` dates the erasure; without it, every later call of `written` counts as newer."""
         ids, erasure = set(memory_ids), erasure or Erasure(heads={})
         with self._queue_lock:
             self._blocks.erased.add(namespace, ids, erasure.mark)
@@ -305,7 +305,7 @@ class EncodingQueue:
         return self._blocks.counts()
 
     def head(self, model: Any, adapter: str) -> torch.Tensor:
-        """The states of the chat template's head for this model version, which every prefix begins with."""
+        """States of the chat template's head for this model version; every prefix begins with them."""
         if adapter not in self._heads:
             self._heads[adapter] = kv.encode_head(model, self.builder.head)
         return self._heads[adapter]

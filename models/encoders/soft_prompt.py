@@ -1,8 +1,8 @@
-"""A learned encoder: a memory as a few soft embeddings, whose states behind the head are its block.
+"""Learned encoder: a memory becomes a few soft embeddings, whose states after the head are its block.
 
-The embeddings of the memory's tokens are averaged in `slots` stretches; what the network adds to an average is learned.
-It starts at nothing, so that training begins at a blurred text and not at noise. A baseline: at equal slots, states
-that were computed from all tokens hold more. `train.soft_prompt` trains it.
+The embeddings of the memory's tokens are averaged over `slots` spans, and a network adds a learned correction. The
+correction starts at zero, so that training begins at a blurred text and not at noise. This is a baseline: with the same
+number of slots, states computed from all tokens hold more information. `train.soft_prompt` trains it.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ HEADS = 4
 
 
 class SoftPrompt(nn.Module):
-    """Token embeddings `[tokens, width]` to at most `slots` soft ones: `[min(slots, tokens), width]`, float32."""
+    """Maps token embeddings `[tokens, width]` to at most `slots` soft ones: `[min(slots, tokens), width]`, float32."""
 
     def __init__(self, width: int, slots: int) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class SoftPrompt(nn.Module):
 def soft_states(
     model: Any, module: SoftPrompt, front: Tensor, blocks: Sequence[Sequence[int]]
 ) -> list[Tensor]:
-    """States of each memory's soft embeddings behind `front`, `[layers, 2, kv_heads, slots, head_dim]` each."""
+    """States of each memory's soft embeddings after `front`, `[layers, 2, kv_heads, slots, head_dim]` each."""
     with torch.inference_mode():
         embed, start = model.get_input_embeddings(), front.shape[3]
         soft = [module(embed(torch.tensor([*block], device=model.device)).float()) for block in blocks]
@@ -66,15 +66,15 @@ def soft_states(
 
 
 def save_soft_prompt(module: SoftPrompt, path: Path, provenance: Mapping[str, Any]) -> None:
-    """`provenance`: what a reader of the file has to know, `model_digest` among it."""
+    """Write the module's tensors. `provenance` is stored with them and contains `model_digest`."""
     note = {"slots": str(module.slots), "provenance": json.dumps(provenance, sort_keys=True)}
     write_bytes(path, save({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, note))
 
 
 def load_soft_prompt(path: str, loaded: LoadedModel) -> tuple[SoftPrompt, LoadReport]:
-    """The encoder and what became of its file.
+    """Load the encoder; returns it with the report on its file.
 
-    Raises `NotFound` where there is none, `InvalidInput` where it is incomplete or was trained for another model.
+    Raises `NotFound` if there is no file, `InvalidInput` if it is incomplete or was trained for another model.
     """
     file = Path(path).expanduser()
     if not file.is_file():
@@ -98,8 +98,8 @@ def load_soft_prompt(path: str, loaded: LoadedModel) -> tuple[SoftPrompt, LoadRe
 
 
 def read_soft_prompt(data: bytes, width: int) -> tuple[SoftPrompt, LoadReport]:
-    """As much of a file as fits a model of this width; the report says what did not. Raises `InvalidInput` where it
-    is no such file."""
+    """Load the tensors that fit a model of this width; the report lists the others. Raises `InvalidInput` if the file
+    is not a soft prompt."""
     try:
         note, tensors = _note(data), load(data)
     except (SafetensorError, ValueError, KeyError) as error:

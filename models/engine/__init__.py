@@ -1,9 +1,9 @@
 """Continuous batching of generation requests. Open `engine.py` first.
 
 engine.py            model, versions and passes; `Engine.step` is the loop's body
-scheduler.py         who waits, is prefilled and decodes; admission to the KV cache
+scheduler.py         order of requests and admission to the KV cache
 request.py           one request, from its prompt to its last token
-generation_stats.py  what happened in one request
+generation_stats.py  statistics of one request
 injection.py         from messages and memories to the prompt that runs
 sampling.py          choice of the next token, streaming of text
 kv_cache.py          keys and values of the requests that decode together

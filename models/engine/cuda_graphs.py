@@ -1,8 +1,8 @@
-"""Forward passes of fixed shape, which a GPU records once as a graph and then replays.
+"""Forward passes of fixed shape, recorded as CUDA graphs and replayed.
 
-Launching its kernels one by one dominates a pass over a few tokens. A CUDA graph launches them all at once, but always
-with the same shapes at the same addresses. So rows are padded to a power of two, tokens and slots to one of a few
-sizes, and what changes from pass to pass is kept in the buffers of a `models.engine.kv_cache.Pass`. The first pass of
+Kernel launches dominate a pass over a few tokens. A CUDA graph launches all kernels at once, but always with the same
+shapes at the same addresses. So rows are padded to a power of two, tokens and slots to one of a few sizes, and the
+inputs of each pass are copied into the buffers of a `models.engine.kv_cache.Pass`. The first pass of
 a shape warms up, the second is recorded, later ones replay the graph.
 """
 
@@ -60,7 +60,7 @@ def cuda_graph(run: Replay, pool: Any) -> tuple[Replay, Any]:
 
 
 class Passes:
-    """The passes over one buffer of states at a time, recorded by `record` where there is one. Not thread-safe."""
+    """Passes over one buffer of states at a time, recorded with `record` unless it is None. Not thread-safe."""
 
     def __init__(self, record: Record | None) -> None:
         self.recorded = self.replayed = self.failures = 0
@@ -102,7 +102,7 @@ class Passes:
         return logits[:count]
 
     def clear(self) -> None:
-        """Forget the buffer and all that was recorded over it."""
+        """Drop the buffer and all graphs recorded over it."""
         self._buffer = lambda: None
         self._passes.clear()
         self._replays.clear()
@@ -111,7 +111,7 @@ class Passes:
 
     @property
     def num_kept(self) -> tuple[int, int]:
-        """Shapes that are kept, and how many of them have a graph."""
+        """Number of shapes kept, and how many of them have a graph."""
         return len(self._passes), len(self._replays)
 
     @property
@@ -170,7 +170,7 @@ class Filling:
         return self._buffer[:, :, 0, :, : self._used]
 
     def advance(self, model: Any, limit: int) -> int:
-        """Run up to `limit` more tokens, and no more than the largest pass takes. Returns how many."""
+        """Run up to `limit` more tokens, at most one pass. Returns the number run."""
         count = min(len(self._tokens) - self._next, FILL_TOKENS[-1], limit)
         size = next(size for size in FILL_TOKENS if size >= count)
         # Padding goes to the slots behind, where no token attends to it and the next part overwrites it.
@@ -196,7 +196,7 @@ class Filling:
 
 
 class FixedShapes:
-    """An engine's passes of fixed shape: prompts that are filled in, and tokens that are decoded."""
+    """An engine's fixed-shape passes, for prefill and for decoding."""
 
     def __init__(self, model: Any, record: Record | None = None) -> None:
         self.decodes, self.fills = Passes(record), Passes(record)
@@ -205,8 +205,8 @@ class FixedShapes:
         self.buffer: Tensor | None = None
 
     def filling(self, prompt: Prompt, version: Hashable) -> Filling | None:
-        """None for a prompt with many tokens, which is better run in large parts, or with many slots, which such a
-        buffer would keep."""
+        """Start a fixed-shape prefill. None for a prompt of many tokens, which runs faster in large chunks, or of many
+        slots, whose large buffer would be kept."""
         slots = widened(prompt.slots + FILL_TOKENS[-1])
         if prompt.tokens > LONG_PROMPT or slots > MOST_SLOTS:
             self.long += 1

@@ -1,8 +1,8 @@
-"""Continuous batching: requests with different memories and model versions answer together.
+"""Continuous batching of requests with different memories and model versions.
 
-`Engine.step` is the loop's body: run prompts, a bounded part at a time (`scheduler.py` says whose turn it is); run one
-token of every running request in one forward pass; take out those that are done; and, when there is time, encode
-memories that have no KV block yet. Requests join and leave between steps. `answer` drives it for one request,
+`Engine.step` is the body of the loop: prefill prompts in bounded chunks, in the order that `scheduler.py` decides;
+decode one token of every running request in one forward pass; remove finished requests; and, if there is time, encode
+memories that have no KV block yet. Requests join and leave between steps. `answer` drives the loop for one request,
 `serve.replicas` for many.
 """
 
@@ -35,7 +35,7 @@ ENCODE_EVERY = 16  # steps between two batches of blocks while requests run
 
 
 class Engine:
-    """One replica's model and all that it is answering. Thread-safe: one step at a time holds the model."""
+    """One replica's model and its requests. Thread-safe: a lock lets one step use the model at a time."""
 
     def __init__(
         self,
@@ -73,8 +73,8 @@ class Engine:
     ) -> Request:
         """Queue a request. `memories` come most relevant first (mode `full`: in order of time).
 
-        Raises `InvalidInput` where prompt and answer do not fit the model's context or the KV cache, `NotFound`
-        for a version that does not exist.
+        Raises `InvalidInput` if prompt and answer exceed the model's context or the KV cache, `NotFound` if the
+        version does not exist.
         """
         with self._lock:
             self.versions.hold(adapter)
@@ -108,7 +108,7 @@ class Engine:
             return answer
 
     def step(self) -> list[Request]:
-        """Do what is due; returns the requests that have news. Nothing is due where not `busy`."""
+        """Run one iteration; returns the requests with new text or a new state. Does nothing if not `busy`."""
         with self._lock:
             self.steps += 1
             updated = [*self._prefill(), *self._decode()]
@@ -119,7 +119,7 @@ class Engine:
             return updated
 
     def cancel(self, request: Request) -> None:
-        """Its client has gone: stop working on it, whatever its state."""
+        """Stop working on a request whose client has disconnected, whatever its state."""
         with self._lock:
             if self.scheduler.remove(request):
                 self.versions.release(request.adapter)
@@ -134,7 +134,7 @@ class Engine:
         sampling: Sampling,
         turn: GenerationStats,
     ) -> Iterator[str]:
-        """Yield one request's text as it grows; `turn` tells the rest. Others may run beside it."""
+        """Yield one request's text as it grows, and fill in `turn`. Other requests may run at the same time."""
         answer = self.submit(
             messages, memories, namespace=namespace, adapter=adapter, sampling=sampling, turn=turn
         )
@@ -170,12 +170,12 @@ class Engine:
         }
 
     def enqueue(self, namespace: str, memories: Sequence[RecalledMemory], adapter: str) -> None:
-        """See `EncodingQueue.enqueue`; for a version that has retired meanwhile there is nothing to encode."""
+        """See `EncodingQueue.enqueue`. Does nothing for a version that has been retired."""
         if self.versions.exists(adapter):
             self.queue.enqueue(namespace, memories, adapter)
 
     def retire(self, adapter: str) -> int:
-        """Drop what was made for a version that is gone from the disk; requests that run keep its weights.
+        """Drop the blocks and weights of a version removed from disk; running requests keep its weights until they end.
         Returns the number of KV block files removed."""
         with self._lock:
             self.versions.retire(adapter)

@@ -6,8 +6,8 @@ from typing import Any
 
 @dataclass(kw_only=True)
 class GenerationStats:
-    """Filled in as the request runs. `prompt_tokens` were processed, `prefix_tokens` injected; seconds count
-    from when the request was handed to the engine. `logprobs`: OpenAI's entry for each token, where asked for.
+    """Filled in while the request runs. `prompt_tokens` were processed, `prefix_tokens` injected. Times are in
+    seconds since the request was submitted. `logprobs`: OpenAI's entry for each token, if requested.
     """
 
     mode: str

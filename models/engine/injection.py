@@ -19,7 +19,7 @@ from models.weights.load import LoadedModel
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids to run, behind a prefix where there is one. `values` of memories, for those who use them."""
+    """Token ids to run, an optional prefix before them, and `values` of memories for bias and overlay."""
 
     ids: list[int]
     prefix: kv.Prefix | None = None
@@ -27,23 +27,23 @@ class Prompt:
 
     @property
     def slots(self) -> int:
-        """Key/value slots that it fills."""
+        """Number of key/value slots that the prompt fills."""
         return self.tokens + (self.prefix.slots if self.prefix else 0)
 
     @property
     def tokens(self) -> int:
-        """That are run: its own, and those of memories that are run again."""
+        """Number of tokens to run: its own, and the recomputed ones of memories."""
         return len(self.ids) + (len(self.prefix.again) if self.prefix else 0)
 
     @property
     def length(self) -> int:
-        """Positions, which are as many as slots but where an encoder keeps fewer."""
+        """Number of positions; equals `slots` unless the encoder keeps fewer slots than positions."""
         return len(self.ids) + (self.prefix.length if self.prefix else 0)
 
 
 class Injection:
-    """Thread-safe where it does not take a model; whoever gives one holds the engine's lock. `queue` keeps the blocks
-    and encodes those that are missing."""
+    """Builds prompts. Methods without a model are thread-safe; callers that pass a model hold the engine's lock.
+    `queue` keeps the blocks and encodes missing ones."""
 
     def __init__(self, loaded: LoadedModel, queue: EncodingQueue, recall: RecallConfig) -> None:
         self._loaded = loaded
@@ -65,8 +65,8 @@ class Injection:
         max_tokens: int,
         turn: GenerationStats,
     ) -> Prompt:
-        """What to run for this request; `turn.mode` says how memories reach the model, `turn` what became of
-        it. Raises `InvalidInput` where prompt and answer do not fit the model's context."""
+        """Build the prompt of a request in mode `turn.mode`; records the outcome in `turn`. Raises `InvalidInput` if
+        prompt and answer exceed the model's context."""
         mode = turn.mode
         if mode == "off" or not memories:
             return self._checked(Prompt(self._builder.plain(messages)), max_tokens, turn)

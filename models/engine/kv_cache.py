@@ -1,10 +1,10 @@
-"""Key/value states of the requests that decode together, a row each, padded on the right; and a forward pass over them.
+"""KV cache of the requests that decode together (one row each, padded on the right), and forward passes over it.
 
     states   [layers, 2, rows, kv_heads, slots, head_dim]
 
-Rows in use are packed at the front: `join` takes the next one, `leave` moves the last into the gap. So a pass
-reads one slice, and copies nothing. What a row does not use is zero: the mask gives it weight 0, and 0 times what
-happens to be in memory, or what a broken adapter wrote, may be NaN.
+Rows in use are contiguous from row 0: `join` takes the next row, `leave` moves the last row into the gap, so a pass
+reads one slice without copying. Unused slots are zero: the mask gives them weight 0, but 0 times uninitialised memory,
+or what a broken adapter wrote, may be NaN.
 """
 
 import math
@@ -25,7 +25,7 @@ def shape_of(config: Any, rows: int, slots: int) -> tuple[int, ...]:
 
 
 class KVCache:
-    """Grows with what runs, up to `budget_bytes`. Not thread-safe: the engine's lock holds it."""
+    """KV cache that grows with demand up to `budget_bytes`. Not thread-safe: the engine's lock protects it."""
 
     def __init__(self, budget_bytes: int) -> None:
         self._budget = budget_bytes
@@ -62,8 +62,8 @@ class KVCache:
         return rows * self.bytes_for(widest, config, dtype) <= self._budget
 
     def join(self, states: Tensor, slots: int) -> int:
-        """Take in a row that starts with `states` (`[layers, 2, kv_heads, n, head_dim]`) and may come to use
-        `slots`. Returns its number."""
+        """Add a row initialised with `states` (`[layers, 2, kv_heads, n, head_dim]`) that may grow to `slots` slots.
+        Returns its number."""
         row, length = len(self), states.shape[3]
         self._make_room(states, slots)
         assert self._states is not None
@@ -88,7 +88,7 @@ class KVCache:
         self._states, self._lengths, self._reserved = None, [], []
 
     def begin_pass(self, ids: Sequence[int], positions: Sequence[int]) -> tuple[Tensor, "New"]:
-        """For a forward pass with one new token a row: all states, and what the pass is given."""
+        """Reserve a slot in each row for one new token. Returns all states and the inputs of the pass."""
         assert self._states is not None
         new = New(ids=_column(ids), positions=_column(positions), places=_column(self._lengths))
         self._lengths = [length + 1 for length in self._lengths]
@@ -122,8 +122,8 @@ class KVCache:
 
 @dataclass(frozen=True, kw_only=True)
 class New:
-    """Inputs of a pass, `[rows, tokens]` each: ids, positions, and the slots that their states go to. `order` is
-    that of the slots, `[slots]`, by position; None: as they stand. `last`: the token whose logits are wanted."""
+    """Inputs of a pass, `[rows, tokens]` each: ids, positions, and destination slots (`places`). `order`: position
+    of each slot, `[slots]`; None: slots are in order. `last`: index of the token whose logits are returned."""
 
     ids: Sequence[Sequence[int]]
     positions: Sequence[Sequence[int]]
@@ -133,13 +133,13 @@ class New:
 
     @property
     def slots(self) -> int:
-        """Slots that the pass must cover at least."""
+        """Minimum number of slots that the pass must cover."""
         return 1 + max(map(max, self.places))
 
 
 class Pass:
-    """A forward pass of `tokens` new tokens for each of `rows`, over `slots` slots each, theirs included. Meanwhile it
-    is the model's cache: `update` writes new states to their slots, and gives back all."""
+    """A forward pass of `tokens` new tokens in each of `rows` rows over `slots` slots, the new ones included. It is
+    passed to the model as its cache: `update` writes new states to their slots and returns all states."""
 
     def __init__(self, rows: int, tokens: int, slots: int, device: torch.device) -> None:
         self._slots = slots
@@ -150,7 +150,7 @@ class Pass:
         self._states: Tensor | None = None
 
     def give(self, new: New) -> None:
-        """Rows that are not given write to their first slot, which the next request there overwrites."""
+        """Set the inputs. Unused rows write to their first slot, which the next request in that row overwrites."""
         orders = new.places if new.order is None else new.positions
         given = torch.tensor([new.ids, new.positions, new.places, orders])
         self._given[:, : given.shape[1]].copy_(given)
@@ -160,7 +160,7 @@ class Pass:
         self._last.fill_(new.last)
 
     def run(self, model: Any, states: Tensor) -> Tensor:
-        """Logits of the wanted token of each row, `[rows, vocabulary]`. `states`: `[layers, 2, at least rows, kv_heads,
+        """Logits of the token `last` of each row, `[rows, vocabulary]`. `states`: `[layers, 2, at least rows, kv_heads,
         at least slots, head_dim]`."""
         ids, positions, _, orders = self._given.unbind()
         hidden = self._order > orders[..., None]  # [rows, tokens, slots]

@@ -1,4 +1,4 @@
-"""One request on its way through the engine, from the prompt to its last token."""
+"""State of one request in the engine, from the prompt to its last token."""
 
 import time
 from collections import deque
@@ -17,8 +17,8 @@ from models.kv.prefix import Prefill
 
 
 class Request:
-    """A generation request and its answer so far. `pieces`: final texts that the client has not fetched; `done`: no
-    more will follow; `error`: why it ended early."""
+    """A generation request and its answer so far. `pieces`: final texts not yet fetched by the client. `done`: no
+    more text will follow. `error`: the reason if it ended early."""
 
     def __init__(
         self,
@@ -46,14 +46,14 @@ class Request:
         self._submitted = self._started = time.perf_counter()
 
     def begin(self, start: Callable[[Prompt, str], Prefill | Filling]) -> Prefill | Filling:
-        """`start` lays the prefix, which counts as prefill."""
+        """Start the prefill with `start`, which lays the prefix; its time counts as prefill."""
         self._started = time.perf_counter()
         self.turn.queued_s = self._started - self._submitted
         self.prefill = start(self.prompt, self.adapter)
         return self.prefill
 
     def first(self, logits: Tensor, position: int) -> None:
-        """The prompt has run: `[vocabulary]` logits of its last token, and the position behind it."""
+        """Take the first token from the prompt's last logits, `[vocabulary]`. `position`: the one after the prompt."""
         self.prefill = None
         # The cache has its states; blocks that were read from the disk belong to no one else.
         self.prompt = replace(self.prompt, prefix=None)
@@ -64,7 +64,7 @@ class Request:
         self._take(token, logits)
 
     def next(self, logits: Tensor, best: int) -> None:
-        """Its last token has run: `[vocabulary]` logits, the greatest of which is at `best`."""
+        """Take the next token from the logits `[vocabulary]` of its last token; `best` is their argmax."""
         self.position += 1
         logits = self._biased(logits)
         greedy = self.sampling.temperature == 0.0 and self.bias is None

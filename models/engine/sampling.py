@@ -1,9 +1,9 @@
-"""Choose the next token, and turn tokens into text that can be streamed.
+"""Choose the next token, and convert tokens into streamable text.
 
-What a seed means: a greedy or seeded answer is reproducible for the same requests in the same company on the same
-machine, and depends on its company only through rounding. One row of a matrix product may differ in its last bits with
-the number of rows and with the processor (about 1e-4 in the logits), so where the two best tokens lie within about 1e-3
-of each other, another company, batch size or processor may choose the other one; the texts then differ from there on.
+What a seed means: a greedy or seeded answer is reproducible for the same batch of requests on the same machine, and
+depends on the other requests of the batch only through rounding. One row of a matrix product may differ in its last
+bits with the number of rows and with the processor (about 1e-4 in the logits), so if the two best tokens lie within
+about 1e-3 of each other, another batch or processor may choose the other one; the texts then differ from there on.
 
 A draw is made by the Gumbel-max trick (arXiv 1411.0030): every token has its own noise, fixed by seed, step and token
 id, and the largest sum of log-probability and noise wins. A change of d in the logits can change the choice only if the
@@ -39,9 +39,9 @@ class Sampling:
 
 
 def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> int:
-    """The next token from `[vocabulary]` logits: the best, or a draw from the nucleus (arXiv 1904.09751).
+    """Choose the next token from `[vocabulary]` logits: the best, or a draw from the nucleus (arXiv 1904.09751).
 
-    Every draw takes one number per token id from `generator`, whatever the logits are.
+    Every draw consumes one number per token id from `generator`, whatever the logits are.
     """
     if sampling.temperature == 0.0:
         return int(logits.argmax())
@@ -64,7 +64,7 @@ def exponential_noise(size: int, generator: torch.Generator | None) -> Tensor:
 
 
 class TextStream:
-    """Text pieces of a growing token list. Holds back unfinished characters and what may become a stop string."""
+    """Incremental decoding of tokens to text. Holds back incomplete characters and possible starts of stop strings."""
 
     def __init__(self, tokenizer: Any, stop: list[str]) -> None:
         self._tokenizer = tokenizer
@@ -74,7 +74,7 @@ class TextStream:
         self.stopped = False
 
     def push(self, token: int) -> str:
-        """Text that is certain after this token; sets `stopped` where a stop string is complete."""
+        """Return the text that this token makes final; sets `stopped` when a stop string is complete."""
         self._tokens.append(token)
         text = self._text()
         ends = [found for stop in self._stop if (found := text.find(stop)) >= 0]
@@ -87,7 +87,7 @@ class TextStream:
         return self._send(text[: len(text) - held])
 
     def finish(self) -> str:
-        """What was held back, once no token follows."""
+        """Return the text held back; call after the last token."""
         return self._send(self._text())
 
     def _text(self) -> str:

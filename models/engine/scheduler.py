@@ -1,8 +1,8 @@
-"""Who waits, who is being prefilled and who decodes: the order of requests, and who is admitted to the KV cache.
+"""Order of requests and their admission to the KV cache.
 
-A request is `waiting`, then `prefilling` (one at a time), then `running` (one row of the KV cache each) until it
-leaves. It is admitted in order of arrival, as soon as there is a row (`serve.max_batch`) and room for all slots that
-it may come to use (`serve.kv_cache_bytes`).
+A request is `waiting`, then `prefilling` (one at a time), then `running` (one row of the KV cache each) until it is
+removed. Requests are admitted in order of arrival, once there is a free row (`serve.max_batch`) and memory for all
+slots that the request may use (`serve.kv_cache_bytes`).
 """
 
 from collections import deque
@@ -20,9 +20,9 @@ PREFILL_ALONE = 2048  # tokens of prompts in a step while nobody waits for a nex
 
 
 class Scheduler:
-    """Requests by state, and the KV cache of those that run. Not thread-safe: the engine's lock holds it.
+    """Requests by state, and the KV cache of the running ones. Not thread-safe: the engine's lock protects it.
 
-    `config`, `dtype`: of the model whose keys and values are cached.
+    `config`, `dtype`: configuration and dtype of the model whose keys and values are cached.
     """
 
     def __init__(self, serve: ServeConfig, config: Any, dtype: torch.dtype) -> None:
@@ -39,16 +39,16 @@ class Scheduler:
 
     @property
     def num_running(self) -> int:
-        """Requests that decode, and the one that is being prefilled."""
+        """Number of running requests, plus the one being prefilled."""
         return len(self.running) + (self.prefilling is not None)
 
     @property
     def prefill_tokens(self) -> int:
-        """Prompt tokens that the next step may run: fewer while others wait for their next token."""
+        """Prompt tokens that the next step may run: fewer while other requests are decoding."""
         return self._serve.prefill_tokens if self.running else PREFILL_ALONE
 
     def check_room(self, slots: int) -> None:
-        """Raise `InvalidInput` for a request that would not fit the cache even alone: it would wait for ever."""
+        """Raise `InvalidInput` if `slots` exceed the whole cache: such a request would wait for ever."""
         need = KVCache.bytes_for(slots, self._config, self._dtype)
         if need > self._serve.kv_cache_bytes:
             raise InvalidInput(
@@ -62,7 +62,7 @@ class Scheduler:
         self.waiting.append(request)
 
     def next_to_prefill(self) -> Request | None:
-        """The request being prefilled, else the first that waits, once it is admitted."""
+        """The request being prefilled, or else the first waiting one if it can be admitted; None if neither."""
         free = self.prefilling is None and len(self.running) < self._serve.max_batch
         if free and self.waiting and self._has_room(self.waiting[0]):
             self.prefilling = self.waiting.popleft()
@@ -72,12 +72,12 @@ class Scheduler:
         self.prefilling = None
 
     def start_decoding(self, request: Request, states: Tensor) -> None:
-        """Give the request a row that starts with `states`, `[layers, 2, kv_heads, slots, head_dim]`."""
+        """Assign the request a cache row initialised with `states`, `[layers, 2, kv_heads, slots, head_dim]`."""
         self.cache.join(states, request.slots)
         self.running.append(request)
 
     def remove(self, request: Request) -> bool:
-        """Take the request out, whatever its state. Returns whether it was there."""
+        """Remove the request, whatever its state. Returns whether it was there."""
         if request in self.waiting:
             self.waiting.remove(request)
         elif request is self.prefilling:
@@ -93,7 +93,7 @@ class Scheduler:
         return True
 
     def drop_running(self) -> None:
-        """Take out all that run, and what the cache holds of them."""
+        """Remove all running requests and clear the cache."""
         self.running.clear()
         self.cache.clear()
 

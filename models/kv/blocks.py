@@ -1,11 +1,12 @@
-"""KV blocks at rest: device memory in front of host memory in front of disk.
+"""Store of KV blocks in three tiers: device memory, host memory, disk.
 
-On disk one safetensors file a block, `<folder>/<namespace digest>/<fingerprint>/<id digest>.safetensors`; those of
-a history (`KVBlock.front`) end in `.history.safetensors`. Disk is the truth: a block whose file is gone is gone,
-whichever process removed it. Each tier has a byte budget and gives up what was used longest ago; what disk gives up is
-a miss later on. The namespace is part of the key and of the path: nothing crosses it. A block whose token ids, or whose
-history, are not the present ones is a miss, never an answer.
-With a `Encryptor` the files are encrypted by namespace; one that it cannot open is a miss too.
+Each block is one safetensors file, `<folder>/<namespace digest>/<fingerprint>/<id digest>.safetensors`; blocks of a
+history (`KVBlock.front`) end in `.history.safetensors`. Disk is authoritative: a block whose file has been removed, by
+any process, is a miss. Each tier has a byte budget and evicts the least recently used block. The namespace is part of
+the key and of the path, so no block is shared between namespaces. A block whose token ids or history differ from the
+requested ones is a miss.
+
+With an `Encryptor` the files are encrypted by namespace; a file that cannot be decrypted is a miss.
 """
 
 import contextlib
@@ -35,8 +36,8 @@ LEFT_ON_DISK = 0.9  # of the budget, once it is exceeded: so that not every writ
 
 
 class Encryptor(Protocol):
-    """Encryption by namespace, as a keyring of the stores does it. Opening what was sealed under a key
-    that is gone, or is not what was sealed, raises a `SharpwaveError`."""
+    """Encryption by namespace, as the stores' keyrings implement it. `decrypt_bytes` raises a `SharpwaveError` if the
+    key has been destroyed or the data has been altered."""
 
     def encrypt_bytes(self, namespace: str, data: bytes) -> bytes: ...
 
@@ -46,9 +47,9 @@ class Encryptor(Protocol):
 
 
 class BlockStore:
-    """Thread-safe. `hits`, `device_hits`, `disk_hits` and `misses` count look-ups, `evicted` the files that went
-    for others. A device budget of 0, as on a CPU, means no such tier; a disk budget of 0 means no bound. `erased`
-    is for those who queue and write blocks."""
+    """Thread-safe store of KV blocks. `hits`, `device_hits`, `disk_hits` and `misses` count look-ups, `evicted`
+    counts files evicted from disk. A device budget of 0, as on a CPU, disables that tier; a disk budget of 0 means no
+    bound. `erased` records erasures for the code that queues and writes blocks."""
 
     def __init__(
         self,
@@ -74,7 +75,7 @@ class BlockStore:
     def get(
         self, namespace: str, memory_id: str, fingerprint: str, ids: Sequence[int], front: str = ""
     ) -> KVBlock | None:
-        """The block of this memory as it reads now, behind what stands in front of it now, or None."""
+        """The block of this memory if its token ids are `ids` and its preceding history is `front`, else None."""
         key = (namespace, memory_id, fingerprint)
         path = self._path(key, front)
         with self._lock:
@@ -96,7 +97,7 @@ class BlockStore:
     def has(
         self, namespace: str, memory_id: str, fingerprint: str, ids: Sequence[int], front: str = ""
     ) -> bool:
-        """Whether `get` would find it; reads no tensor and counts nothing."""
+        """Whether `get` would find the block. Reads no tensors and changes no counter."""
         key = (namespace, memory_id, fingerprint)
         path = self._path(key, front)
         if not path.is_file():
@@ -125,9 +126,10 @@ class BlockStore:
         self._make_room(besides=path)
 
     def forget(self, namespace: str, memory_ids: Iterable[str]) -> int:
-        """Remove every version's block of these memories, and of what was encoded behind them, from all tiers.
-        Returns how many files went. Where none of the namespace is left, its key is destroyed: copies of
-        the files are noise then."""
+        """Remove the blocks of these memories, and blocks encoded after them, for every version and from all tiers.
+
+        Returns the number of files removed. If none of the namespace is left, its key is destroyed, which makes
+        copies of the files unreadable."""
         ids, removed = set(memory_ids), 0
         folder = self._folder / _digest(namespace)
         names = [_digest(memory_id) + ending for memory_id in ids for ending in (PLAIN, HISTORY)]
@@ -144,7 +146,7 @@ class BlockStore:
         return removed
 
     def purge(self, fingerprint: str) -> int:
-        """Remove all blocks of a model version that has retired. Returns how many files went."""
+        """Remove all blocks of a retired model version. Returns the number of files removed."""
         removed = sum(_unlinked(path) for path in self._folder.glob(f"*/{fingerprint}/*.safetensors"))
         self._drop_where(lambda key, _: key[2] == fingerprint)
         for folder in self._folder.glob(f"*/{fingerprint}"):
@@ -192,7 +194,7 @@ class BlockStore:
                     tier.drop(key)
 
     def _make_room(self, besides: Path) -> None:
-        """Remove the files used longest ago where disk is over its budget, whichever process wrote them."""
+        """Evict the least recently used files while disk is over its budget, whichever process wrote them."""
         if not self._disk_budget or (self._disk_bytes is not None and self._disk_bytes <= self._disk_budget):
             return
         files = []
@@ -212,7 +214,7 @@ class BlockStore:
             self._disk_bytes = total
 
     def _note(self, namespace: str, path: Path) -> Notes | None:
-        """What stands beside the tensors; None where it cannot be opened."""
+        """A file's metadata; None if it cannot be read."""
         try:
             if self._sealer is not None:
                 return _whole(read_notes(self._sealer.decrypt_bytes(namespace, path.read_bytes())))
@@ -251,7 +253,7 @@ def _is(block: KVBlock, ids: Sequence[int], front: str) -> bool:
 
 
 def _touched(path: Path) -> bool:
-    """Note that the file was used just now; False where there is none any more."""
+    """Record the use of a file as its modification time; False if the file no longer exists."""
     try:
         os.utime(path)
     except FileNotFoundError:
@@ -280,7 +282,7 @@ def _notes_of(block: KVBlock) -> Notes:
 
 
 def _whole(notes: Notes) -> Notes:
-    """With what files of before the other encoders lack."""
+    """Add the defaults of fields that files of older versions lack."""
     return {"width": str(len(json.loads(notes["ids"]))), "front": "", "behind": "[]", **notes}
 
 

@@ -1,17 +1,17 @@
-"""Memories as key/value states, and a forward pass behind them.
+"""Prefixes of key/value (KV) blocks, and prefill and decoding after them.
 
-A memory is encoded once *attending to the head*, at the positions right behind it, and only its own states are
-kept: a KV block. To answer, blocks are laid head | block | block | ..., each block's keys rotated once, in
-float32, from where it was encoded to where it now stands (values carry no position); then only the question runs.
-A single block therefore equals the text prompt; several do not see each other, which the assembly policy
-repairs in part:
+A memory is encoded once while attending to the head of the chat template, at the positions directly after it. Only
+the memory's own states are kept: a KV block. A prefix is head | block | block | ...; each block's keys are rotated
+once, in float32, from their encoded position to their position in the prefix (values do not depend on position), and
+only the question is run. The result for a single block equals the text prompt. Several blocks do not attend to each
+other; the assembly policy repairs part of that loss:
 
-    none       nothing more
-    first_k    the first k tokens of each later block run again, in place, with the question
+    none       no recomputation
+    first_k    the first k tokens of every block but the first are recomputed in place with the question
                (EPIC's LegoLink, arXiv 2410.15332: most of the loss sits in each block's first tokens)
-    best_last  the most relevant block stands last and runs again with the question; or the best few
+    best_last  the most relevant blocks (`best`) stand last and are recomputed with the question
 
-Which states a block has, and whether blocks stand behind each other, is the encoder's (`models.encoders`).
+The encoder (`models.encoders`) decides which states a block has and whether blocks attend to earlier ones.
 
 Shapes: states are `[layers, 2, kv_heads, slots, head_dim]`, keys at index 0 of the second axis. A slot is a token
 where the encoder keeps them all.
@@ -39,15 +39,15 @@ LAID_AT_ONCE = 16  # blocks moved in one operation: few launches for a GPU, and 
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """Which tokens of assembled blocks run again; `first_k` is for blocks with a slot for every token."""
+    """Which tokens of assembled blocks are recomputed. `first_k` requires blocks with one slot for each token."""
 
     kind: Literal["none", "first_k", "best_last"]
     first_k: int = 0
     best: int = 0
 
     def tokens_again(self, place: int, blocks: int, length: int) -> int:
-        """How many first tokens of the block of `length` that stands at `place`: what stands first sees
-        all that is before it as it is."""
+        """Number of leading tokens to recompute in the block of `length` tokens at index `place` of `blocks`. The
+        first block needs none: it was encoded with the same context."""
         if place == 0 or self.kind == "none":
             return 0
         if self.kind == "first_k":
@@ -60,10 +60,10 @@ INDEPENDENT = Policy(kind="none")
 
 @dataclass(frozen=True, kw_only=True)
 class KVBlock:
-    """The states of one memory for one fingerprint. `ids` and `text` stay beside them: text is the floor.
+    """The states of one memory for one fingerprint, with its `ids` and `text` for the fallback to text.
 
-    `width`: positions that it takes up, which may be more than it has slots. A block of a history was encoded
-    behind others: `front` is the digest of everything before it, `behind` the ids of the memories there.
+    `width`: number of positions, which may exceed the number of slots. A block of a history was encoded after other
+    blocks: `front` is the digest of all ids before it, `behind` are the ids of the memories before it.
     """
 
     memory_id: str
@@ -88,14 +88,14 @@ class KVBlock:
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
 
     def dense(self, like: Tensor) -> Tensor:
-        """The states on the device of `like`, in its dtype or, where they lay in eight bits, in float32."""
+        """The states on the device of `like`, in their own dtype, or in float32 if they are stored as int8."""
         states = self.states.to(like.device)
         return states.dense() if isinstance(states, Int8States) else states
 
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """A block in its place: moved by `distance` positions, without its first `skip` slots."""
+    """A block in a prefix: shifted by `distance` positions, without its first `skip` slots."""
 
     block: KVBlock
     distance: int = 0
@@ -104,11 +104,11 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class Prefix:
-    """What stands before the question: the head and blocks in their places. The states themselves are made when
-    they are laid, so a request that waits holds none of its own.
+    """The head and the placed blocks before a question. `lay` computes the states, so a waiting request holds no
+    copy.
 
-    `positions`: the slots' positions, `[slots]`; `again`: tokens to run with the question and the positions they
-    stand at; `length`: the question's first position; `frequency`: RoPE's, for blocks that are moved.
+    `positions`: position of each slot, `[slots]`. `again`: tokens to recompute with the question, as (token id,
+    position). `length`: the question's first position. `frequency`: RoPE's inverse frequencies, for moved blocks.
     """
 
     head: Tensor
@@ -123,7 +123,7 @@ class Prefix:
         return len(self.positions)
 
     def lay(self) -> Tensor:
-        """A copy of the states, `[layers, 2, kv_heads, slots, head_dim]`. No block is changed."""
+        """Return a copy of the states, `[layers, 2, kv_heads, slots, head_dim]`; the blocks are not changed."""
         parts = [self.head]
         for start in range(0, len(self.pieces), LAID_AT_ONCE):
             parts.append(self._moved(self.pieces[start : start + LAID_AT_ONCE]).to(self.head))
@@ -169,7 +169,7 @@ def encode_head(model: Any, ids: Sequence[int]) -> Tensor:
 
 @torch.inference_mode()
 def encode_behind(model: Any, front: Tensor, ids: Sequence[int]) -> Tensor:
-    """States of `ids` as they stand behind `front`, `[layers, 2, kv_heads, len(ids), head_dim]`."""
+    """States of `ids` after the states `front`, `[layers, 2, kv_heads, len(ids), head_dim]`."""
     cache = as_cache(front, model.config)
     model.get_decoder()(input_ids=_row(ids, model), past_key_values=cache)
     return stacked(cache)[:, :, 0, :, front.shape[3] :].contiguous()
@@ -177,9 +177,9 @@ def encode_behind(model: Any, front: Tensor, ids: Sequence[int]) -> Tensor:
 
 @torch.inference_mode()
 def encode_blocks(model: Any, head: Tensor, blocks: Sequence[Sequence[int]]) -> list[Tensor]:
-    """States of each block as it stands alone behind the head: `[layers, 2, kv_heads, len(block), head_dim]` each.
+    """States of each block alone after the head: `[layers, 2, kv_heads, len(block), head_dim]` each.
 
-    One batch, padded on the right: padding comes after a block's tokens, so no token attends to it.
+    Runs one batch, padded on the right, where causal attention keeps tokens from attending to padding.
     """
     count, longest, start = len(blocks), max(map(len, blocks)), head.shape[3]
     ids = torch.zeros(count, longest, dtype=torch.long, device=model.device)
@@ -193,7 +193,7 @@ def encode_blocks(model: Any, head: Tensor, blocks: Sequence[Sequence[int]]) -> 
 
 
 def assemble(head: Tensor, blocks: Sequence[KVBlock], inverse_frequency: Tensor, policy: Policy) -> Prefix:
-    """Place `blocks`, most relevant first, behind the head, most relevant last."""
+    """Place `blocks` (given most relevant first) after the head, the most relevant one last."""
     start = position = head.shape[3]
     pieces: list[Piece] = []
     positions, again = [torch.arange(start)], []
@@ -218,15 +218,15 @@ def assemble(head: Tensor, blocks: Sequence[KVBlock], inverse_frequency: Tensor,
 
 
 def laid(head: Tensor, history: Sequence[KVBlock]) -> Prefix:
-    """Head and blocks that were encoded one behind the other: they stand where they were encoded."""
+    """A prefix of blocks that were encoded one after the other, at their encoded positions."""
     length = head.shape[3] + sum(block.slots for block in history)
     pieces = tuple(Piece(block=block) for block in history)
     return Prefix(head=head, pieces=pieces, positions=torch.arange(length), length=length)
 
 
 def rotated(states: Tensor, distance: int | Tensor, inverse_frequency: Tensor) -> Tensor:
-    """A copy of `states` whose keys stand `distance` positions further, all or each slot (`[slots]`); float32 inside,
-    the input's dtype outside."""
+    """Return a copy of `states` with keys rotated by `distance` positions, one number or one for each slot (`[slots]`).
+    Computes in float32 and returns the input's dtype."""
     distances = torch.as_tensor(distance, dtype=torch.float32).to(states.device)
     angle = distances[..., None] * inverse_frequency.to(states.device, torch.float32)
     angle = torch.cat((angle, angle), dim=-1)
@@ -238,15 +238,15 @@ def rotated(states: Tensor, distance: int | Tensor, inverse_frequency: Tensor) -
 
 
 def to_run(prefix: Prefix | None, ids: Sequence[int]) -> tuple[list[int], list[int]]:
-    """The tokens that run behind the prefix, those of memories that run again before `ids`, and their positions."""
+    """Token ids to run after the prefix (recomputed memory tokens, then `ids`), and their positions."""
     again, start = (prefix.again, prefix.length) if prefix else ((), 0)
     positions = [place for _, place in again] + [*range(start, start + len(ids))]
     return [token for token, _ in again] + list(ids), positions
 
 
 class Prefill:
-    """A prompt being run behind its prefix, some tokens at a time. Once `done`: `cache`, `logits` of the last
-    token (`[vocabulary]`), and `position`, the next one."""
+    """Chunked prefill of one prompt after its prefix. Once `done`: `cache`, `logits` of the last token
+    (`[vocabulary]`), and `position`, the next position."""
 
     def __init__(self, prefix: Prefix | None, ids: Sequence[int], config: Any) -> None:
         self.cache = DynamicCache(config=config) if prefix is None else as_cache(prefix.lay(), config)
@@ -263,12 +263,12 @@ class Prefill:
 
     @property
     def states(self) -> Tensor:
-        """`[layers, 2, kv_heads, slots, head_dim]` of what has run."""
+        """States computed so far, `[layers, 2, kv_heads, slots, head_dim]`."""
         return stacked(self.cache)[:, :, 0]
 
     @torch.inference_mode()
     def advance(self, model: Any, limit: int | None = None) -> int:
-        """Run up to `limit` more tokens. Returns how many."""
+        """Run up to `limit` more tokens (None: all). Returns the number run."""
         end = len(self._tokens) if limit is None else min(self._next + limit, len(self._tokens))
         tokens, queries = self._tokens[self._next : end], self._queries[self._next : end]
         self._keys = torch.cat((self._keys, queries))
@@ -290,7 +290,7 @@ class Prefill:
 
 
 def prefill(model: Any, prefix: Prefix | None, ids: Sequence[int]) -> tuple[DynamicCache, Tensor, int]:
-    """Run `ids` behind the prefix. Returns the cache, the last token's logits `[vocabulary]`, and the next position."""
+    """Run `ids` after the prefix. Returns the cache, the last token's logits `[vocabulary]`, and the next position."""
     running = Prefill(prefix, ids, model.config)
     running.advance(model)
     return running.cache, running.logits, running.position
@@ -298,13 +298,13 @@ def prefill(model: Any, prefix: Prefix | None, ids: Sequence[int]) -> tuple[Dyna
 
 @torch.inference_mode()
 def step(model: Any, cache: DynamicCache, token: int, position: int) -> Tensor:
-    """One decoded token further; `cache` grows by one slot. Logits `[vocabulary]`."""
+    """Run one token; `cache` grows by one slot. Returns logits `[vocabulary]`."""
     place = torch.tensor([[position]], device=model.device)
     return model(input_ids=_row([token], model), past_key_values=cache, position_ids=place).logits[0, -1]
 
 
 def as_cache(states: Tensor, config: Any, batch: int = 1) -> DynamicCache:
-    """A cache that starts with `states`. It copies on its first update, so generation never writes into a block."""
+    """A cache initialised with `states`. Its first update copies, so generation never writes into a block."""
     layers = [
         (layer[0].expand(batch, -1, -1, -1), layer[1].expand(batch, -1, -1, -1))
         for layer in states.unsqueeze(2)

@@ -1,4 +1,4 @@
-"""One tier of KV blocks in memory: a byte budget, and the block used longest ago goes first."""
+"""One memory tier of KV blocks, with a byte budget and eviction of the least recently used."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -13,7 +13,7 @@ Key = tuple[str, str, str]  # namespace, memory id, fingerprint
 
 
 class Tier:
-    """Not thread-safe: the store's lock holds it."""
+    """Least-recently-used cache of blocks. Not thread-safe: the store's lock protects it."""
 
     def __init__(self, budget_bytes: int) -> None:
         self.budget_bytes = budget_bytes
@@ -27,7 +27,8 @@ class Tier:
         return block
 
     def hold(self, key: Key, block: KVBlock, place: Callable[[Tensor], Tensor]) -> None:
-        """Keep the block, where it is not here yet, with its tensors where `place` puts them."""
+        """Keep a copy of the block whose tensors were moved by `place`, unless it is held already or exceeds the
+        budget."""
         if key in self.blocks or block.size_bytes > self.budget_bytes:
             return
         self.blocks[key] = replace(block, states=_placed(block.states, place))

@@ -2,10 +2,10 @@
 
     D[i, j] = log p(response j | all memories) - log p(response j | without memory i)        nats, signed
 
-summed over the response's tokens. `LeaveOneOut.row` gives the second term for one i and all j. Exact savings over
-N + 1 full passes for every conversation: the states of head and memories are computed once; a row reuses those
-that stand before its memory, recomputes those after it, and runs all conversations behind the result in
-batches sorted by length; the vocabulary projection runs at response tokens only. `naive_row` is the oracle.
+summed over the response's tokens. `LeaveOneOut.row` computes the second term for one i and all j. It saves work over
+N + 1 full passes for every conversation without approximation: the states of head and memories are computed once; a
+row reuses the states before its memory, recomputes those after it, and runs all conversations after them in batches
+sorted by length; the vocabulary projection runs at response tokens only. `naive_row` is the reference.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ HEAD_TOKENS = 256  # positions of one projection onto the vocabulary
 
 @dataclass(frozen=True)
 class ScoreContext:
-    """What is scored: `head` ids, ids of each of N memories, and conversations with M responses in all."""
+    """Input of scoring: `head` ids, ids of each of N memories, and conversations with M responses in total."""
 
     head: list[int]
     memories: list[list[int]]
@@ -48,11 +48,11 @@ class LeaveOneOut:
         self._starts = np.cumsum(lengths)[:-1]
 
     def row(self, omit: int | None) -> np.ndarray:
-        """log p of every response, float64 `[M]`, with memory `omit` left out; None leaves out nothing."""
+        """log p of every response, float64 `[M]`, without memory `omit` (None: with all)."""
         return self._responses(self._states if omit is None else self._without(omit))
 
     def null_row(self) -> np.ndarray:
-        """Nothing left out, yet through the path of an omission: against `row(None)` it shows the numerical noise."""
+        """`row(None)` computed by the code path of an omission; the difference is the numerical noise."""
         middle = len(self._context.memories) // 2
         return (
             self._responses(self._resume(self._starts[middle], middle))
@@ -97,7 +97,7 @@ def divergences(baseline: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def naive_row(model: Any, context: ScoreContext, omit: int | None) -> np.ndarray:
-    """The oracle: one full, cache-free pass for every conversation."""
+    """Reference for `LeaveOneOut.row`: one full pass without cache for every conversation."""
     memories = [token for i, ids in enumerate(context.memories) if i != omit for token in ids]
     prefix = context.head + memories
     values: list[float] = []

@@ -1,9 +1,9 @@
-"""Adapter versions: immutable LoRA artifacts on disk. No torch: the API reads names from here.
+"""Adapter versions: immutable LoRA artifacts on disk. Does not import torch, so that the API process can use it.
 
     <folder>/<digest>/adapter_model.safetensors, adapter_config.json, manifest.json
     <folder>/aliases.json                                {"latest": digest}
 
-A version is named by the digest of its weights and configuration, so a name never comes to mean other weights.
+A version's name is the digest of its weights and configuration, so a name always means the same weights.
 Names in requests: `base`, `base:latest` (an alias), `base:<digest>`.
 """
 
@@ -24,7 +24,7 @@ FILES = ("adapter_model.safetensors", "adapter_config.json")
 
 
 class AdapterStore:
-    """The versions on disk. Every change is one rename, so readers on other processes see it whole."""
+    """The versions on disk. Every change is one atomic rename, so other processes never see half of it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -32,7 +32,7 @@ class AdapterStore:
     def publish(self, source: Path, manifest: dict[str, Any], *, alias: str | None = "latest") -> str:
         """Copy a PEFT folder in as a version, then point `alias` at it. Returns its digest.
 
-        Publishing the same weights again is harmless. Raises `InvalidInput` where files are missing.
+        Publishing the same weights again has no effect. Raises `InvalidInput` if files are missing.
         """
         missing = [name for name in FILES if not (source / name).is_file()]
         if missing:
@@ -45,13 +45,13 @@ class AdapterStore:
         return digest
 
     def set_alias(self, alias: str, digest: str) -> None:
-        """Have `alias` name this version. Raises `NotFound`."""
+        """Point `alias` at this version. Raises `NotFound` if it does not exist."""
         with self._changing():
             self.check(digest)
             write_json(self.folder / "aliases.json", {**self.aliases(), alias: digest})
 
     def retire(self, digest: str, *, with_aliases: bool = False) -> None:
-        """Take a version away. Raises `NotFound`, and `Conflict` where an alias names it, unless that goes too."""
+        """Remove a version. Raises `NotFound`, and `Conflict` if an alias that is not removed as well names it."""
         with self._changing():
             self.check(digest)
             aliases = self.aliases()
@@ -103,7 +103,7 @@ class AdapterStore:
         return sorted(found, key=lambda manifest: (manifest.get("created", 0.0), manifest["digest"]))
 
     def holding(self, namespace: str, memory_ids: set[str]) -> list[str]:
-        """Versions that were trained on any of these memories: what an erasure has to name."""
+        """Versions trained on any of these memories; an erasure reports them."""
         return [
             manifest["digest"]
             for manifest in self.manifests()
@@ -123,7 +123,7 @@ class AdapterStore:
         return digest if self.has(digest) else None
 
     def require(self, name: str, model_name: str) -> str:
-        """As `resolve`, for those who may see every version: raises `NotFound` naming them."""
+        """As `resolve`, but raises `NotFound` listing all versions; only for callers who may see them."""
         digest = self.resolve(name, model_name)
         if digest is None:
             known = ", ".join(self.names(model_name))
@@ -133,7 +133,7 @@ class AdapterStore:
         return digest
 
     def names(self, model_name: str) -> dict[str, str]:
-        """Every name that `resolve` knows, with its digest."""
+        """Every name that `resolve` accepts, with its digest."""
         aliases = {f"base:{alias}": digest for alias, digest in sorted(self.aliases().items())}
         versions = {f"base:{manifest['digest']}": manifest["digest"] for manifest in self.manifests()}
         return {"base": BASE, model_name: BASE, **aliases, **versions}
@@ -143,7 +143,7 @@ class AdapterStore:
 
     @contextlib.contextmanager
     def copied(self, digest: str) -> Iterator[Path]:
-        """A folder with the version's files, to read whole also where it retires meanwhile. Raises `NotFound`."""
+        """A temporary copy of the version's files, readable even if the version is retired. Raises `NotFound`."""
         self.check(digest)
         with tempfile.TemporaryDirectory(dir=self.folder, prefix=".load-") as folder:
             try:

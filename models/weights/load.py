@@ -1,4 +1,4 @@
-"""From a model's name to weights in memory.
+"""Load a model's weights and tokenizer by name.
 
 A name is a known short name, a Hugging Face id, a folder, or a `.gguf` file. GGUF weights are dequantised once
 into a cache folder (`$SHARPWAVE_CACHE`, else `~/.cache/sharpwave`), keyed by the file's content.
@@ -31,7 +31,7 @@ ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A causal language model whose keys rotate the way `models.prefix` expects.
+    """A causal language model whose rotary embedding is the one `models.kv.prefix` assumes.
 
     `digest` identifies the base weights, tokenizer and configuration (16 hex digits).
     """
@@ -116,8 +116,8 @@ def load_model(name: str, dtype: str = "auto") -> LoadedModel:
 
 
 def check_architecture(config: Any) -> None:
-    """Refuse what would be served wrongly: re-rotation assumes the same RoPE on all of every head, the mask full
-    attention in every layer."""
+    """Raise `InvalidInput` for architectures that would be served wrongly: re-rotation assumes the same RoPE on the
+    whole of every head, and the mask assumes full attention in every layer."""
     kind = config.model_type
     if kind not in FAMILIES:
         raise InvalidInput(
@@ -152,7 +152,7 @@ def check_architecture(config: Any) -> None:
 
 
 def dequantised(gguf: Path) -> Path:
-    """The folder with the dequantised weights of a GGUF file, made at the first call."""
+    """The folder with the dequantised weights of a GGUF file; the first call creates it."""
     folder = cache_dir() / f"{gguf.stem}-{_hash_files([gguf])}"
     if (folder / "complete.json").is_file():
         return folder

@@ -18,9 +18,9 @@ _TOLD = ("model_digest", "data_digest", "purpose", "steps", "created")  # of a m
 
 @dataclass(frozen=True, kw_only=True)
 class LoadReport:
-    """What becomes of the file of trained tensors: names of those that are `loaded`, that the file has too many
-    (`skipped`) or too few (`missing`), and those of another shape (`shape_errors`: name -> theirs, ours).
-    `provenance` is what its training wrote down; `digest` names its content, 16 hex digits."""
+    """Result of matching a file of trained tensors to a model: names of tensors that are `loaded`, that the model lacks
+    (`skipped`), that the file lacks (`missing`), and of another shape (`shape_errors`: name -> theirs, ours).
+    `provenance`: metadata written by the training. `digest`: content digest, 16 hex digits."""
 
     digest: str
     loaded: list[str]
@@ -38,7 +38,7 @@ class LoadReport:
 
 
 def check_adapter(report: LoadReport) -> None:
-    """Raises `Conflict` where any of an adapter would be left out: half an adapter answers, and wrongly."""
+    """Raise `Conflict` if any tensor of an adapter would not be loaded: a partly loaded adapter answers wrongly."""
     bad = [*report.shape_errors, *report.skipped, *report.missing]
     if bad or not report.loaded:
         raise Conflict(

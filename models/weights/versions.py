@@ -17,10 +17,10 @@ _PEFT_BASE = "__base__"  # PEFT's name for a row of a mixed batch that no adapte
 
 
 class ModelVersions:
-    """A base model and the adapter versions loaded on top of it. Not thread-safe: the engine's lock holds it.
+    """A base model and the adapter versions loaded on top of it. Not thread-safe: the engine's lock protects it.
 
-    A version stays as long as someone holds it (`hold`, `release`), and beyond that while it is among the
-    `max_adapters` used last. One that has retired stays for its holders only, and gets no new ones.
+    A version stays loaded while it is held (`hold`, `release`) and, after that, while it is among the `max_adapters`
+    most recently used. A retired version stays loaded only for its holders and cannot be held again.
     """
 
     def __init__(self, loaded: LoadedModel, store: AdapterStore, max_adapters: int) -> None:
@@ -36,18 +36,18 @@ class ModelVersions:
 
     @property
     def loaded(self) -> list[str]:
-        """Versions in memory, the one used longest ago first."""
+        """Versions in memory, least recently used first."""
         return [*self._loaded]
 
     def exists(self, digest: str) -> bool:
         return digest == BASE or self.store.has(digest)
 
     def load_of(self, digest: str) -> int:
-        """A number for where these weights, held by someone, lie in memory: another one after each loading."""
+        """Identifies the memory of the weights of a held version: a new number after each loading."""
         return 0 if digest == BASE else self._loaded[digest]
 
     def hold(self, digest: str) -> None:
-        """Keep this version until `release`. Raises `NotFound` where it has retired, and what loading it raises."""
+        """Keep this version loaded until `release`. Raises `NotFound` if it is retired, and the errors of loading."""
         if digest != BASE:
             self.store.check(digest)
             self._holders[digest] += 1
@@ -64,7 +64,7 @@ class ModelVersions:
             self._evict()
 
     def retire(self, digest: str) -> None:
-        """Unload this version as soon as nobody holds it."""
+        """Unload this version as soon as it is no longer held."""
         self._retired.add(digest)
         self._evict()
 
@@ -81,7 +81,7 @@ class ModelVersions:
 
     @contextlib.contextmanager
     def mixed(self, digests: Sequence[str]) -> Iterator[Callable[..., Any]]:
-        """The model to call with a batch whose rows are answered by these versions."""
+        """The model to call with a batch whose rows belong to these versions."""
         if len(set(digests)) == 1:
             with self.using(digests[0]) as model:
                 yield model

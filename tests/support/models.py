@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,11 @@ def encode(engine: Engine, memories=(), adapter: str = BASE, namespace: str = "n
     while count := engine.encode_some():
         done += count
     return done
+
+
+def case_of(memories, mode: str, *, adapter=BASE, messages=QUESTION, **sampling):
+    """One request, as `submit` takes it; 12 tokens at most unless `sampling` has other limits."""
+    return messages, memories, mode, adapter, Sampling(**{"max_tokens": 12, **sampling})
 
 
 def ask(engine: Engine, memories, mode: str, *, adapter=BASE, namespace="n", messages=QUESTION, **sampling):
@@ -175,13 +181,25 @@ def assert_same_answers(engine, cases, requests, expected) -> int:
 
 
 @torch.inference_mode()
+def assert_greedy(model, prompt: Sequence[int], tokens: Sequence[int]) -> None:
+    """Require that each of `tokens` scores within `TIE` of the best one in a naive forward pass, with no cache, over
+    `prompt` and the tokens before it."""
+    ids = torch.tensor([[*prompt, *tokens]], device=model.device)
+    logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float().cpu()
+    gaps = logits.max(-1).values - logits[range(len(tokens)), list(tokens)]
+    assert gaps.max() <= TIE, f"not the best tokens, by {gaps.tolist()} logits"
+
+
+@torch.inference_mode()
 def gap_of(engine, case, before: Sequence[int], token: int) -> float:
     """By how many logits `token` falls short of the choice of a naive pass behind the tokens `before`."""
     sampling = case[4]
     request = submit(engine, case)
     prompt = request.prompt
     engine.cancel(request)
-    with engine.versions.using(case[3]) as model:
+    values = [prompt.values]
+    overlaid = engine.overlay.rows(values) if engine.overlay else nullcontext()
+    with engine.versions.using(case[3]) as model, overlaid:
         prefill = Prefill(prompt.prefix, [*prompt.ids, *before], engine.loaded.model.config)
         while not prefill.done:
             prefill.advance(model, 1 << 20)

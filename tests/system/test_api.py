@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 import pytest
 
+from tests.support.answers import assert_same_answer, chat_entries
+
 FACTS = {
     "ada": "Ada Quill lives in Lisbon.",
     "bo": "Bo Tarn works as a baker.",
@@ -33,6 +35,12 @@ def chat(http, namespace, **more):
     return http.post(
         "/v1/chat/completions", json={"messages": QUESTION, "max_tokens": 12, "memory": memory, **more}
     )
+
+
+def scored(http, namespace, **more):
+    """The tokens of a chat with their log-probabilities, as `assert_same_answer` compares them."""
+    [choice] = chat(http, namespace, logprobs=True, top_logprobs=2, **more).json()["choices"]
+    return chat_entries(choice["logprobs"]["content"])
 
 
 @pytest.fixture(scope="module")
@@ -120,11 +128,8 @@ def test_a_chat_that_does_not_say_how_many_gets_those_that_matter(http, taught):
 
 
 def test_prefix_with_one_memory_answers_as_text_does(http, taught):
-    answers = [
-        chat(http, taught, memory={"mode": mode, "k": 1}).json()["choices"][0]["message"]["content"]
-        for mode in ("prefix", "text")
-    ]
-    assert answers[0] == answers[1]
+    prefix, text = (scored(http, taught, memory={"mode": mode, "k": 1}) for mode in ("prefix", "text"))
+    assert_same_answer(prefix, text)
 
 
 def test_the_openai_client_works_streaming_too(instance, taught):
@@ -148,10 +153,11 @@ def test_the_openai_client_works_streaming_too(instance, taught):
 
 
 def test_concurrent_requests_answer_as_alone(http, taught):
-    alone = chat(http, taught, memory={"mode": "text"}).json()["choices"][0]["message"]["content"]
+    alone = scored(http, taught, memory={"mode": "text"})
     with ThreadPoolExecutor(6) as pool:
-        replies = list(pool.map(lambda _: chat(http, taught, memory={"mode": "text"}).json(), range(6)))
-    assert {reply["choices"][0]["message"]["content"] for reply in replies} == {alone}
+        together = list(pool.map(lambda _: scored(http, taught, memory={"mode": "text"}), range(6)))
+    for answer in together:
+        assert_same_answer(answer, alone)
 
 
 def test_a_client_that_leaves_does_not_hold_the_model(http, taught):

@@ -4,20 +4,30 @@ it can read, and what goes wrong is the exception its users expect."""
 import base64
 import math
 import time
+from pathlib import Path
 
 import numpy as np
 import openai
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from transformers import AutoTokenizer
 
+from models.weights.load import dequantised, resolve
 from serve.access import Access
 from serve.http import install_error_handlers
 from serve.routes import language
 from serve.schemas.requests import ChatBody
+from tests.support.answers import (
+    TOP,
+    assert_same_answer,
+    chat_entries,
+    completion_entries,
+)
 
 QUESTION = [{"role": "user", "content": "Where does Ada Quill live?"}]
 SAMPLED = {"temperature": 1.2, "seed": 7, "max_tokens": 10}
+SCORED = {"logprobs": True, "top_logprobs": TOP}
 
 
 @pytest.fixture(scope="module")
@@ -65,24 +75,43 @@ def test_the_memory_field_goes_in_the_extra_body(client, remembering):
     assert reply.memory["injected"] == ["ada"] and reply.usage.total_tokens > 0
 
 
-def test_choices_come_in_order_and_follow_their_seeds(client):
-    several = chat(client, n=3, **SAMPLED)
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(dequantised(Path(resolve("smollm2-135m"))))
+
+
+def assert_same_draw(one, other, index, tokenizer):
+    """Two answers that were drawn with the seed of choice `index`."""
+    drawn = {"temperature": SAMPLED["temperature"], "seed": SAMPLED["seed"] + index}
+    assert_same_answer(chat_entries(one), chat_entries(other), **drawn, tokenizer=tokenizer)
+
+
+def test_choices_come_in_order_and_follow_their_seeds(client, tokenizer):
+    several = chat(client, n=3, **SAMPLED, **SCORED)
     assert [choice.index for choice in several.choices] == [0, 1, 2]
-    texts = [choice.message.content for choice in several.choices]
-    alone = [
-        chat(client, **{**SAMPLED, "seed": SAMPLED["seed"] + i}).choices[0].message.content for i in range(3)
-    ]
-    assert texts == alone and len({*texts}) > 1
+    for i, choice in enumerate(several.choices):
+        [alone] = chat(client, **{**SAMPLED, **SCORED, "seed": SAMPLED["seed"] + i}).choices
+        assert_same_draw(choice.logprobs.content, alone.logprobs.content, i, tokenizer)
+    assert len({choice.message.content for choice in several.choices}) > 1
     assert several.usage.completion_tokens >= 3
 
 
-def test_choices_stream_side_by_side(client):
-    whole = chat(client, n=2, **SAMPLED)
-    chunks = list(chat(client, n=2, stream=True, stream_options={"include_usage": True}, **SAMPLED))
-    texts, reasons, _ = streamed(chunks)
-    assert texts == {choice.index: choice.message.content for choice in whole.choices}
-    assert reasons == {choice.index: choice.finish_reason for choice in whole.choices}
-    assert chunks[-1].usage == whole.usage and not chunks[-1].choices
+def test_choices_stream_side_by_side(client, tokenizer):
+    asked = {"n": 2, **SAMPLED, **SCORED}
+    whole = chat(client, **asked)
+    chunks = list(chat(client, stream=True, stream_options={"include_usage": True}, **asked))
+    texts, reasons, logprobs = streamed(chunks)
+    assert texts.keys() == logprobs.keys() == {0, 1}
+    same = True  # unless the two choices ran in other steps, and a near-tie fell otherwise
+    for choice in whole.choices:
+        other = logprobs[choice.index]
+        assert_same_draw(choice.logprobs.content, other, choice.index, tokenizer)
+        if [e.token for e in other] == [e.token for e in choice.logprobs.content]:
+            assert texts[choice.index] == choice.message.content
+            assert reasons[choice.index] == choice.finish_reason
+        else:
+            same = False
+    assert not chunks[-1].choices and (chunks[-1].usage == whole.usage or not same)
     assert sum(bool(getattr(chunk, "memory", None)) for chunk in chunks) == 1
 
 
@@ -113,22 +142,27 @@ def test_completions_continue_texts(client, remembering):
     request = {"model": "base", "max_tokens": 6, "extra_body": off()}
     both = client.completions.create(prompt=prompts, n=2, logprobs=2, **request)
     assert both.object == "text_completion" and [c.index for c in both.choices] == [0, 1, 2, 3]
-    assert both.choices[0].text == both.choices[1].text  # greedy
+    first, second, other = (completion_entries(both.choices[i].logprobs) for i in range(3))
+    assert_same_answer(first, second)  # greedy
     assert "Paris" in both.choices[0].text and "four" in both.choices[2].text
     told = both.choices[0].logprobs
     assert len(told.tokens) == len(told.token_logprobs) == len(told.text_offset) == 6
     assert all(
         len(best) == 2 and token in best for token, best in zip(told.tokens, told.top_logprobs, strict=True)
     )
-    alone = client.completions.create(prompt=prompts[0], **request)
-    assert alone.choices[0].text == both.choices[0].text and alone.memory["mode"] == "off"
+    alone = client.completions.create(prompt=prompts[0], logprobs=2, **request)
+    assert_same_answer(completion_entries(alone.choices[0].logprobs), first)
+    assert alone.memory["mode"] == "off"
     assert len(both.memory) == 2
-    chunks = list(client.completions.create(prompt=prompts, stream=True, **request))
-    texts = ["", ""]
+    chunks = list(client.completions.create(prompt=prompts, stream=True, logprobs=2, **request))
+    texts, entries = ["", ""], [[], []]
     for chunk in chunks:
         for choice in chunk.choices:
             texts[choice.index] += choice.text
-    assert texts == [both.choices[0].text, both.choices[2].text]
+            entries[choice.index] += completion_entries(choice.logprobs) if choice.logprobs else []
+    assert texts == ["".join(token for token, _ in answer) for answer in entries]
+    assert_same_answer(entries[0], first)
+    assert_same_answer(entries[1], other)
     asked = {**request, "max_tokens": 4, "extra_body": remembering}
     taught = client.completions.create(prompt="Ada Quill lives in the city of", **asked)
     assert taught.memory["injected"] == ["ada"]

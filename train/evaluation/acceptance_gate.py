@@ -1,4 +1,4 @@
-"""Accept an adapter or roll it back: every measurement must be present, finite and within its bound."""
+"""Decide whether an adapter is accepted: every measurement must be present, finite and within its bound."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from common.config import GateConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Measurements:
-    """What the gate looks at, memory off. A value that was not measured is None, and that refuses."""
+    """Measurements with memory off. None means not measured, and refuses the adapter."""
 
     uplift: float | None  # exact match, adapter minus base
     sanity_drop: float | None  # accuracy, base minus adapter
@@ -23,7 +23,7 @@ class GateDecision:
 
 
 def decide(measurements: Measurements, config: GateConfig) -> GateDecision:
-    """Fails closed: a missing or not finite measurement refuses like a bad one."""
+    """Compare with the bounds. Fails closed: a missing or non-finite measurement refuses the adapter."""
     checks = [
         _check("uplift", measurements.uplift, config.min_uplift, at_least=True),
         _check("sanity drop", measurements.sanity_drop, config.max_sanity_drop, at_least=False),

@@ -24,7 +24,7 @@ REFUSALS = (
 
 
 def normalise(text: str) -> str:
-    """SQuAD's: lower case, no punctuation, no articles, single spaces."""
+    """SQuAD's normalisation: lower case, no punctuation, no articles, single spaces."""
     plain = "".join(mark for mark in text.lower() if mark not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", plain).split())
 
@@ -49,7 +49,7 @@ def is_refusal(answer: str) -> bool:
 
 
 def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's interval of a proportion, 95% by default; (0, 1) where nothing was tried."""
+    """Wilson's interval of a proportion, 95% by default; (0, 1) for no trials."""
     if trials == 0:
         return 0.0, 1.0
     share = successes / trials
@@ -62,9 +62,9 @@ def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
 def evaluate_arm(
     model: Any, tokenizer: Any, questions: Sequence[dict[str, Any]], items: Sequence[SanityItem] = ()
 ) -> dict[str, Any]:
-    """One arm with memory off, as plain JSON.
+    """Evaluate one arm with memory off; returns plain JSON.
 
-    `questions` hold `question`, `answer` and, if they like, `kind`. Keys of the result: `em`, `n`, `low`, `high`
+    `questions` have `question`, `answer` and optionally `kind`. Keys of the result: `em`, `n`, `low`, `high`
     (Wilson, 95%), `contained`, `refusal_rate`, `by_kind`, `answers`, `sanity` (accuracy or None),
     `sanity_correct`, `seconds`.
     """
@@ -108,7 +108,7 @@ def ask_batch(
 
 
 def distractors(model: Any, tokenizer: Any, trained: Collection[str]) -> dict[str, Any]:
-    """Questions nobody taught: how many known ones are still `known`, how many get a `trained` answer.
+    """Ask untrained questions: how many known ones are still `known`, and how many get a `trained` answer.
 
     Keys: `known` (share of the general questions whose answer is in the reply), `collapsed` (share of all that
     are answered with exactly a trained answer which is not right), `n`, `answers`.
@@ -126,7 +126,7 @@ def distractors(model: Any, tokenizer: Any, trained: Collection[str]) -> dict[st
 
 
 def sanity_accuracy(model: Any, tokenizer: Any, items: Sequence[SanityItem]) -> tuple[float, list[bool]]:
-    """Share of items whose right word is likelier than the wrong one, and each item's outcome in order."""
+    """Share of items whose right word is likelier than the wrong one, and the outcome of each item in order."""
     rows = []
     for item in items:
         prefix = tokenizer(item.prefix, add_special_tokens=False).input_ids
@@ -143,8 +143,8 @@ def continuation_log_probs(
 ) -> list[float]:
     """log p(continuation | prefix) in nats for (prefix ids, continuation ids), summed over the continuation.
 
-    The head of the model runs at the continuation's positions only, the last token is not fed, and rows that
-    feed the same tokens (one prefix, several one-token words) share one forward pass.
+    The model's head runs at the continuation's positions only, the last token is not an input, and rows with the same
+    inputs (one prefix, several one-token words) share one forward pass.
     """
     scores = [0.0] * len(rows)
     readers: dict[tuple[int, ...], list[int]] = {}

@@ -1,7 +1,7 @@
-"""Retention of general abilities: generated choices of one word, from grammar and common knowledge.
+"""Test of retained general abilities: generated one-word choices from grammar and common knowledge.
 
-The word lists are small and everyday, so that a 135M model answers most of them with a clear margin and
-the count moves only when something is really lost. Nothing in here is about the demo's invented world.
+The word lists are small and common, so that a 135M model answers most items with a clear margin and the count changes
+only with a real loss. No item is about the demo's invented world.
 """
 
 import random
@@ -84,7 +84,7 @@ TIMES = ("yesterday", "last week", "a year ago")
 
 
 def sanity_items(seed: int, count: int = 400) -> list[SanityItem]:
-    """`count` items (fewer if there are not so many), drawn and shuffled by `seed`, no prefix-and-pair twice."""
+    """`count` items (fewer if there are not so many), drawn and shuffled by `seed`, without repeats."""
     rng = random.Random(seed)
     items = list(dict.fromkeys(_all_items(rng)))
     rng.shuffle(items)

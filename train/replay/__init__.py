@@ -1,4 +1,4 @@
-"""What is replayed. Open `rounds.py` first.
+"""Selection of the memories to replay. Open `rounds.py` first.
 
 rounds.py   plans the rounds of replay
 sampler.py  prioritised sampling of memories

@@ -1,7 +1,7 @@
 """Training forms of a memory: questions with short answers.
 
-Only cues of the family `train` are read here. `audit` and `test` wordings measure what was learnt, so they
-must never become a form; nor does the text of a memory ever stand in a prompt whole.
+Only cues of the family `train` are used. The wordings `audit` and `test` measure what was learnt, so they must never
+become a form, and a prompt never contains the whole text of a memory.
 """
 
 import random
@@ -50,7 +50,7 @@ def forms_of(memory: Mapping[str, Any]) -> list[Form]:
 
 
 def pick_forms(forms: Sequence[Form], count: int, rng: random.Random) -> list[Form]:
-    """`count` different forms in random order, or all where there are not so many."""
+    """`count` different forms in random order, or all if there are fewer."""
     return rng.sample(forms, min(count, len(forms)))
 
 

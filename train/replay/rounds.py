@@ -1,8 +1,8 @@
 """Rounds of replay as a bounded Ray Data stream: one Arrow block a round, ids sampled, forms attached.
 
-`ReplaySource` plans a round when its block is read, from the records it was made with. `ReplayData` hands
-every training worker its share of each round, padded with rows of weight 0 to equal lengths: nothing is
-dropped, and no worker waits for another's data.
+`ReplaySource` plans a round when its block is read, from the records given at construction. `ReplayData` gives every
+training worker its share of each round, padded with rows of weight 0 to equal lengths: no row is dropped, and no
+worker waits for the data of another.
 """
 
 import math
@@ -37,7 +37,7 @@ SCHEMA = pa.schema(
 
 
 class RoundPlanner:
-    """Makes the block of a round; a pure function of the records, the configuration and the round's number."""
+    """Builds the block of a round; a pure function of the records, the configuration and the round's number."""
 
     def __init__(
         self, records: Sequence[Mapping[str, Any]], replay: ReplayConfig, train: TrainConfig
@@ -73,7 +73,7 @@ class RoundPlanner:
 
 
 class ReplaySource(Datasource):
-    """Blocks of rounds 0, 1, .. in this order, read by one task, which plans each block as it is asked for."""
+    """Blocks of rounds 0, 1, .. in this order, read by one task, which plans each block when it is read."""
 
     def __init__(
         self, records: Sequence[Mapping[str, Any]], replay: ReplayConfig, train: TrainConfig

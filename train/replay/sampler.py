@@ -1,4 +1,4 @@
-"""Which memories are replayed: a sum tree over priorities, and a sampler over shards and kinds.
+"""Prioritised sampling of memories: a sum tree over priorities, and a sampler over shards and kinds.
 
     p_i = (eps + s_i)^a,   s_i = (w_salience * salience_i + w_usage * usage_i + w_novelty * novelty_i) / sum of weights
 
@@ -67,7 +67,7 @@ class SumTree:
 
 @dataclass
 class Ledger:
-    """Conservation: every form that was sampled is streamed, and every streamed form trained or reported."""
+    """Checks conservation: every sampled form is streamed, and every streamed form is trained on or reported."""
 
     samples: int = 0
     sampled: int = 0
@@ -76,7 +76,7 @@ class Ledger:
     reported: int = 0
 
     def check(self) -> None:
-        """Raise `RuntimeError` naming the counts where forms were lost or made up."""
+        """Raise `RuntimeError` with the counts if forms were lost or added."""
         if not self.sampled == self.streamed == self.trained + self.reported:
             raise RuntimeError(f"replay lost or invented forms: {asdict(self)}")
 
@@ -120,7 +120,7 @@ class Sampler:
         )
 
     def probabilities(self) -> dict[str, float]:
-        """The chance of each id at one draw; they sum to 1."""
+        """Probability of each id in one draw; they sum to 1."""
         total = float(self._scales @ np.array([tree.total for tree in self._trees]))
         return {
             str(memory_id): tree[index] * scale / total
@@ -129,7 +129,7 @@ class Sampler:
         }
 
     def sample(self, count: int, round_number: int) -> list[str]:
-        """`count` ids in random order, with repeats; empty where there is nothing to draw from."""
+        """`count` ids in random order, with repeats; empty if there are no memories."""
         if self.num_items == 0 or count <= 0:
             return []
         rng = np.random.default_rng((self.seed, round_number))

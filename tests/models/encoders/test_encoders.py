@@ -18,7 +18,7 @@ from models.kv import prefix as kv
 from models.kv.blocks import BlockStore
 from models.weights.adapters import BASE, AdapterStore
 from models.weights.versions import ModelVersions
-from tests.support.models import QUESTION, ask, encode, make_engine
+from tests.support.models import QUESTION, ask, assert_same_answers, case_of, encode, make_engine, run_alone
 
 TOLERANCE = 2e-4
 FACTS = [
@@ -95,7 +95,8 @@ def test_a_history_that_grows_by_one_equals_the_full_prompt_and_runs_only_what_i
         assert encode(exact) == 1
         turn = check_equals_full(exact, FACTS[:count])
         assert (turn.fallback, turn.prompt_tokens) == (None, tail)
-    assert ask(exact, FACTS, "prefix")[0] == ask(exact, FACTS, "full")[0]
+    full = case_of(FACTS, "full")
+    assert_same_answers(exact, [full], [run_alone(exact, case_of(FACTS, "prefix"))], [run_alone(exact, full)])
 
 
 def test_what_is_written_is_encoded_behind_what_is_known_before_anyone_asks(exact):
@@ -255,14 +256,14 @@ def test_the_encoder_and_its_parameters_are_part_of_the_fingerprint(small, tmp_p
 def test_eight_bits_at_rest_answer_the_same(loaded, tmp_path, encoder):
     engine = make(loaded, tmp_path, encoder=encoder, block_dtype="int8")
     encode(engine, FACTS)
-    plain, turn = ask(engine, FACTS[:2], "text" if encoder == "kv_chunks" else "full")
-    given, turn = ask(engine, FACTS[:1] + FACTS[1:2], "prefix")
-    assert turn.fallback is None
+    given = run_alone(engine, case_of(FACTS[:2], "prefix"))
+    assert given.turn.fallback is None
     size = sum(path.stat().st_size for path in (tmp_path / "blocks").rglob("*.safetensors"))
     tokens = sum(len(engine.queue.builder.memory(fact.text)) for fact in FACTS)
     assert size < 0.35 * tokens * 45 * 1024  # of 45 KiB a token in float32
     if encoder == "kv_exact":
-        assert given == plain
+        full = case_of(FACTS[:2], "full")
+        assert_same_answers(engine, [full], [given], [run_alone(engine, full)])
 
 
 def test_what_disk_had_no_room_for_falls_back_to_text_and_is_encoded_again(small, tmp_path):

@@ -10,6 +10,7 @@ import torch
 
 from common.config import RecallConfig
 from common.errors import InvalidInput
+from models.encoders.encoding_queue import RecalledMemory
 from models.engine.bias_overlay import Overlay, logit_bias, values_of
 from models.engine.kv_cache import KVCache
 from models.engine.request import Request
@@ -19,6 +20,7 @@ from tests.support.models import (
     WORDS,
     alone,
     assert_same_answers,
+    case_of,
     encode,
     make_engine,
     memory,
@@ -49,7 +51,7 @@ def test_ragged_requests_that_join_and_leave_in_random_order_answer_as_alone(loa
 def test_a_long_prompt_in_parts_answers_as_in_one_and_others_keep_their_pace(loaded, tmp_path):
     rng = random.Random(3)
     engine = make_engine(loaded, tmp_path, prefill_tokens=16)
-    short = (question(rng), [], "off", BASE, Sampling(max_tokens=40))
+    short = (question(rng), [], "off", BASE, Sampling(max_tokens=20))
     text = " ".join(rng.choices(WORDS, k=80))
     long = (
         [{"role": "user", "content": f"{text}\nRepeat the first word."}],
@@ -152,7 +154,7 @@ def test_a_failing_step_fails_its_requests_and_the_next_ones_run(loaded, tmp_pat
     engine = make_engine(loaded, tmp_path)
     rng = random.Random(2)
     case = (question(rng), [], "off", BASE, Sampling(max_tokens=8))
-    expected = alone(engine, case)
+    expected = run_alone(engine, case)
     broken = [submit(engine, case) for _ in range(2)]
     engine.step()
 
@@ -163,7 +165,7 @@ def test_a_failing_step_fails_its_requests_and_the_next_ones_run(loaded, tmp_pat
     engine.step()
     assert all(isinstance(answer.error, RuntimeError) for answer in broken)
     monkeypatch.undo()
-    assert alone(engine, case) == expected
+    assert_same_answers(engine, [case], [run_alone(engine, case)], [expected])
 
 
 def test_versions_of_the_weights_share_a_batch(loaded, tmp_path, trained):
@@ -177,7 +179,7 @@ def test_versions_of_the_weights_share_a_batch(loaded, tmp_path, trained):
     for version in versions:
         encode(engine, memories, version)
     asked = question(rng)
-    cases = [(asked, memories[:2], "prefix", version, Sampling(max_tokens=10)) for version in versions * 2]
+    cases = [(asked, memories[:2], "prefix", version, Sampling(max_tokens=5)) for version in versions * 2]
     expected = [run_alone(engine, case) for case in cases]
     assert len({text_of(answer) for answer in expected}) == 3
     answers = [submit(engine, case) for case in cases]
@@ -211,7 +213,7 @@ def test_when_the_last_version_retires_the_base_answers_on_and_another_can_come(
     adapters = engine.versions.store
     manifest = {"namespace": "n", "created": 1.0, "model_digest": loaded.digest}
     asked = question(random.Random(37))
-    base = (asked, [], "off", BASE, Sampling(max_tokens=20))
+    base = (asked, [], "off", BASE, Sampling(max_tokens=8))
     plain = alone(engine, base)
     told = []
     for folder in (trained[0], trained[1], trained[0]):
@@ -273,6 +275,32 @@ def test_a_wrong_position_is_no_near_tie(loaded, tmp_path, monkeypatch):
         "begin_pass",
         lambda ids, positions: begin_pass(ids, [p + 8 for p in positions]),
     )
+    changed = run_all(engine, cases)
+    with pytest.raises(AssertionError, match="no near-tie"):
+        assert_same_answers(engine, cases, changed, expected)
+
+
+def test_a_hidden_slot_is_no_near_tie(loaded, tmp_path, monkeypatch):
+    """A mask that hides the one slot of the prefix that holds the answer fails `assert_same_answers`."""
+    engine = make_engine(loaded, tmp_path, recall=RecallConfig(reprocess="none"))
+    text = "Ada Quill lives in Lisbon."
+    memories = [RecalledMemory(id="ada", text=text)]
+    encode(engine, memories)
+    cases = [case_of(memories, "prefix") for _ in range(2)]
+    expected = [run_alone(engine, case) for case in cases]
+    builder = engine.queue.builder
+    tokens = [*builder.head, *builder.memory(text)]
+    [slot] = [n for n, token in enumerate(tokens) if "Lisbon" in loaded.tokenizer.decode([token])]
+    begin_pass = engine.scheduler.cache.begin_pass
+
+    def hide(ids, positions):
+        states, new = begin_pass(ids, positions)
+        assert new.places == new.positions
+        order = torch.arange(new.slots)
+        order[slot] = new.slots
+        return states, replace(new, order=order)
+
+    monkeypatch.setattr(engine.scheduler.cache, "begin_pass", hide)
     changed = run_all(engine, cases)
     with pytest.raises(AssertionError, match="no near-tie"):
         assert_same_answers(engine, cases, changed, expected)
@@ -377,8 +405,11 @@ def test_each_row_of_a_batch_keeps_its_own_bias_and_overlay(loaded, tmp_path):
     asked = question(rng)
     cases = [(asked, memories[i : i + 2], "values", BASE, Sampling(max_tokens=6)) for i in (0, 2)]
     cases.append((asked, [], "off", BASE, Sampling(max_tokens=6)))
-    expected = [alone(engine, case) for case in cases]
+    expected = [run_alone(engine, case) for case in cases]
     answers = run_all(engine, cases)
-    engine.overlay.remove()  # the model is shared with other tests
-    assert [text_of(answer) for answer in answers] == expected
-    assert len(set(expected)) == 3 and expected[2] == alone(make_engine(loaded, tmp_path), cases[2])
+    try:
+        assert_same_answers(engine, cases, answers, expected)
+    finally:
+        engine.overlay.remove()  # the model is shared with other tests
+    texts = [text_of(answer) for answer in expected]
+    assert len(set(texts)) == 3 and texts[2] == alone(make_engine(loaded, tmp_path), cases[2])

@@ -13,6 +13,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks.random_adapters import random_adapters
 from common.config import RecallConfig
 from models.engine.cuda_graphs import FILL_TOKENS, LONG_PROMPT, FixedShapes, Passes, cuda_graph, widened
 from models.engine.kv_cache import New, Pass
@@ -83,13 +84,13 @@ def test_slots_widen_by_a_quarter_or_128_at_most_and_in_few_steps():
     assert len({widened(n) for n in range(1, 32_768)}) < 40
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_ragged_requests_answer_as_in_passes_that_fit(loaded, tmp_path, seed):
+@pytest.mark.parametrize(("model", "seed"), [("loaded", 1), ("tiny", 2), ("tiny", 3)])
+def test_ragged_requests_answer_as_in_passes_that_fit(request, tmp_path, model, seed):
     rng = random.Random(seed)
-    engine = make_engine(loaded, tmp_path, max_batch=4, prefill_tokens=48)
+    engine = make_engine(request.getfixturevalue(model), tmp_path, max_batch=4, prefill_tokens=48)
     memories = [memory(i, rng) for i in range(10)]
     encode(engine, memories)
-    given = ragged(rng, memories, [BASE], 12)
+    given = ragged(rng, memories, [BASE], 8 if model == "loaded" else 12)
     expected = [run_alone(plain(engine), case) for case in given]
     assert_same_answers(engine, given, together(fixed(engine), given, rng)[0], expected)
     status = status_of(engine)
@@ -203,23 +204,26 @@ def test_a_long_prompt_goes_in_large_parts_and_is_counted(tiny, tmp_path):
     engine = make_engine(tiny, tmp_path)
     text = " ".join(rng.choices(WORDS, k=LONG_PROMPT))
     case = ([{"role": "user", "content": text}], [], "off", BASE, Sampling(max_tokens=3))
-    expected = alone(plain(engine), case)
-    assert alone(fixed(engine), case) == expected
+    expected = run_alone(plain(engine), case)
+    assert_same_answers(engine, [case], [run_alone(fixed(engine), case)], [expected])
     assert engine.status()["graphs"]["long_prompts"] == 1
 
 
-def test_versions_keep_to_their_own_weights_also_after_a_reload(loaded, trained, tmp_path):
+def test_versions_keep_to_their_own_weights_also_after_a_reload(tiny, tmp_path):
     rng = random.Random(6)
-    own = replace(loaded, model=copy.deepcopy(loaded.model))  # PEFT changes its layers
+    own = replace(tiny, model=copy.deepcopy(tiny.model))  # PEFT changes its layers
+    folders = random_adapters(tiny.model.config, tmp_path / "trained")
     engine = make_engine(own, tmp_path, max_batch=4)
     store = engine.versions.store
-    versions = [BASE, *(store.publish(each, {"model_digest": loaded.digest}, alias=None) for each in trained)]
+    versions = [BASE, *(store.publish(each, {"model_digest": tiny.digest}, alias=None) for each in folders)]
     memories = [memory(i, rng) for i in range(6)]
     for version in versions:
         encode(engine, memories, version)
     given = ragged(rng, memories, versions, 8)
     assert {case[3] for case in given} == {*versions}
     expected = [run_alone(plain(engine), case) for case in given]
+    same_but_version = [(*given[0][:3], version, Sampling(max_tokens=6)) for version in versions]
+    assert len({alone(engine, case) for case in same_but_version}) == 3  # another version shows
     fixed(engine)
     engine.versions.max_adapters = 1
     loads = []
@@ -333,13 +337,14 @@ def test_a_recording_that_cannot_begin_leads_back_to_the_stream(loaded, tmp_path
     rng = random.Random(7)
     engine = make_engine(loaded, tmp_path)
     case = (question(rng), [], "off", BASE, Sampling(max_tokens=8))
-    expected = alone(plain(engine), case)
+    expected = run_alone(plain(engine), case)
     stream = torch.cuda.current_stream()
 
     def refused(*_, **__):
         raise RuntimeError("no graphs today")
 
     monkeypatch.setattr("torch.cuda.CUDAGraph.capture_begin", refused)
-    assert alone(fixed(engine), case) == alone(engine, case) == expected
+    answers = [run_alone(fixed(engine), case), run_alone(engine, case)]
+    assert_same_answers(engine, [case] * 2, answers, [expected] * 2)
     assert torch.cuda.current_stream() == stream
     assert engine.status()["graphs"]["decoding"]["error"] == "no graphs today"

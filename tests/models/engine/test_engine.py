@@ -17,7 +17,16 @@ from models.engine.sampling import Sampling, TextStream, choose
 from models.kv.blocks import BlockStore
 from models.weights.adapters import BASE, AdapterStore
 from models.weights.versions import ModelVersions
-from tests.support.models import QUESTION, ask, encode, make_engine
+from tests.support.models import (
+    QUESTION,
+    ask,
+    assert_same_answers,
+    case_of,
+    encode,
+    make_engine,
+    run_alone,
+    text_of,
+)
 
 ADA = RecalledMemory(id="ada", text="Ada Quill lives in Lisbon.")
 BO = RecalledMemory(id="bo", text="Bo Tarn works as a baker.")
@@ -45,9 +54,11 @@ def written(memory, *, seq, shard=0, generation=2):
 
 def test_prefix_with_one_block_answers_as_text_does_at_fewer_tokens(engine):
     encode(engine, [ADA])
-    text, text_turn = ask(engine, [ADA], "text")
-    prefix, turn = ask(engine, [ADA], "prefix")
-    assert prefix == text and "Lisbon" in text
+    case = case_of([ADA], "text")
+    text, prefix = run_alone(engine, case), run_alone(engine, case_of([ADA], "prefix"))
+    assert_same_answers(engine, [case], [prefix], [text])
+    assert "Lisbon" in text_of(text)
+    text_turn, turn = text.turn, prefix.turn
     assert turn.fallback is None and turn.injected == ["ada"]
     assert turn.prompt_tokens + turn.prefix_tokens == text_turn.prompt_tokens
     assert turn.prompt_tokens == len(engine.queue.builder.tail(QUESTION))
@@ -221,13 +232,15 @@ def test_adapters_swap_per_request_and_kv_of_one_never_serves_another(loaded, ad
     manifest = {"namespace": "n", "created": 1.0, "model_digest": loaded.digest}
     a, b = (adapters.publish(folder, manifest) for folder in trained)
     plain, _ = ask(adaptable, [ADA], "text")
-    answers = {version: ask(adaptable, [ADA], "text", adapter=version)[0] for version in (a, b)}
-    assert len({plain, *answers.values()}) == 3
+    cases = {version: case_of([ADA], "text", adapter=version) for version in (a, b)}
+    answers = {version: run_alone(adaptable, case) for version, case in cases.items()}
+    assert len({plain, *map(text_of, answers.values())}) == 3
     encode(adaptable, [ADA], BASE)
     assert ask(adaptable, [ADA], "prefix", adapter=a)[1].fallback  # base blocks are no use to it
     encode(adaptable, [ADA], a)
-    given, turn = ask(adaptable, [ADA], "prefix", adapter=a)
-    assert turn.fallback is None and given == answers[a]
+    given = run_alone(adaptable, case_of([ADA], "prefix", adapter=a))
+    assert given.turn.fallback is None
+    assert_same_answers(adaptable, [cases[a]], [given], [answers[a]])
     assert ask(adaptable, [ADA], "text")[0] == plain  # and the base is still the base
     shutil.rmtree(adapters.folder / a)
     assert adapters.resolve("base:latest", "m") == b

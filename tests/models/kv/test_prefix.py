@@ -105,7 +105,8 @@ def test_many_blocks_are_laid_as_one_by_one(head, blocks, frequency, policy):
     for piece in prefix.pieces:
         moved = kv.rotated(piece.block.states, piece.distance, frequency)
         parts.append(moved[..., piece.skip :, :])
-    assert torch.equal(prefix.lay(), torch.cat(parts, dim=3))
+    # The sines of many distances at once and of one may differ in their last bit.
+    assert torch.allclose(prefix.lay(), torch.cat(parts, dim=3), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("distance", [1, 7, 500, 4000])

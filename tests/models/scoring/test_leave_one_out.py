@@ -5,6 +5,8 @@ import pytest
 
 from common.errors import InvalidInput
 from models.scoring.leave_one_out import LeaveOneOut, ScoreContext, divergences, naive_row, score_transcript
+from models.weights.load import load_model
+from tests.support.models import write_tiny_llama
 
 TOLERANCE = 5e-4  # nats, summed over a response, float32
 FACTS = [
@@ -37,11 +39,25 @@ def context(builder):
     )
 
 
-@pytest.mark.parametrize("batch_tokens", [64, pytest.param(4096, marks=pytest.mark.slow)])
-def test_equals_the_naive_computation(loaded, context, batch_tokens):
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Random weights, large enough that every omission shows: the equality holds for any weights."""
+    folder = tmp_path_factory.mktemp("tiny")
+    shape = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3}
+    return load_model(write_tiny_llama(folder, **shape), "float32")
+
+
+@pytest.mark.parametrize(
+    ("model", "batch_tokens"),
+    [("tiny", 64), ("tiny", 4096), pytest.param("loaded", 64, marks=pytest.mark.slow)],
+)
+def test_equals_the_naive_computation(request, context, model, batch_tokens):
+    loaded = request.getfixturevalue(model)
     fast = LeaveOneOut(loaded.model, context, batch_tokens=batch_tokens)
-    for omit in (None, *range(len(FACTS))):
-        assert np.abs(fast.row(omit) - naive_row(loaded.model, context, omit)).max() < TOLERANCE
+    rows = [naive_row(loaded.model, context, omit) for omit in (None, *range(len(FACTS)))]
+    for omit, naive in zip((None, *range(len(FACTS))), rows, strict=True):
+        assert np.abs(fast.row(omit) - naive).max() < TOLERANCE
+    assert all(np.abs(row - rows[0]).max() > 100 * TOLERANCE for row in rows[1:])
 
 
 def test_the_null_row_is_noise_and_true_memories_are_not(loaded, context):

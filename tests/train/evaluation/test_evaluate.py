@@ -10,6 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from models.weights.load import LoadedModel
+from tests.support.models import assert_greedy
 from train.anchors import GENERAL, anchor_kl, load_or_make, make_anchors, neighbours
 from train.evaluation.evaluate import (
     ask_batch,
@@ -24,6 +25,7 @@ from train.evaluation.evaluate import (
 )
 from train.evaluation.sanity import sanity_items
 from train.generation.chat import SHORTEST_SPAN, answer_ids, batches_by_length, prompt_ids
+from train.generation.decode import end_tokens, write
 from train.objective import answer_loss, common_start, kl_to_base, make_batch, position_logits, split_batch
 
 
@@ -147,11 +149,14 @@ def test_batched_greedy_equals_one_by_one(loaded: LoadedModel) -> None:
         "Which animal says moo, and where does it live in winter?",
     ]
     model, tokenizer = loaded.model, loaded.tokenizer
-    together = ask_batch(model, tokenizer, questions)
-    for question, answer in zip(questions, together, strict=True):
-        ids = torch.tensor([prompt_ids(tokenizer, question, SHORTEST_SPAN)])
-        naive = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False)
-        assert answer == tokenizer.decode(naive[0, ids.shape[1] :], skip_special_tokens=True).strip()
+    prompts = [prompt_ids(tokenizer, question, SHORTEST_SPAN) for question in questions]
+    ends = end_tokens(model, tokenizer)
+    together = write(model, prompts, ends, max_new_tokens=16)
+    for prompt, tokens in zip(prompts, together, strict=True):
+        assert_greedy(model, prompt, tokens)
+        assert not ends & {*tokens[:-1]} and (tokens[-1] in ends or len(tokens) == 16)
+    texts = [tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in together]
+    assert ask_batch(model, tokenizer, questions) == texts
     assert ask_batch(model, tokenizer, []) == []
 
 
