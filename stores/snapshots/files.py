@@ -34,7 +34,7 @@ from stores.snapshots.manifest import (
     FORMAT,
     SCHEMA_VERSION,
     check_files,
-    fingerprint,
+    file_digest,
     read_manifest,
     refused,
     write_manifest,
@@ -136,7 +136,7 @@ def write(
             },
             "sealed": encryptor is not None,
             "parts": parts,
-            "files": {name: fingerprint(folder / name) for name in (MEMORIES, VECTORS, PARTS)},
+            "files": {name: file_digest(folder / name) for name in (MEMORIES, VECTORS, PARTS)},
         }
         write_manifest(folder, manifest)
         sync_folder(folder)

@@ -17,7 +17,7 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 
 
-def fingerprint(path: Path) -> Json:
+def file_digest(path: Path) -> Json:
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "digest": _digest(file)}
 
@@ -58,7 +58,7 @@ def check_files(folder: Path, manifest: Mapping[str, Any], names: Iterable[str])
 
     def matches(name: str) -> bool:
         try:
-            return fingerprint(folder / name) == manifest["files"][name]
+            return file_digest(folder / name) == manifest["files"][name]
         except OSError:
             return False
 
