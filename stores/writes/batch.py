@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from common.errors import InvalidInput
 from stores.index.vectors import Vectors, check_vectors
 from stores.memory.memory import Memory
 
@@ -18,12 +19,12 @@ class MemoryBatch:
 
     @classmethod
     def of(cls, items: Iterable[tuple[Memory, Vectors]]) -> "MemoryBatch":
-        """From pairs of a memory and its vector `[dim]`. Vectors of unequal shapes are refused when the
-        batch reaches a shard."""
+        """From pairs of a memory and its vector `[dim]`. Raises `InvalidInput` where vectors differ in shape."""
         pairs = [*items]
-        vectors = [vector for _, vector in pairs]
-        even = len({np.shape(vector) for vector in vectors}) == 1
-        return cls([memory for memory, _ in pairs], np.stack(vectors) if even else vectors)  # type: ignore[arg-type]
+        if len({np.shape(vector) for _, vector in pairs}) > 1:
+            raise InvalidInput("vector: every one must have the same shape", param="vector")
+        vectors = np.stack([vector for _, vector in pairs]) if pairs else np.empty((0, 0), np.float32)
+        return cls([memory for memory, _ in pairs], vectors)
 
     def __len__(self) -> int:
         return len(self.memories)
