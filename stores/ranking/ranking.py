@@ -118,7 +118,7 @@ def full(
     kept = np.flatnonzero(fused > 0.0)
     hits, cosines, fused = [hits[i] for i in kept], cosines[kept], fused[kept]
     stage("fuse", fused)
-    gated, strange = gate(query, [hit["memory"] for hit in hits], cosines, fused)
+    gated, strange = overlap_gate(query, [hit["memory"] for hit in hits], cosines, fused)
     stage("gate", gated - strange)
     weights = concert_now([hit["memory"] for hit in hits], cosines, now, concert)
     final = gated * (1.0 + CONCERT * weights) - strange
@@ -176,7 +176,7 @@ def fuse(channels: Sequence[np.ndarray], depth: int) -> np.ndarray:
     return total * (FUSE + 1.0) / max(1, len(present))
 
 
-def gate(
+def overlap_gate(
     query: str | None, memories: Sequence[Json], cosines: np.ndarray, fused: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores `[n]` after the strict-overlap gate, and which candidates are ranked last, `[n]` of 0 and 1. A query
