@@ -11,6 +11,19 @@ os.environ.setdefault(
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+# Tests with a Ray cluster share one worker of `pytest -n`, in order, and so one cluster; they wait a lot, while the
+# other worker computes.
+CLUSTER = ("actors", "benchmarks", "jobs", "serve", "system", "train")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        room = item.path.relative_to(config.rootpath / "tests").parts[0]
+        item.add_marker(pytest.mark.xdist_group("cluster" if room in CLUSTER else "alone"))
+
+
 @pytest.fixture(scope="session")
 def loaded():
     """SmolLM2-135M-Instruct in float32."""

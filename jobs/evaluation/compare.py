@@ -17,7 +17,7 @@ def examine(
         dtype=config.model.dtype,
         adapter=None if adapter is None else str(adapter),
         questions=questions,
-        sanity=True,
+        sanity=config.gate.sanity_items,
         seed=config.train.seed,
     )
     return evaluate_closed_book.evaluate(request, out, arm)

@@ -22,13 +22,14 @@ HIDDEN = ("ray", "stores", "actors", "serve")  # where memories could come from
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-    """`questions`: `{question, answer, family, memory}` each; `adapter`: a PEFT folder, or None for the base."""
+    """`questions`: `{question, answer, family, memory}` each; `adapter`: a PEFT folder, or None for the base; `sanity`:
+    how many sanity items (0: none)."""
 
     model: str
     dtype: str
     adapter: str | None
     questions: list[dict[str, Any]]
-    sanity: bool
+    sanity: int
     seed: int
 
 
@@ -67,7 +68,7 @@ def answer(request: Request) -> dict[str, Any]:
         "pid": os.getpid(),
     }
     if request.sanity:
-        items = sanity_items(request.seed)
+        items = sanity_items(request.seed, request.sanity)
         accuracy, correct = sanity_accuracy(model, loaded.tokenizer, items)
         result["sanity"] = {"accuracy": accuracy, "n": len(items), "correct": correct}
     return result

@@ -16,7 +16,7 @@ from jobs.commands.teach import teach_files
 from jobs.instance.submit import submit
 
 # Small in data, not in kind: two memories, one round, every stage.
-TINY = ["train.rounds=1", "train.anchors=8", "train.anchor_batch=4"]
+TINY = ["train.rounds=1", "train.anchors=8", "train.anchor_batch=4", "gate.sanity_items=40"]
 
 
 def memory(name, city):
