@@ -326,7 +326,9 @@ class TrainConfig(Section):
 class GateConfig(Section):
     min_uplift: float = Field(0.2, description="exact match, adapter minus base, memory off")
     max_sanity_drop: float = Field(0.01, ge=0.0)
-    sanity_items: int = Field(400, ge=20, le=400, description="of the sanity test; fewer are faster and coarser")
+    sanity_items: int = Field(
+        400, ge=20, le=400, description="of the sanity test; fewer are faster and coarser"
+    )
     max_refusal_rate: float = Field(0.5, ge=0.0, le=1.0)
     max_anchor_kl: float = Field(0.5, gt=0.0, description="nats a token, on held-out anchors")
 

@@ -106,7 +106,7 @@ def _added(receipt: Json, turned: Json) -> Json:
 
 
 def merged(receipts: Sequence[Json]) -> Json:
-    """The receipts of several shards as one: lists joined, numbers added, booleans joined by and."""
+    """The receipts of several shards as one: lists and objects joined, numbers added, booleans joined by and."""
     found: Json = {}
     for name, first in receipts[0].items():
         values = [receipt[name] for receipt in receipts if receipt[name] is not None]
@@ -114,6 +114,8 @@ def merged(receipts: Sequence[Json]) -> Json:
             found[name] = first
         elif isinstance(values[0], bool):
             found[name] = all(values)
+        elif isinstance(values[0], dict):
+            found[name] = {key: each for value in values for key, each in value.items()}
         elif isinstance(values[0], list):
             found[name] = [each for value in values for each in value]
         else:

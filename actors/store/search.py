@@ -8,6 +8,7 @@ from actors.store.router import Router
 from common.types import Json, Page
 from stores.index.vectors import Vectors
 from stores.ranking import ranking
+from stores.view.graph_views import Period
 
 
 class StoreSearch:
@@ -15,7 +16,7 @@ class StoreSearch:
         self._router = router
 
     async def find(self, namespace: str, vector: Vectors, k: int, **options: Any) -> Page:
-        """The best `k` over all shards; options as `Search.find`: query, retrieval, kinds, where, now, offset."""
+        """The best `k` over all shards; options as `Search.find`."""
         results, _ = await self.find_traced(namespace, vector, k, **options)
         return results
 
@@ -29,6 +30,7 @@ class StoreSearch:
         retrieval: str = "full",
         kinds: Iterable[str] | None = None,
         where: Mapping[str, Any] | None = None,
+        period: Period | None = None,
         now: float | None = None,
         offset: int | None = None,
         rerank: ranking.Rerank | None = None,
@@ -43,10 +45,12 @@ class StoreSearch:
             retrieval=retrieval,
             kinds=None if kinds is None else [*kinds],
             where=where,
+            period=period,
         )
         hits = [hit for reply in found for hit in reply["hits"]]
+        words = ranking.words_of(found)
         results, stages = await asyncio.to_thread(
-            ranking.ranked, retrieval, query, hits, k, now=now, offset=offset, rerank=rerank
+            ranking.ranked, retrieval, query, hits, k, now=now, offset=offset, rerank=rerank, words=words
         )
         return results, [*ranking.channel_stages(hits, [reply["ms"] for reply in found]), *stages]
 
@@ -58,9 +62,12 @@ class StoreSearch:
         *,
         kinds: Sequence[str] | None = None,
         where: Mapping[str, Any] | None = None,
+        period: Period | None = None,
     ) -> Page:
         """See `Search.complete`: the best of the shards' completions, then the others by cosine."""
-        found = await self._router.on_each(namespace, "search.complete", vector, k, kinds=kinds, where=where)
+        found = await self._router.on_each(
+            namespace, "search.complete", vector, k, kinds=kinds, where=where, period=period
+        )
         hits = [hit for page in found for hit in page]
         first = max(hits, key=lambda hit: hit["scores"]["completed"], default=None)
         hits.sort(key=lambda hit: (hit is not first, -hit["score"], hit["memory"]["id"]))

@@ -255,6 +255,21 @@ class FactGraph:
             "provenance": [{"id": t.id, "confidence": t.confidence, **t.source} for t in fact.assertions],
         }
 
+    def near(self, memory: Json) -> set[str]:
+        """Ids of the facts on which the decision about a relational memory depends: the same triple, and the rivals of
+        its functional relation."""
+        triple = self._read(memory, seq=_AFTER_ALL).triple
+        found = {fact.id for fact in self._matches(triple)}
+        for subject, relation, _ in self._functional_readings(triple):
+            found |= {fact.id for *_, fact in self._timeline(subject, relation)}
+        return found
+
+    def validity(self, id: str) -> tuple[float, float] | None:
+        """Start and end (seconds; infinite while it holds) of the fact `id`, ends by rivals counted; None if there is
+        no such fact."""
+        fact = self._facts.get(id)
+        return None if fact is None else (fact.start, self.end(fact))
+
     def holds(self, fact: Fact, at: float) -> bool:
         return fact.start <= at < self.end(fact)
 

@@ -1,72 +1,102 @@
-"""BM25 over the texts of one namespace, by tantivy in memory, rebuilt from the log.
+"""Lexical candidates and the statistics of BM25 for the texts of one namespace, rebuilt from the log.
 
-Each namespace has an index of its own, so no tenant's words count in another's statistics. Writes are buffered and
-enter the index before the next search (`flush`), or in the background once `BUFFER` of them wait: a search sees every
-write before it (a flush takes tens of milliseconds for `BUFFER` writes, 5 for one). Adding and removing never wait
-for a flush or for tantivy's merges. The writer, with its thread and heap, exists only during those.
+Each namespace has an index of its own, so no tenant's words count in another's statistics. Tantivy finds candidates, in
+memory; its own scores only choose them, since they also count removed texts and know one shard only. `bm25` scores
+candidates by the statistics of the whole namespace: those of its shards, added.
 
-Statistics still count the words of removed texts until tantivy merges them away; no search finds those.
+Writes are buffered and enter the index before the next search (`flush`), or in the background once `BUFFER` of them
+wait: a search sees every write before it (a flush takes tens of milliseconds for `BUFFER` writes, 5 for one). Adding
+and removing never wait for a flush or for tantivy's merges. The writer, with its thread and heap, exists only during
+those.
 """
 
+import math
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import tantivy
 
-from stores.memory.memory import KIND_FIELDS
+from stores.index.terms import LONG, PART, PARTED, SHORTEST_PART, is_part, parts, stored_terms, terms, text_of
 
 BUFFER = 1000  # buffered writes at which a flush begins by itself
 HEAP_BYTES = 15_000_000  # of the writer; tantivy's minimum
 MAX_SET = 4096  # chosen rows that become part of the query; of more, the hits are filtered
 MAX_TERMS = 128  # of one query: a text of 16 KB is not a question
-STOP_WORDS = frozenset(
-    """a about an and any are as at be been being but by can could did do does doing for from had has have
-    having he her hers him his how i if in into is it its just may me might more most my no nor not of on or
-    our ours out s she should so some such t than that the their theirs them then there these they this those
-    to too us was we were what when where which while who whom whose why will with would you your yours d ll m
-    re ve""".split()
-)
+K1, B = 1.2, 0.75
 
 
-def _analyzer() -> tantivy.TextAnalyzer:
-    steps = (
-        tantivy.Filter.remove_long(64),
-        tantivy.Filter.lowercase(),
-        tantivy.Filter.ascii_fold(),
-        tantivy.Filter.custom_stopword(sorted(STOP_WORDS)),
-        tantivy.Filter.stemmer("english"),
-    )
-    builder = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.simple())
-    for step in steps:
-        builder = builder.filter(step)
-    return builder.build()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WordStatistics:
+    """Of the texts of a namespace, for the words of a query: how many `texts` there are, their `length` in words
+    together, and in how many of them each word occurs (`found`)."""
+
+    texts: int = 0
+    length: int = 0
+    found: Mapping[str, int]
+
+    @staticmethod
+    def of_all(shards: Iterable["WordStatistics"]) -> "WordStatistics":
+        each = [*shards]
+        found: Counter[str] = Counter()
+        for one in each:
+            found.update(one.found)
+        return WordStatistics(
+            texts=sum(one.texts for one in each), length=sum(one.length for one in each), found=found
+        )
+
+
+def query_words(query: str) -> list[str]:
+    """The different words of a query, the first `MAX_TERMS` of them."""
+    return [*dict.fromkeys(terms(query))][:MAX_TERMS]
+
+
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """What a text has of a query's words: how often each (as a part of a longer word it counts `PART`), and how many
+    words the text has in all."""
+
+    counts: Mapping[str, float]
+    length: int
+
+
+def matched(words: Collection[str], text: str) -> Matched:
+    """What a stored text has of these words."""
+    has = stored_terms(text)
+    counts: dict[str, float] = {}
+    for word in has:
+        if word in words:
+            counts[word] = counts.get(word, 0.0) + 1.0
+    for word in has:
+        if len(word) >= LONG and word not in counts:
+            for asked in words:
+                if is_part(asked, word):
+                    counts[asked] = counts.get(asked, 0.0) + PART
+    return Matched(counts, len(has))
+
+
+def bm25(text: Matched, known: WordStatistics) -> float:
+    """The BM25 score of a text (Robertson and Zaragoza 2009, with Lucene's idf); 0 if it has none of the words."""
+    norm = K1 * (1.0 - B + B * text.length * known.texts / max(1, known.length))
+    score = 0.0
+    for word, count in sorted(text.counts.items()):
+        having = min(known.texts, known.found.get(word, 0))
+        idf = math.log1p((known.texts - having + 0.5) / (having + 0.5))
+        score += idf * count * (K1 + 1.0) / (count + norm)
+    return score
 
 
 def _schema() -> tantivy.Schema:
     builder = tantivy.SchemaBuilder()
     builder.add_unsigned_field("row", indexed=True, fast=True)
-    builder.add_text_field("words", tokenizer_name="words", index_option="freq")
+    builder.add_text_field("words", tokenizer_name="given", index_option="freq")
     return builder.build()
 
 
-_ANALYZER, _SCHEMA = _analyzer(), _schema()
-
-
-def terms(text: str) -> list[str]:
-    """The content words of a text as indexed: lower case, without accents, stop words and English endings."""
-    words: list[str] = _ANALYZER.analyze(_clean(text))
-    return words
-
-
-def text_of(memory: Mapping[str, Any]) -> str:
-    """The searched text of a memory: its text, and those fields of its kind that the text lacks."""
-    text = str(memory["text"])
-    names = KIND_FIELDS[memory["kind"]]
-    if not names:
-        return text
-    words = [value.replace("_", " ") for name in names if isinstance(value := memory.get(name), str)]
-    return " ".join([text, *(word for word in words if word.casefold() not in text.casefold())])
+_SCHEMA = _schema()
+_GIVEN = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.whitespace()).build()  # words come from `stored_terms`
 
 
 class Stored(Protocol):
@@ -86,10 +116,14 @@ class LexicalIndex:
     def __init__(self, *, live: bool = True) -> None:
         self.live = live
         self._index = tantivy.Index(_SCHEMA)
-        self._index.register_tokenizer("words", _ANALYZER)
+        self._index.register_tokenizer("given", _GIVEN)
         self._index.config_reader("manual")  # reload explicitly, without a watcher thread
         self._rows: set[int] = set()
         self._added: dict[int, str] = {}
+        self._found: Counter[str] = (
+            Counter()
+        )  # texts that have each word; counts may be below 0 during a flush
+        self._texts = self._length = 0
         self._removed: list[int] = []
         self._leaving: list[int] = []  # removed rows that a flush takes out now
         self._unseen = False  # does a flush hold writes that no search sees yet?
@@ -105,7 +139,7 @@ class LexicalIndex:
         self.put([entry.seq], [text_of(entry.memory)])
 
     def remove(self, entry: Stored) -> None:
-        self.drop([entry.seq])
+        self.drop([entry.seq], [text_of(entry.memory)])
 
     def put(self, rows: Sequence[int], texts: Sequence[str]) -> None:
         with self._aside:
@@ -115,27 +149,60 @@ class LexicalIndex:
                 self._added[row] = text
         self._flush_if_many()
 
-    def drop(self, rows: Sequence[int]) -> int:
-        """Remove rows; unknown ones are ignored. Returns how many were removed."""
-        with self._aside:
-            gone = self._rows.intersection(rows)
-            self._rows -= gone
-            self._removed += [row for row in gone if self._added.pop(row, None) is None]
+    def drop(self, rows: Sequence[int], texts: Sequence[str]) -> int:
+        """Remove rows with the texts that they were added with; unknown ones are ignored. Returns how many were
+        removed."""
+        gone = 0
+        for row, text in zip(rows, texts, strict=True):
+            with self._aside:
+                if row not in self._rows:
+                    continue
+                self._rows.discard(row)
+                gone += 1
+                if self._added.pop(row, None) is not None:
+                    continue
+                self._removed.append(row)
+            self._count([stored_terms(text)], -1)
         self._flush_if_many()
-        return len(gone)
+        return gone
+
+    def statistics(self, query: str) -> WordStatistics:
+        """Those of this index for the words of a query, as of the last flush. A text that has a word by itself and as
+        a part of another counts twice."""
+        words = query_words(query)
+        with self._aside:
+            found = {word: self._found[word] + self._found[PARTED + word] for word in words}
+            return WordStatistics(
+                texts=self._texts, length=self._length, found={word: n for word, n in found.items() if n > 0}
+            )
+
+    def _count(self, texts: Sequence[Sequence[str]], sign: int) -> None:
+        """Add texts (`stored_terms`) to the statistics, or take them out."""
+        found: Counter[str] = Counter()
+        for words in texts:
+            found.update(_indexed(words))
+        with self._aside:
+            self._texts += sign * len(texts)
+            self._length += sign * sum(map(len, texts))
+            for word, count in found.items():
+                if not (left := self._found[word] + sign * count):
+                    del self._found[word]
+                else:
+                    self._found[word] = left
 
     def search(
         self, query: str, k: int, among: Collection[int] | None = None
     ) -> tuple[list[float], list[int]]:
-        """BM25 scores and rows of the `k` best texts (all, or those in `among`) that share a content word with the
-        query, best first. Any text is a valid query: it has no syntax."""
+        """Scores and rows of about the `k` best texts (all, or those in `among`) that share a content word with the
+        query, best first by tantivy's score, which is good enough to choose candidates. Any text is a valid query: it
+        has no syntax."""
         self.flush()
         return self.find(query, k, among)
 
     def find(self, query: str, k: int, among: Collection[int] | None = None) -> tuple[list[float], list[int]]:
         """As `search` without a flush, for callers that hold a lock which blocks writers: texts added since the last
         flush are not found."""
-        words = [*dict.fromkeys(terms(query))][:MAX_TERMS]
+        words = query_words(query)
         total = len(self._rows)
         if min(k, total) <= 0 or not words or (among is not None and not among):
             return [], []
@@ -189,30 +256,41 @@ class LexicalIndex:
         writer = self._index.writer(HEAP_BYTES, 1)
         if removed:
             writer.delete_documents_by_query(tantivy.Query.term_set_query(_SCHEMA, "row", list(removed)))
+        counted: list[list[str]] = []
         for row, text in added.items():
             document = tantivy.Document()
             document.add_unsigned("row", row)
-            document.add_text("words", _clean(text))
+            words = stored_terms(text)
+            document.add_text("words", " ".join([*words, *(_indexed(words) - {*words})]))
             writer.add_document(document)
+            counted.append(words)
         writer.commit()
         self._index.reload()
+        self._count(counted, 1)
         with self._aside:
             self._leaving, self._unseen = [], False
         writer.wait_merging_threads()
         self._index.reload()
 
 
+def _indexed(words: Iterable[str]) -> set[str]:
+    """The different words of a text, and the parts of its long ones."""
+    return {*words, *(part for word in words for part in parts(word))}
+
+
 def _any_of(words: Sequence[str]) -> tantivy.Query:
-    terms = [tantivy.Query.term_query(_SCHEMA, "words", word) for word in words]
-    return tantivy.Query.boolean_query([(tantivy.Occur.Should, term) for term in terms])
+    wanted = [_word(word) for word in words]
+    wanted += [
+        tantivy.Query.boost_query(_word(PARTED + word), PART) for word in words if len(word) >= SHORTEST_PART
+    ]
+    return tantivy.Query.boolean_query([(tantivy.Occur.Should, each) for each in wanted])
+
+
+def _word(word: str) -> tantivy.Query:
+    return tantivy.Query.term_query(_SCHEMA, "words", word)
 
 
 def _within(query: tantivy.Query, rows: Collection[int]) -> tantivy.Query:
     """A query for only these rows that does not contribute to the score."""
     chosen = tantivy.Query.const_score_query(tantivy.Query.term_set_query(_SCHEMA, "row", list(rows)), 0.0)
     return tantivy.Query.boolean_query([(tantivy.Occur.Must, query), (tantivy.Occur.Must, chosen)])
-
-
-def _clean(text: str) -> str:
-    """The text without lone surrogates, which tantivy does not accept."""
-    return text.encode("utf-8", "replace").decode()

@@ -15,7 +15,6 @@ Negations are words: "is open" and "is not open" differ.
 
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -43,6 +42,8 @@ _ARABIC = re.compile("[\u0600-\u06ff\u0750-\u077f]")
 _NEGATED = re.compile(r"n['\u2019]t\b", re.IGNORECASE)
 _JOINED = re.compile(r"\w+(?:[-./:@+&=?%#~,]{1,3}\w+)+")  # words with only punctuation between them
 _GROUPED = re.compile(r"(?<!\w)[^\W\d]{0,4}\d+(?:[-./() \u00a0\u202f]{1,3}\d+)+(?!\w)")
+_MAYBE_JOINED = re.compile(r"[-./:@+&=?%#~,]\w")  # quick to look for, and mostly absent
+_MAYBE_GROUPED = re.compile(r"\d[-./() \u00a0\u202f]{1,3}\d")
 _BETWEEN = re.compile(r"[\W_]+")
 MIN_GROUPED = 7  # digits that groups with spaces between must have together: fewer are numbers in a list
 
@@ -68,14 +69,23 @@ def terms(text: str) -> list[str]:
     return _terms(text, stored=False)
 
 
-def stored_terms(text: str) -> Counter[str]:
-    """How often a stored text has each word, single characters and parts of words included. An occurrence of a part
-    counts as one; `PARTED` marks it."""
-    found = Counter(_terms(text, stored=True))
-    for word in [word for word in found if len(word) >= LONG and word.isalpha() and word.isascii()]:
-        for part in _parts(word):
-            found[part] += found[word]
-    return found
+def stored_terms(text: str) -> list[str]:
+    """The words of a stored text, each as often as it occurs, single characters included."""
+    return _terms(text, stored=True)
+
+
+def parts(word: str) -> Iterator[str]:
+    """Beginnings and endings of a long word, each with `PARTED` before it."""
+    if len(word) >= LONG and word.isascii() and word.isalpha():
+        for size in range(SHORTEST_PART, len(word) - 2):
+            yield PARTED + word[:size]
+            yield PARTED + word[-size:]
+
+
+def is_part(word: str, other: str) -> bool:
+    """Whether `word` is a beginning or ending of `other`, as `parts` gives them."""
+    long = SHORTEST_PART <= len(word) <= len(other) - 3 and len(other) >= LONG
+    return long and (other.startswith(word) or other.endswith(word)) and other.isascii() and other.isalpha()
 
 
 def text_of(memory: Mapping[str, Any]) -> str:
@@ -92,10 +102,13 @@ def _terms(text: str, *, stored: bool) -> list[str]:
     plain = text if text.isascii() else _plain(text)
     if "'" in plain or "\u2019" in plain:
         plain = _NEGATED.sub(" not", plain)
-    found = [word[:MAX_WORD] for word in _ENGLISH.analyze(plain)]
+    found: list[str] = _ENGLISH.analyze(plain)
+    if len(plain) > MAX_WORD:
+        found = [word[:MAX_WORD] for word in found]
     if not plain.isascii():
-        found = [term for word in found for term in _of_script(word, stored)]
-    return found + [*_identifiers(plain)]
+        found = [part for word in found for part in _of_script(word, stored)]
+    found.extend(_identifiers(plain))
+    return found
 
 
 def _plain(text: str) -> str:
@@ -126,18 +139,12 @@ def _of_script(word: str, stored: bool) -> Iterator[str]:
 
 def _identifiers(plain: str) -> Iterator[str]:
     """Words joined by punctuation, and groups of digits, each as one word."""
-    seen = set()
-    for match in _JOINED.finditer(plain):
-        seen.add(_BETWEEN.sub("", match.group()).lower()[:MAX_WORD])
-    for match in _GROUPED.finditer(plain):
-        joined = _BETWEEN.sub("", match.group()).lower()
-        if sum(map(str.isdigit, joined)) >= MIN_GROUPED:
-            seen.add(joined[:MAX_WORD])
-    yield from sorted(seen)
-
-
-def _parts(word: str) -> Iterator[str]:
-    """Beginnings and endings of a long word."""
-    for size in range(SHORTEST_PART, len(word) - 2):
-        yield PARTED + word[:size]
-        yield PARTED + word[-size:]
+    seen: set[str] = set()
+    if _MAYBE_JOINED.search(plain):
+        seen.update(_BETWEEN.sub("", match.group()).lower() for match in _JOINED.finditer(plain))
+    if _MAYBE_GROUPED.search(plain):
+        for match in _GROUPED.finditer(plain):
+            joined, groups = _BETWEEN.sub("", match.group()).lower(), len(_BETWEEN.split(match.group()))
+            if sum(map(str.isdigit, joined)) >= max(MIN_GROUPED, 2 * groups):
+                seen.add(joined)
+    yield from (word[:MAX_WORD] for word in sorted(seen))

@@ -5,6 +5,7 @@ import json
 import math
 import re
 import secrets
+import unicodedata
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,9 @@ TIME_FIELDS = ("time", "valid_from", "valid_to")
 MAX_NAME = 128  # characters of an id or a namespace
 MAX_CONVERSATION = 512
 _NAME = re.compile(rf"[A-Za-z0-9._:-]{{1,{MAX_NAME}}}")
+_AROUND_WORDS = (
+    ".,;:!\"'()[]{}\u2026\u201c\u201d\u2018\u2019\u201e\u201a\xab\xbb\xa1"  # also as typographers set them
+)
 _canonical = json.JSONEncoder(
     sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
 ).encode
@@ -58,6 +62,8 @@ class Memory:
     pin: bool = False
     timed: bool = field(default=True, compare=False)
     """False where `time` came from our clock: then a retried write is still the same content."""
+    named: bool = field(default=True, compare=False)
+    """False where `id` was made here: then its writer knows only the id in the answer."""
 
 
 def parse_memory(obj: Mapping[str, Any], *, namespace: str, now: float, max_text_bytes: int) -> Memory:
@@ -83,6 +89,7 @@ def parse_memory(obj: Mapping[str, Any], *, namespace: str, now: float, max_text
         conversation=_conversation(obj.get("conversation")),
         time=float(now) if given_time is None else parse_time(given_time, "time"),
         timed=given_time is not None,
+        named=given_id is not None,
         fields=fields,
         context=_context(obj.get("context")),
         cues=_cues(obj.get("cues")),
@@ -144,6 +151,13 @@ def json_digest(value: Any) -> str:
 def same_content(new: Memory, stored: Memory) -> bool:
     """True where writing `new` over `stored` would change nothing."""
     return content_digest(new if new.timed else replace(new, time=stored.time)) == content_digest(stored)
+
+
+def plain_words(text: str) -> list[str]:
+    """The words of a text as two texts are compared: case, spacing, Unicode form and the punctuation around words are
+    ignored, question marks are not."""
+    plain = unicodedata.normalize("NFKC", text).casefold()
+    return [word for raw in plain.split() if (word := raw.strip(_AROUND_WORDS))]
 
 
 def stable_id(memory: Memory) -> str:

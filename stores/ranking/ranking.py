@@ -1,28 +1,34 @@
 """From candidates to a ranking, once over the candidates of all shards. Pure functions.
 
-A candidate is a hit of `search.find`: `{memory, scores: {dense, lexical}}`, dense its cosine, lexical its
-BM25 or None. `full` goes through these stages:
+A candidate is a hit of `search.find`: `{memory, scores: {dense, lexical}}`, dense its cosine, lexical None. `full` goes
+through these stages:
 
-    fuse      1 / (FUSE + rank by cosine) + 1 / (FUSE + rank by BM25), as a share of the best possible
+    lexical   BM25 by the statistics of the whole namespace (`words`)
+    fuse      1 / (FUSE + rank by cosine) + 1 / (FUSE + rank by BM25), as a share of the best possible; equal scores
+              share a rank
     gate      times (1 + OVERLAP * share of the query's content words in the text) / (1 + OVERLAP);
               a candidate that shares none and has a cosine below STRANGE is ranked last
-    concert   times (1 + CONCERT * w), w the concert weight: recent and new memories win near ties
+    concert   times (1 + CONCERT * w), w the concert weight without novelty: of near ties the newer wins
     rerank    the best RERANKED by an injected model, if one is given
+    order     what ended last, the query's own text first, of statements of one shape the newest first (`order.py`)
 
 Reciprocal ranks ignore how far apart two scores are: between two memories that both channels rank high, the
 gate prefers the one that contains the query's words. The constants were chosen on two public sets, without an
-untouched half; `benchmarks/retrieval.py` measures them there.
+untouched half; `benchmarks/retrieval.py` measures them there. Nothing depends on how memories fall on shards.
 """
 
 import time
 from collections.abc import Callable, Sequence
+from heapq import nsmallest
 
 import numpy as np
 
 from common.errors import InvalidInput
 from common.types import Json
-from stores.index.bm25 import terms, text_of
-from stores.ranking.concert import Concert, recency, weights
+from stores.index.bm25 import Matched, WordStatistics, bm25, matched, query_words
+from stores.index.terms import text_of
+from stores.ranking.concert import Concert, weights
+from stores.ranking.order import by_score, ruled
 
 Hits = Sequence[Json]
 Rerank = Callable[[Sequence[str], str], Sequence[float]]
@@ -34,6 +40,9 @@ CONCERT = 0.1
 RERANKED = 50
 PAGED = 100
 TRACED = 10  # candidates named in each stage of the trace
+EQUAL = 5  # decimals: cosines and BM25 that agree to so many are equal
+HOUR_S, OLDEST_S = 3600.0, 100 * 365.25 * 86400.0
+NO_WORDS = WordStatistics(found={})
 
 
 def depth_of(k: int) -> int:
@@ -70,12 +79,13 @@ def ranked(
     offset: int | None = None,
     concert: Concert | None = None,
     rerank: Rerank | None = None,
+    words: WordStatistics = NO_WORDS,
 ) -> tuple[list[Json], list[Json]]:
     """`flat` or `full`, by name; recency counts from `now` (default: the present time)."""
     if check_retrieval(retrieval) == "flat":
         return flat(hits, k, offset)
     moment = time.time() if now is None else now
-    return full(query, hits, k, now=moment, offset=offset, concert=concert, rerank=rerank)
+    return full(query, hits, k, now=moment, offset=offset, concert=concert, rerank=rerank, words=words)
 
 
 def flat(hits: Hits, k: int, offset: int | None = None) -> tuple[list[Json], list[Json]]:
@@ -97,6 +107,7 @@ def full(
     offset: int | None = None,
     concert: Concert | None = None,
     rerank: Rerank | None = None,
+    words: WordStatistics = NO_WORDS,
 ) -> tuple[list[Json], list[Json]]:
     """Results `offset` to `offset + k`, and the trace's stages. The order is total, so pages never overlap
     while nothing is written. Without a query only cosine and concert weight count."""
@@ -107,33 +118,43 @@ def full(
     def stage(name: str, scores: Sequence[float] | np.ndarray) -> None:
         nonlocal started
         ended = time.perf_counter()
-        best = sorted(range(len(hits)), key=lambda i: (-scores[i], hits[i]["memory"]["id"]))[:TRACED]
+        best = nsmallest(TRACED, range(len(hits)), key=lambda i: (-scores[i], hits[i]["memory"]["id"]))
         named = [{"id": hits[i]["memory"]["id"], "score": float(scores[i])} for i in best]
         stages.append({"stage": name, "ms": 1e3 * (ended - started), "candidates": len(hits), "best": named})
         started = time.perf_counter()
 
+    asked = frozenset(query_words(query)) if query else frozenset()
+    texts = [matched(asked, text_of(hit["memory"])) for hit in hits]
     cosines = np.array([hit["scores"]["dense"] for hit in hits], np.float64)
-    words = np.array([hit["scores"]["lexical"] for hit in hits], np.float64)  # None becomes NaN
-    fused = fuse([cosines, words], depth_of(reach(k, offset)))
+    lexical = np.array([bm25(text, words) if text.counts else np.nan for text in texts])
+    stage("lexical", np.nan_to_num(lexical, nan=-1.0))
+    fused = fuse([cosines, lexical], depth_of(reach(k, offset)))
     kept = np.flatnonzero(fused > 0.0)
-    hits, cosines, fused = [hits[i] for i in kept], cosines[kept], fused[kept]
+    hits, texts = [hits[i] for i in kept], [texts[i] for i in kept]
+    cosines, lexical, fused = cosines[kept], lexical[kept], fused[kept]
     stage("fuse", fused)
-    gated, strange = overlap_gate(query, [hit["memory"] for hit in hits], cosines, fused)
+    gated, strange = overlap_gate(asked, texts, cosines, fused)
     stage("gate", gated - strange)
-    weights = concert_now([hit["memory"] for hit in hits], cosines, now, concert)
-    final = gated * (1.0 + CONCERT * weights) - strange
-    stage("concert", final)
-    order = sorted(range(len(hits)), key=lambda i: (-final[i], hits[i]["memory"]["id"]))
+    memories = [hit["memory"] for hit in hits]
+    weights = concert_now(memories, cosines, now, concert)
+    scores = gated * (1.0 + CONCERT * weights) - strange
+    stage("concert", scores)
+    order = by_score(scores, memories)
+    final = np.sort(scores)[::-1]  # a score belongs to its place: results stay in order of their scores
     extra: dict[int, Json] = {i: {"concert": float(weights[i])} for i in order}
     if rerank is not None and query:
         first = order[:RERANKED]
-        given = [float(score) for score in rerank([hits[i]["memory"]["text"] for i in first], query)]
+        given = [float(score) for score in rerank([memories[i]["text"] for i in first], query)]
         for i, score in zip(first, given, strict=True):
             extra[i]["rerank"] = score
         order = sorted(first, key=lambda i: -extra[i]["rerank"]) + order[RERANKED:]
         stage("rerank", [extra[i].get("rerank", -np.inf) for i in range(len(hits))])
-    page = order[(offset or 0) :][: max(0, k)]
-    return [_result(hits[i], float(final[i]), extra[i]) for i in page], stages
+    order = ruled(order, query, memories, [frozenset(text.counts) for text in texts], now)
+    stage("order", -np.argsort(order).astype(np.float64))
+    for i in order:
+        extra[i]["lexical"] = None if np.isnan(lexical[i]) else float(lexical[i])
+    page = [*enumerate(order)][(offset or 0) :][: max(0, k)]
+    return [_result(hits[i], float(final[place]), extra[i]) for place, i in page], stages
 
 
 def relevant(results: Hits, share: float) -> list[Json]:
@@ -147,44 +168,46 @@ def relevant(results: Hits, share: float) -> list[Json]:
     return [result for result in results if result["score"] >= share * best]
 
 
+def words_of(replies: Sequence[Json]) -> WordStatistics:
+    """The statistics of the whole namespace, from the replies of its shards."""
+    return WordStatistics.of_all(reply["words"] for reply in replies if reply["words"] is not None)
+
+
 def channel_stages(hits: Hits, ms: Sequence[Json]) -> list[Json]:
-    """The trace of the channels. Shards search in parallel, so the milliseconds are those of the slowest one."""
-    stages = []
-    for name in ("dense", "lexical"):
-        found = [
-            {"id": hit["memory"]["id"], "score": hit["scores"][name]}
-            for hit in hits
-            if hit["scores"][name] is not None
-        ]
-        found.sort(key=lambda one: (-one["score"], one["id"]))
-        slowest = max((took[name] for took in ms), default=0.0)
-        stages.append({"stage": name, "ms": slowest, "candidates": len(found), "best": found[:TRACED]})
-    return stages
+    """The trace of the channels. Shards search in parallel, so the milliseconds are those of the slowest one. The
+    lexical candidates are scored once, over all shards: see the stage `lexical` of `full`."""
+    found = [{"id": hit["memory"]["id"], "score": hit["scores"]["dense"]} for hit in hits]
+    found.sort(key=lambda one: (-one["score"], one["id"]))
+    slowest = {name: max((took[name] for took in ms), default=0.0) for name in ("dense", "lexical")}
+    return [
+        {"stage": "dense", "ms": slowest["dense"], "candidates": len(found), "best": found[:TRACED]},
+        {"stage": "words", "ms": slowest["lexical"], "candidates": len(found)},
+    ]
 
 
 def fuse(channels: Sequence[np.ndarray], depth: int) -> np.ndarray:
     """Reciprocal-rank fusion, `[n]` in 0 to 1, of scores `[n]` a channel; only the best `depth` of a
-    channel count; NaN stands for a candidate that the channel did not find.
+    channel count; NaN stands for a candidate that the channel did not find. Equal scores have the same rank.
     With that limit five shards, which give more candidates than one, give the same ranking.
     """
     total = np.zeros(len(channels[0]) if channels else 0)
     present = [scores for scores in channels if not np.isnan(scores).all()]
     for scores in present:
-        order = np.argsort(-scores, kind="stable")  # NaN comes last
-        found = order[: min(depth, int(np.count_nonzero(~np.isnan(scores))))]
-        total[found] += 1.0 / (FUSE + 1.0 + np.arange(len(found)))
+        rounded = np.round(scores, EQUAL)
+        ranks = np.searchsorted(np.sort(-rounded[~np.isnan(rounded)]), -rounded)  # how many are better
+        found = ~np.isnan(rounded) & (ranks < depth)
+        total[found] += 1.0 / (FUSE + 1.0 + ranks[found])
     return total * (FUSE + 1.0) / max(1, len(present))
 
 
 def overlap_gate(
-    query: str | None, memories: Sequence[Json], cosines: np.ndarray, fused: np.ndarray
+    asked: frozenset[str], texts: Sequence[Matched], cosines: np.ndarray, fused: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores `[n]` after the strict-overlap gate, and which candidates are ranked last, `[n]` of 0 and 1. A query
     without content words leaves all scores unchanged."""
-    asked = set(terms(query)) if query else set()
     if not asked:
-        return fused, np.zeros(len(memories))
-    shares = np.array([len(asked.intersection(terms(text_of(memory)))) / len(asked) for memory in memories])
+        return fused, np.zeros(len(texts))
+    shares = np.array([sum(min(1.0, n) for n in text.counts.values()) / len(asked) for text in texts])
     strange = (shares == 0.0) & (cosines < STRANGE)
     return fused * (1.0 + OVERLAP * shares) / (1.0 + OVERLAP), strange.astype(np.float64)
 
@@ -192,11 +215,12 @@ def overlap_gate(
 def concert_now(
     memories: Sequence[Json], cosines: np.ndarray, now: float, concert: Concert | None = None
 ) -> np.ndarray:
-    """The concert weight `[n]` of candidates at `now`; novelty is that at the time of writing."""
+    """The concert weight `[n]` of candidates at `now`. Recency falls with the logarithm of the age, so that it still
+    tells years apart. Novelty is left out: that of the time of writing rewards the first of several statements."""
     chosen = concert or Concert()
-    times = [memory["time"] for memory in memories]
-    new = [memory["statistics"]["novelty"] for memory in memories]
-    return weights(cosines, recency(times, now, chosen.tau_s), new, chosen)
+    ages = np.maximum(0.0, now - np.array([memory["time"] for memory in memories], np.float64))
+    recent = np.clip(1.0 - np.log1p(ages / HOUR_S) / np.log1p(OLDEST_S / HOUR_S), 0.0, 1.0)
+    return weights(cosines, recent, np.zeros(len(memories)), chosen)
 
 
 def _once(hits: Hits) -> list[Json]:
@@ -206,5 +230,5 @@ def _once(hits: Hits) -> list[Json]:
 
 
 def _result(hit: Json, score: float, extra: Json) -> Json:
-    scores = {"dense": hit["scores"]["dense"], "lexical": hit["scores"]["lexical"], "concert": None, **extra}
+    scores = {"dense": hit["scores"]["dense"], "lexical": None, "concert": None, **extra}
     return {"memory": hit["memory"], "score": score, "scores": scores}

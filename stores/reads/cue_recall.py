@@ -8,7 +8,7 @@ from common.types import Page
 from stores.locks import ReadWriteLock
 from stores.reads import search
 from stores.reads.sparse_keys import SparseKeys
-from stores.view.memory_state import describe
+from stores.view.memory_state import unshared
 from stores.view.view import View
 
 WIDE = 256  # candidates of the dense index that keys are made of
@@ -19,15 +19,15 @@ def complete(
 ) -> Page:
     """The memory to which the cue `wanted.vector` (`[1, dim]`) is completed, then those nearest to the cue as given,
     `k` in all: `{memory, score, scores: {dense, completed, overlap}}`. See `SparseKeys.recall`."""
-    near = search.find(view_lock, view, wanted, shard)["hits"]
+    near = {
+        hit["memory"]["seq"]: hit["memory"] for hit in search.find(view_lock, view, wanted, shard)["hits"]
+    }
     with view_lock.read():
         space = view.spaces.get(wanted.namespace)
-        found = (hit["memory"]["seq"] for hit in near)
-        rows = [row for row in found if space and row in space.by_row]  # some may have been forgotten since
+        rows = [row for row in near if space and row in space.by_row]  # some may have been forgotten since
         if space is None or not rows:
             return []
         vectors = space.index.vectors_of(rows)
-        entries = {row: space.by_row[row] for row in rows}
     keys = SparseKeys(
         vectors.shape[1],
         width=config.key_width,
@@ -40,7 +40,7 @@ def complete(
     recalled = keys.recall(wanted.vector[0], k, lambda some: vectors[[index_of[row] for row in some]])
     return [
         {
-            "memory": describe(entries[each.row], shard),
+            "memory": unshared(near[each.row]),
             "score": each.cosine,
             "scores": {"dense": each.cosine, "completed": each.completed, "overlap": each.overlap},
         }

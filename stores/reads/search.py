@@ -7,12 +7,14 @@ are admitted, it is applied to all entries without the lock, and one more hold s
 
     hold 1: the best WIDE x depth of each channel -> filter -> enough, or no more entries? done
     hold 2: a copy of row -> entry                (about 1 ms for 100,000)
-            filter them all, while writers go on
+            filter them all, while writers go on; facts, whose validity depends on other facts, a part at a time
     hold 3: drop those forgotten meanwhile, filter those written meanwhile, search among the admitted
+
+Facts are admitted only if they hold at the time asked about (`Ask.period`).
 """
 
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,17 +22,23 @@ from common.types import Json
 from stores.index.vectors import Vectors
 from stores.locks import ReadWriteLock
 from stores.memory.filters import Predicate, compile_filter
-from stores.view.memory_state import MemoryState, describe
+from stores.view.graph_views import Period
+from stores.view.memory_state import MemoryState
 from stores.view.view import Space, View
 
 WIDE = 8  # candidates examined for each one wanted, since a filter may reject some
+MARGIN = (
+    2  # lexical candidates for each one wanted: the index ranks them by other statistics than the ranking
+)
+PART = 1024  # facts filtered under one hold of the view's lock
 Channels = tuple[dict[int, float], dict[int, float]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
     """A search. `vector`: `[1, dim]`; `query`: words for the lexical channel, None without it;
-    `depth`: candidates wanted of each channel."""
+    `depth`: candidates wanted of each channel; `period`: first and last second (instants since the epoch) in which a
+    fact must hold at some time, None for facts of any time."""
 
     namespace: str
     vector: Vectors
@@ -38,16 +46,25 @@ class Ask:
     depth: int
     kinds: frozenset[str] | None = None
     keep: Predicate | None = None
+    period: Period | None = None
 
     @property
     def filtered(self) -> bool:
         return self.kinds is not None or self.keep is not None
 
-    def admits(self, entry: MemoryState) -> bool:
-        memory = entry.memory
-        return (self.kinds is None or memory["kind"] in self.kinds) and (
-            self.keep is None or self.keep(memory)
-        )
+    def chooses(self, space: Space) -> bool:
+        """Whether some memories of the space may not be admitted."""
+        return self.filtered or (self.period is not None and len(space.facts) > 0)
+
+    def admits(self, space: Space, entry: MemoryState) -> bool:
+        """For a fact, call it while the view's lock is held."""
+        if self.kinds is not None and entry.memory["kind"] not in self.kinds:
+            return False
+        if entry.memory["kind"] != "relational":
+            return self.keep is None or self.keep(entry.memory)
+        if self.period is not None and not space.facts.holds(entry.memory["id"], self.period):
+            return False
+        return self.keep is None or self.keep(space.seen(entry))
 
 
 def ask(
@@ -58,6 +75,7 @@ def ask(
     query: str | None,
     kinds: Iterable[str] | None,
     where: Mapping[str, Any] | None,
+    period: Period | None,
 ) -> Ask:
     return Ask(
         namespace=namespace,
@@ -66,23 +84,26 @@ def ask(
         depth=depth,
         kinds=None if kinds is None else frozenset(kinds),
         keep=None if where is None else compile_filter(where),
+        period=period,
     )
 
 
 def find(viewing: ReadWriteLock, view: View, wanted: Ask, shard: int) -> Json:
-    """`{hits: [{memory, scores: {dense, lexical}}], ms: {dense, lexical}}`; memories are shared with the
-    view and must not be changed."""
-    clock = Clock()
+    """`{hits: [{memory, scores: {dense, lexical}}], words, ms: {dense, lexical}}`; memories are shared with the view
+    and must not be changed. `lexical` is left to the ranking (None), for which `words` are the shard's
+    `WordStatistics`."""
+    clock, words = Clock(), None
     if wanted.query:
         with viewing.read():
             space = view.spaces.get(wanted.namespace)
         if space is not None:
             space.lexical.flush()
+            words = space.lexical.statistics(wanted.query)
         clock.took("lexical")
     found = _first(viewing, view, wanted, shard, clock)
     if found is None:
         found = _among(viewing, view, wanted, shard, clock)
-    return {"hits": found, "ms": clock.ms}
+    return {"hits": found, "words": words, "ms": clock.ms}
 
 
 class Clock:
@@ -101,23 +122,25 @@ class Clock:
 
 
 def _first(viewing: ReadWriteLock, view: View, wanted: Ask, shard: int, clock: Clock) -> list[Json] | None:
-    """The hits, or None if the filter admits too few of the best candidates."""
-    wide = WIDE * wanted.depth if wanted.filtered else wanted.depth
+    """The hits, or None if too few of the best candidates are admitted."""
     with viewing.read():
         clock.start()
         space = view.spaces.get(wanted.namespace)
         if space is None:
             return []
+        chooses = wanted.chooses(space)
+        wide = WIDE * wanted.depth if chooses else wanted.depth
         channels = _channels(space, wanted, wide, None, clock)
-        if not wanted.filtered:
+        if not chooses:
             return _hits(space, wanted, channels, shard)
         rows = {row for channel in channels for row in channel}
-        admitted = {row for row in rows if wanted.admits(space.by_row[row])}
+        admitted = {row for row in rows if wanted.admits(space, space.by_row[row])}
         left = [{r: s for r, s in channel.items() if r in admitted} for channel in channels]
         for full, few in zip(channels, left, strict=True):
             if len(few) < wanted.depth and len(full) >= min(wide, len(space.entries)) < len(space.entries):
                 return None
-        dense, lexical = ({row: few[row] for row in [*few][: wanted.depth]} for few in left)
+        dense = {row: left[0][row] for row in [*left[0]][: wanted.depth]}
+        lexical = {row: left[1][row] for row in [*left[1]][: MARGIN * wanted.depth]}
         return _hits(space, wanted, (dense, lexical), shard)
 
 
@@ -126,7 +149,8 @@ def _among(viewing: ReadWriteLock, view: View, wanted: Ask, shard: int, clock: C
         space = view.spaces.get(wanted.namespace)
         entries = dict(space.by_row) if space else {}
     clock.start()
-    admitted = [row for row, entry in entries.items() if wanted.admits(entry)]
+    facts = [row for row, entry in entries.items() if entry.memory["kind"] == "relational"]
+    admitted = [] if space is None else [*_admitted(viewing, space, wanted, entries, facts)]
     last = next(reversed(entries), -1)
     with viewing.read():
         space = view.spaces.get(wanted.namespace)
@@ -136,9 +160,25 @@ def _among(viewing: ReadWriteLock, view: View, wanted: Ask, shard: int, clock: C
         for row in reversed(space.by_row):  # rows ascend: those written meanwhile come last
             if row <= last:
                 break
-            if wanted.admits(space.by_row[row]):
+            if wanted.admits(space, space.by_row[row]):
                 among.append(row)
         return _hits(space, wanted, _channels(space, wanted, wanted.depth, among, clock), shard)
+
+
+def _admitted(
+    viewing: ReadWriteLock,
+    space: Space,
+    wanted: Ask,
+    entries: Mapping[int, MemoryState],
+    facts: Sequence[int],
+) -> Iterator[int]:
+    """The admitted rows. Other memories are filtered without the lock, facts a part at a time under it."""
+    among = {*facts}
+    yield from (row for row, entry in entries.items() if row not in among and wanted.admits(space, entry))
+    for start in range(0, len(facts), PART):
+        with viewing.read():
+            part = facts[start : start + PART]
+            yield from [r for r in part if r in space.by_row and wanted.admits(space, space.by_row[r])]
 
 
 def _channels(space: Space, wanted: Ask, depth: int, among: Collection[int] | None, clock: Clock) -> Channels:
@@ -148,7 +188,7 @@ def _channels(space: Space, wanted: Ask, depth: int, among: Collection[int] | No
     clock.took("dense")
     lexical: dict[int, float] = {}
     if wanted.query:
-        scores, found = space.lexical.find(wanted.query, depth, among)
+        scores, found = space.lexical.find(wanted.query, MARGIN * depth, among)
         lexical = dict(zip(found, scores, strict=True))
         clock.took("lexical")
     return dense, lexical
@@ -161,8 +201,8 @@ def _hits(space: Space, wanted: Ask, channels: Channels, shard: int) -> list[Jso
     known = dense | dict(zip(rows[0].tolist(), cosines[0].tolist(), strict=True))
     return [
         {
-            "memory": describe(space.by_row[row], shard, shared=True),
-            "scores": {"dense": cosine, "lexical": lexical.get(row)},
+            "memory": space.describe(space.by_row[row], shard, shared=True),
+            "scores": {"dense": cosine, "lexical": None},
         }
         for row, cosine in known.items()
     ]

@@ -13,6 +13,7 @@ from stores.shard.core import ShardCore
 from stores.view.conversations import Conversations
 from stores.writes import erase, lookups
 from stores.writes.group_commit import Pending, Planned
+from stores.writes.retell import choose
 
 
 class Erasure:
@@ -32,12 +33,14 @@ class Erasure:
         """Erase memories chosen by exactly one of `ids`, `where` (a filter) or `everything`.
 
         Content and vectors of every version leave the log, the files on disk and the index, and so do turns with the
-        same text (with `everything`, all conversations); digests and anchors stay. A further assertion of a fact is
-        selected like a memory, by its own id or fields; the fact is then rewritten without it. When an encrypted
+        same text (with `everything`, all conversations); digests and anchors stay. Of a memory that was told more than
+        once each telling is selected by itself, by its own id or fields (`writes.retell`); what is left is kept, if the
+        first telling goes under the id of the next one (`kept` in the receipt). When an encrypted
         namespace is empty its keys are destroyed, and with `everything` all its former keys: copies of its data,
         wherever they are, become unreadable.
 
-        The receipt: `{namespace, forgotten: [ids], log_records, versions, index_rows, lexical_docs, turns, snapshots,
+        The receipt: `{namespace, forgotten: [ids], kept: {id: id}, log_records,
+        versions, index_rows, lexical_docs, turns, snapshots,
         heads: [[shard, seq]], scrubbed, keys_destroyed}`. What was erased was written no later than record `seq`;
         `scrubbed` is false while the disk has no room to rewrite the file; `keys_destroyed` is true if the
         namespace has no key left (None without encryption). Unknown ids are ignored.
@@ -97,14 +100,7 @@ class Erasure:
         """Texts of the memories that `forget` would erase: turns on other shards may have the same text."""
         core, keep = self._core, compile_filter(where)
         with core.view_lock.read():
-            space = core.space(namespace)
-            entries = [*space.entries.values()] if space else []
-            if ids is not None:
-                gone = erase.chosen(space.entries if space else {}, ids, keep)
-                assertions = erase.chosen_assertions(space, gone, ids, keep)
-                return sorted(erase.texts_of(gone, [a for some in assertions.values() for a in some]))
-        gone = [entry for entry in entries if keep(entry.memory)]  # without the lock: a filter is slow
-        return sorted(erase.texts_of(gone, [a for entry in entries for a in [*entry.assertions] if keep(a)]))
+            return sorted(choose(core.space(namespace), ids, keep).texts)
 
     def rotate_key(self, namespace: str) -> bool:
         """Wrap all pieces of an encrypted namespace by a fresh data key and destroy the old one; see `Log`."""

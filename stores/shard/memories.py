@@ -13,7 +13,7 @@ from stores.memory.filters import compile_filter
 from stores.memory.memory import Memory, from_json
 from stores.shard.core import ShardCore
 from stores.transfer import files
-from stores.view.memory_state import MemoryState, describe, history
+from stores.view.memory_state import MemoryState, history
 from stores.view.view import cursor_of, statistics
 from stores.writes import lookups, updates, versions
 from stores.writes import put as puts
@@ -224,7 +224,7 @@ class Memories:
         core = self._core
         with core.view_lock.read():
             entry = core.view.find(namespace, id)
-            return describe(entry, core.number) if entry else None
+            return core.view.spaces[namespace].describe(entry, core.number) if entry else None
 
     def history(self, namespace: str, id: str) -> Page | None:
         """Every version of the memory, newest first: `{seq, anchor, written, content}`; None if the id is unknown."""
@@ -258,8 +258,10 @@ class Memories:
         found = nsmallest(n, ((retention(entry), entry.seq) for entry in episodes))
         with core.view_lock.read():
             space = core.space(namespace)
-            left = [(s, space.by_row[row]) for s, row in found if space and row in space.by_row]
-            return [{"memory": describe(entry, core.number), "strength": s} for s, entry in left]
+            if space is None:
+                return []
+            left = [(s, space.by_row[row]) for s, row in found if row in space.by_row]
+            return [{"memory": space.describe(entry, core.number), "strength": s} for s, entry in left]
 
     def list(
         self,
@@ -278,13 +280,15 @@ class Memories:
         while len(found) < limit:
             with core.view_lock.read():  # a part at a time: a rare match must not keep writers waiting
                 space = core.space(namespace)
-                part = [*islice(space.after(after), LISTED_AT_ONCE)] if space else []
+                if space is None:
+                    break
+                part = [*islice(space.after(after), LISTED_AT_ONCE)]
                 admitted = (
-                    describe(entry, core.number)
+                    space.describe(entry, core.number)
                     for entry in part
                     if kind in (None, entry.memory["kind"])
                     and conversation in (None, entry.memory["conversation"])
-                    and keep(entry.memory)
+                    and keep(space.seen(entry))
                 )
                 found += islice(admitted, limit - len(found))
             if len(part) < LISTED_AT_ONCE:

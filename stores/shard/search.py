@@ -8,6 +8,7 @@ from stores.index.vectors import Vectors, check_vectors
 from stores.ranking import ranking
 from stores.reads import cue_recall, search
 from stores.shard.core import ShardCore
+from stores.view.graph_views import Period
 from stores.view.memory_state import unshared
 
 
@@ -25,12 +26,14 @@ class Search:
         retrieval: str = "full",
         kinds: Iterable[str] | None = None,
         where: Mapping[str, Any] | None = None,
+        period: Period | None = None,
         now: float | None = None,
         offset: int | None = None,
     ) -> Page:
         """The `k` best memories admitted by kinds and filter, best first: `{memory, score, scores: {dense, lexical,
         concert}}`. `vector`: float32 `[dim]`, unit norm. `retrieval`: `flat` (cosine) or `full` (see
-        `stores.ranking.ranking`). Recency counts from `now`. With `offset`, the page after that many results.
+        `stores.ranking.ranking`). Of facts, those that hold at some time of `period` (first and last second), or with
+        None those of any time. Recency counts from `now`. With `offset`, the page after that many results.
         Raises `InvalidInput` for a vector of another shape or norm."""
         found = self.candidates(
             namespace,
@@ -40,8 +43,10 @@ class Search:
             retrieval=retrieval,
             kinds=kinds,
             where=where,
+            period=period,
         )
-        results, _ = ranking.ranked(retrieval, query, found["hits"], k, now=now, offset=offset)
+        words = ranking.words_of([found])
+        results, _ = ranking.ranked(retrieval, query, found["hits"], k, now=now, offset=offset, words=words)
         return [{**hit, "memory": unshared(hit["memory"])} for hit in results]
 
     def candidates(
@@ -54,6 +59,7 @@ class Search:
         retrieval: str = "full",
         kinds: Iterable[str] | None = None,
         where: Mapping[str, Any] | None = None,
+        period: Period | None = None,
     ) -> Json:
         """This shard's candidates for a search for `k` over all shards; see `stores.reads.search.find`."""
         core = self._core
@@ -65,6 +71,7 @@ class Search:
             query=None if flat else query,
             kinds=kinds,
             where=where,
+            period=period,
         )
         return search.find(core.view_lock, core.view, wanted, core.number)
 
@@ -76,6 +83,7 @@ class Search:
         *,
         kinds: Iterable[str] | None = None,
         where: Mapping[str, Any] | None = None,
+        period: Period | None = None,
     ) -> Page:
         """The memory to which the cue (float32 `[dim]`, unit norm) is completed, then those nearest to the cue as
         given, `k` in all: `{memory, score, scores: {dense, completed, overlap}}`."""
@@ -83,5 +91,7 @@ class Search:
         cue = check_vectors([vector], core.dim)
         if k <= 0:
             return []
-        wanted = search.ask(namespace, cue, max(k, cue_recall.WIDE), query=None, kinds=kinds, where=where)
+        wanted = search.ask(
+            namespace, cue, max(k, cue_recall.WIDE), query=None, kinds=kinds, where=where, period=period
+        )
         return cue_recall.complete(core.view_lock, core.view, wanted, k, core.number, core.config)

@@ -18,7 +18,7 @@ import pyarrow as pa
 from common.types import Json
 from stores.index.vectors import Vectors
 from stores.memory.memory import KIND_FIELDS
-from stores.view.memory_state import FIELD_OF, STORED_AS, MemoryState, Version
+from stores.view.memory_state import FIELD_OF, OPTIONAL, STORED_AS, MemoryState, Version
 
 ALWAYS = {
     "id": pa.string(),
@@ -219,6 +219,7 @@ def carried_of(table: pa.Table) -> Iterator[Json]:
         nested = _load(read["state_more"][at] or "{}")
         statistics = {name: read[name][at] for name in own}
         statistics |= {name: nested.get(name, empty()) for name, empty in _CARRIED.items()}
+        statistics |= {name: nested[name] for name in OPTIONAL if name in nested}
         yield {
             "memory": memory,
             "novelty": read["novelty"][at],

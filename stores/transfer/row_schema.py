@@ -4,10 +4,13 @@ A log is replayed at every open, so a row on which the view fails would disable 
 tenants; and a row may refer to its own memory only. So a row is rebuilt here from known fields of the right type.
 """
 
+import base64
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
+
+import numpy as np
 
 from common.errors import InvalidInput
 from common.types import Json
@@ -27,7 +30,7 @@ def check_row(row: Any, *, max_text_bytes: int, into: str | None) -> Json:
     return {
         "memory": memory,
         "novelty": _number(given.get("novelty"), "novelty"),
-        "statistics": _statistics(given.get("statistics"), remake),
+        "statistics": _statistics(given.get("statistics"), memory["kind"], remake),
         "origin": _origin(given.get("origin"), "origin"),
         "older": [_version(each, memory["id"], remake) for each in _list(given.get("older"), "older")],
         "vector": given.get("vector"),
@@ -64,7 +67,7 @@ def _origin(value: Any, name: str) -> Json:
     }
 
 
-def _statistics(value: Any, remake: Remake) -> Json:
+def _statistics(value: Any, kind: str, remake: Remake) -> Json:
     given = _object(value, "statistics")
     valid = (*_CHECKS, "tellings")
     if unknown := [str(name)[:64] for name in given if name not in valid]:
@@ -72,8 +75,10 @@ def _statistics(value: Any, remake: Remake) -> Json:
 
     def assertion(content: Any) -> Json:
         told = remake(content)
-        if told["kind"] != "relational":
-            raise InvalidInput("statistics.assertions: every one must be relational", param="statistics")
+        if told["kind"] != kind:
+            raise InvalidInput(
+                f"statistics.tellings: every one must be {kind}, as the memory", param="statistics"
+            )
         return told
 
     return {
@@ -129,6 +134,24 @@ def _numbers(value: Any, name: str, check: Callable[[Any, str], float] = _number
     return {_label(id, name): check(found, name) for id, found in _object(value, name).items()}
 
 
+def _vectors(value: Any, name: str) -> dict[str, str]:
+    """Base64 of float32 vectors, by id."""
+    found = {}
+    for id, given in _object(value, name).items():
+        try:
+            vector = np.frombuffer(base64.b64decode(given, validate=True), "<f4")
+        except (TypeError, ValueError):
+            raise InvalidInput(f"{name}: must be base64 of float32 values", param=name) from None
+        if not vector.size or not np.isfinite(vector).all():
+            raise InvalidInput(f"{name}: must be finite values", param=name)
+        found[_label(id, name)] = given
+    return found
+
+
+def _labels(value: Any, name: str) -> list[str]:
+    return [_label(each, name) for each in _list(value, name)]
+
+
 _CHECKS: dict[str, Callable[[Any, str], Any]] = {
     "usage": _count,
     "salience": _number,
@@ -140,5 +163,8 @@ _CHECKS: dict[str, Callable[[Any, str], Any]] = {
     "vigour": _share,
     "closed": _moment,
     "closings": _numbers,
+    "telling_vectors": _vectors,
+    "told_at": _numbers,
+    "unnamed": _labels,
     "written": _number,
 }

@@ -11,6 +11,9 @@ from stores.index.vectors import Vectors
 from stores.places.map import PlaceMap
 from stores.view.memory_state import MemoryState
 
+Period = tuple[float, float]
+"""First and last moment (seconds since the epoch) of a time asked about; equal for a moment."""
+
 
 class FactsView:
     """The relational memories as a fact graph. `add` and `remove` are called for every memory of the namespace."""
@@ -24,6 +27,18 @@ class FactsView:
         )
         self._closed_by: dict[str, set[str]] = {}
 
+    def __len__(self) -> int:
+        return len(self.graph)
+
+    def validity(self, id: str) -> Period | None:
+        """From when to when (seconds; infinite while it holds) the fact `id` holds; None if there is no such fact."""
+        return self.graph.validity(id)
+
+    def holds(self, id: str, period: Period) -> bool:
+        """Whether the fact holds at some time of the period."""
+        valid = self.graph.validity(id)
+        return valid is None or (valid[0] <= period[1] and valid[1] > period[0])
+
     def add(self, entry: MemoryState, vector: Vectors) -> None:
         if entry.memory["kind"] != "relational":
             return
@@ -31,7 +46,7 @@ class FactsView:
         for assertion in entry.assertions:
             self.graph.aggregate(entry.memory["id"], assertion)
         for by in entry.closings:
-            self._closed(entry, by)
+            self.close(entry, by)
 
     def remove(self, entry: MemoryState) -> None:
         if entry.memory["kind"] == "relational":
@@ -44,8 +59,11 @@ class FactsView:
         self.graph.aggregate(entry.memory["id"], assertion)
 
     def close(self, entry: MemoryState, by: str) -> None:
-        """The fact `by` contradicts this one. The graph computes its end."""
-        self._closed(entry, by)
+        """The fact `by` contradicts this one, and the graph computes when it ends; without `by` it ends as recorded."""
+        if by:
+            self._closed(entry, by)
+        else:
+            self.graph.close(entry.memory["id"], entry.closings[by])
 
     def _closed(self, entry: MemoryState, by: str) -> None:
         self._closed_by.setdefault(by, set()).add(entry.memory["id"])

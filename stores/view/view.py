@@ -7,6 +7,7 @@ reads for reading; see `Shard`.
 import base64
 import binascii
 import json
+import math
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -26,7 +27,7 @@ from stores.log.record import Op, Record
 from stores.view.conversations import Conversations
 from stores.view.graph_views import FactsView, PlacesView
 from stores.view.keyed import KeyedMemories
-from stores.view.memory_state import FIELD_OF, MemoryState, Version, close, state_of, vector_of
+from stores.view.memory_state import FIELD_OF, MemoryState, Version, close, describe, state_of, vector_of
 
 Content = dict[str, Any]
 TOGETHER = 4096  # vectors added to an index at once: Faiss starts its threads for each call
@@ -68,6 +69,7 @@ class Space:
         self.entries: dict[str, MemoryState] = {}
         self.by_row: dict[int, MemoryState] = {}
         self.order: list[tuple[float, str]] = []
+        self.told: dict[str, str] = {}  # id of a further telling -> id of its memory
         self.lexical = LexicalIndex(live=live)
         self.facts = FactsView(config)
         self.places = PlacesView(config)
@@ -88,6 +90,7 @@ class Space:
     def add(self, entry: MemoryState, vector: Vectors) -> None:
         self.entries[entry.memory["id"]] = self.by_row[entry.seq] = entry
         insort(self.order, entry.place)
+        self.told.update((telling["id"], entry.memory["id"]) for telling in entry.assertions)
         self.waiting.append((entry.seq, vector))
         if len(self.waiting) >= TOGETHER:
             self.index_waiting()
@@ -105,6 +108,8 @@ class Space:
         for entry in entries:
             del self.entries[entry.memory["id"]], self.by_row[entry.seq]
             del self.order[bisect_left(self.order, entry.place)]
+            for telling in entry.assertions:
+                self.told.pop(telling["id"], None)
             for part in self.parts:
                 part.remove(entry)
         for by in (entry.memory["id"] for entry in entries):
@@ -132,6 +137,7 @@ class Space:
         self.entries = {entry.memory["id"]: entry for entry in entries}
         self.by_row = {entry.seq: entry for entry in sorted(entries, key=attrgetter("seq"))}
         self.order = sorted(entry.place for entry in entries)
+        self.told = {telling["id"]: entry.memory["id"] for entry in entries for telling in entry.assertions}
         if "index" in parts:
             deserialize(self.index, parts, [*self.by_row])
         else:
@@ -141,6 +147,32 @@ class Space:
         for row, entry in self.by_row.items():
             for part in self.parts:
                 part.add(entry, given[index_of[row]])
+
+    def tell(self, entry: MemoryState, telling: Content) -> None:
+        """Add a further telling of a memory."""
+        entry.assertions.append(telling)
+        self.told[telling["id"]] = entry.memory["id"]
+        if entry.memory["kind"] == "relational":
+            self.facts.aggregate(entry, telling)
+
+    def seen(self, entry: MemoryState, telling: Content | None = None) -> Content:
+        """The memory's content (or that of a further `telling`) as answers show it and filters see it: a fact with its
+        validity: `valid_to` where it ends, `valid_from` where it began at another time than the memory's. Shared with
+        the view."""
+        content = entry.memory if telling is None else telling
+        valid = self.facts.validity(entry.memory["id"]) if entry.memory["kind"] == "relational" else None
+        if valid is None:
+            return content
+        seen, (start, end) = dict(content), valid
+        if telling is None and start != content.get("valid_from", content["time"]):
+            seen["valid_from"] = start
+        if end < math.inf:
+            seen["valid_to"] = end
+        return seen
+
+    def describe(self, entry: MemoryState, shard: int, *, shared: bool = False) -> Content:
+        """The memory with its validity and statistics; see `memory_state.describe`."""
+        return describe(entry, self.seen(entry), shard, shared=shared)
 
     def after(self, cursor: str | None) -> Iterator[MemoryState]:
         """Memories in order of (time, id) after the cursor."""
@@ -229,6 +261,9 @@ class View:
             closed=None,
             closings={},
             assertions=[],
+            telling_vectors={},
+            told_at={},
+            unnamed=[],
             older=[*old.older, old.version],
         )
         self._add(new, vector_of(record))
@@ -258,9 +293,13 @@ class View:
         if entry := self._named(content):
             entry.count += content["count"]
             entry.traces.append(record.seq)
-            if "telling" in content:
-                entry.assertions.append(content["telling"])
-                self.spaces[content["namespace"]].facts.aggregate(entry, content["telling"])
+            if telling := content.get("telling"):
+                self.spaces[content["namespace"]].tell(entry, telling)
+                entry.told_at[telling["id"]] = content.get("told_at", record.time)
+                if "vector" in content:
+                    entry.telling_vectors[telling["id"]] = content["vector"]
+                if content.get("unnamed"):
+                    entry.unnamed.append(telling["id"])
 
     def _close(self, record: Record, content: Content) -> None:
         if entry := self._named(content):

@@ -1,6 +1,6 @@
 """Plans of erasures: which records, memories and turns are removed when memories are forgotten."""
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 from common.types import Json
@@ -8,97 +8,46 @@ from stores.log.base import Draft
 from stores.log.record import Op
 from stores.memory.filters import Predicate
 from stores.view.conversations import Conversations
-from stores.view.memory_state import MemoryState
-from stores.view.view import Space, View
+from stores.view.view import View
 from stores.writes.group_commit import Planned
-from stores.writes.rewrite import replace_memories, rows_of
-
-
-def chosen(
-    entries: Mapping[str, MemoryState], ids: Sequence[str] | None, keep: Predicate | None
-) -> list[MemoryState]:
-    """The memories of `ids` (None: all) that the filter `keep` admits (None: any)."""
-    names = entries if ids is None else dict.fromkeys(ids)
-    return [e for id in names if (e := entries.get(id)) and (keep is None or keep(e.memory))]
-
-
-def texts_of(entries: Iterable[MemoryState], assertions: Iterable[Json] = ()) -> set[str]:
-    """The texts of all versions of these memories, of their further assertions, and of `assertions`."""
-    memories = [m for entry in entries for m in (*(v.memory for v in entry.versions), *entry.assertions)]
-    return {memory["text"].strip() for memory in (*memories, *assertions)}
-
-
-def chosen_assertions(
-    space: Space | None, gone: Sequence[MemoryState], ids: Sequence[str] | None, keep: Predicate | None
-) -> dict[str, list[Json]]:
-    """Further assertions that the same selection covers, of facts that stay, by the facts' ids."""
-    if space is None:
-        return {}
-    left = space.entries.keys() - {entry.memory["id"] for entry in gone}
-    if ids is not None:
-        left &= {space.facts.fact_of_assertion(id) for id in ids}
-    found = {}
-    for id in sorted(left):
-        assertions = space.entries[id].assertions
-        chosen = [t for t in assertions if (ids is None or t["id"] in ids) and (keep is None or keep(t))]
-        if chosen:
-            found[id] = chosen
-    return found
-
-
-def without(
-    view: View,
-    namespace: str,
-    assertions: Mapping[str, Sequence[Json]],
-    gone: Sequence[MemoryState],
-    shard: int,
-) -> Planned:
-    """Rewrite facts without the given assertions; drop closings caused by the erased facts `gone`."""
-    rows, _ = rows_of(view, [(namespace, id) for id in assertions], shard)
-    ids = {entry.memory["id"] for entry in gone}
-    for row in rows:
-        dropped, statistics = assertions[row["memory"]["id"]], row["statistics"]
-        statistics["tellings"] = [each for each in statistics["tellings"] if each not in dropped]
-        statistics["closings"] = {by: end for by, end in statistics["closings"].items() if by not in ids}
-        statistics["closed"] = min(statistics["closings"].values(), default=None)
-    return replace_memories(view, rows, ())
+from stores.writes.retell import choose, rewritten
+from stores.writes.rewrite import replace_memories
 
 
 def forget(
     view: View, namespace: str, ids: Sequence[str] | None, keep: Predicate | None, shard: int
 ) -> Planned:
-    """Erase those memories of `ids` (None: all) that the filter `keep` (None: any) admits: every record that holds
-    content of them, and the turns with the same texts. A further assertion of a fact is selected by itself; a fact
-    with assertions left is rewritten without those selected. With both None the whole namespace is erased,
-    short-term memory included."""
+    """Erase the tellings of `ids` (None: all) that the filter `keep` (None: any) admits, as `retell.choose` says: every
+    record that holds content of them, and the turns with the same texts. What is left of a memory is told again. With
+    both None the whole namespace is erased, short-term memory included."""
     space = view.spaces.get(namespace)
-    gone = chosen(space.entries if space else {}, ids, keep)
-    assertions = chosen_assertions(space, gone, ids, keep)
-    kept = without(view, namespace, assertions, gone, shard)
-    dropped = [assertion for some in assertions.values() for assertion in some]
-    texts = texts_of(gone, dropped)
+    chosen = choose(space, ids, keep)
+    left = rewritten(view, namespace, chosen, shard)
+    kept = replace_memories(view, left.rows, ())
     turns: Conversations = space.conversations if space else Conversations()
     whole = ids is None and keep is None
     if whole:
         turned = forget_conversations(turns, namespace, turns.conversations)
     else:
-        turned = forget_texts(turns, namespace, texts)
-    forgotten = [entry.memory["id"] for entry in gone]
+        turned = forget_texts(turns, namespace, chosen.texts)
+    merged = [space.entries[id] for id in sorted(left.merged)] if space else []
+    gone = [*{entry.memory["id"]: entry for entry in (*chosen.gone, *merged)}.values()]
     erased = [*dict.fromkeys([*(seq for entry in gone for seq in entry.seqs), *kept.erase])]
     receipt = {
         "namespace": namespace,
-        "forgotten": [*forgotten, *(assertion["id"] for assertion in dropped)],
+        "forgotten": chosen.ids,
+        "kept": left.went_on,
         "log_records": len(erased) + len(turned.erase),
-        "versions": sum(len(entry.versions) for entry in gone),
+        "versions": sum(len(entry.versions) for entry in chosen.gone),
         "index_rows": len(gone),
-        "lexical_docs": len(gone) if space and space.lexical is not None else 0,
+        "lexical_docs": len(gone),
         "turns": turned.result["turns"],
     }
-    content: Json = {"namespace": namespace, "ids": forgotten}
+    content: Json = {"namespace": namespace, "ids": [entry.memory["id"] for entry in gone]}
     if whole:  # a reshard reads the names to remove the same elsewhere
         content |= {"whole": True, "conversations": turns.conversations}
     drafts: list[Draft] = [(Op.FORGET, content, b"")] if gone or (whole and turned.erase) else []
-    drafts += kept.drafts
+    drafts += [*kept.drafts, *left.closings]
     if not whole:
         drafts += turned.drafts
     return Planned(drafts=drafts, result=receipt, erase=[*erased, *turned.erase])

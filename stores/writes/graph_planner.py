@@ -39,6 +39,10 @@ class GraphPlanner:
         facts.drop(memory.id)
         return facts.plan(to_json(memory))
 
+    def drop(self, namespace: str, id: str) -> None:
+        """Leave out a fact in later decisions."""
+        self._facts(namespace).drop(id)
+
     def _facts(self, namespace: str) -> PlannedGraph:
         if namespace not in self._ahead:
             space = self._view.spaces.get(namespace)

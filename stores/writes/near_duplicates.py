@@ -6,21 +6,18 @@ question marks are not. No weaker rule is safe: one word more, less or elsewhere
 not; 3, 4), embeddings hardly show it, and a memory that is dropped is lost.
 
 Conversation and context record where a memory comes from, and filters use them, so they must be equal. So must
-anything that the duplicate would add: cues that the other lacks, a pin. The time may differ. Facts and places have
+anything that the duplicate would add: cues that the other lacks, a pin, a time of its own: a pill taken three times is
+three events. Only a time that the writer did not give may differ. Facts and places have
 their own rules of equality, so only episodes are compared here.
 """
 
-import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.config import StoreConfig
-from stores.memory.memory import Memory
+from stores.memory.memory import Memory, plain_words
 
 LOOKED_AT = 4  # nearest neighbours that may be the duplicate
-_AROUND_WORDS = (
-    ".,;:!\"'()[]{}\u2026\u201c\u201d\u2018\u2019\u201e\u201a\xab\xbb\xa1"  # also as typographers set them
-)
 
 
 def find(
@@ -36,20 +33,15 @@ def find(
 
 
 def alike(memory: Memory, stored: Mapping[str, Any]) -> bool:
-    """True if `memory` would add nothing to `stored` but one more sighting."""
+    """True if `memory` would add nothing to `stored` but one more telling."""
     cues = [{"question": cue.question, "answer": cue.answer, "family": cue.family} for cue in memory.cues]
     return (
         stored["kind"] == memory.kind == "episodic"
         and stored["namespace"] == memory.namespace
         and stored["conversation"] == memory.conversation
         and stored["context"] == memory.context
+        and (not memory.timed or stored["time"] == memory.time)
         and stored["pin"] >= memory.pin
         and all(cue in stored["cues"] for cue in cues)
-        and words(stored["text"]) == words(memory.text)
+        and plain_words(stored["text"]) == plain_words(memory.text)
     )
-
-
-def words(text: str) -> list[str]:
-    """The normalised words of a text, as they are compared."""
-    plain = unicodedata.normalize("NFKC", text).casefold()
-    return [word for raw in plain.split() if (word := raw.strip(_AROUND_WORDS))]

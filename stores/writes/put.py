@@ -9,12 +9,13 @@ from stores.facts.fact import not_a_triple
 from stores.index.vectors import nearest_earlier
 from stores.log.base import Draft
 from stores.log.record import Op, Record
-from stores.memory.memory import Memory, to_json
+from stores.memory.memory import Memory, plain_words, to_json
 from stores.view.memory_state import MemoryState
 from stores.view.view import View
 from stores.writes import lookups, near_duplicates, write_gate
 from stores.writes.graph_planner import GraphPlanner, closings, consequences, routed
 from stores.writes.group_commit import Key, Pending, Planned, Sought, graph_key, id_key
+from stores.writes.retell import Telling, assertion
 
 
 def keys(memories: Sequence[Memory]) -> set[Key]:
@@ -87,13 +88,15 @@ class Put:
         at = near_duplicates.find(memory, [(cosine, entry.memory) for cosine, entry in near], self._config)
         if at is not None:
             cosine, entry = near[at]
-            return self._duplicate(memory, _known(entry, "duplicate", _reason(entry.memory["id"], cosine)))
+            if memory.id in (telling["id"] for telling in entry.assertions):
+                return _known(entry, "existing", "told before under this id")
+            known = _known(entry, "duplicate", _reason(entry.memory["id"], cosine))
+            return self._duplicate(index, known, entry.memory["text"])
         if (earlier := self._earlier_duplicate(index, memory)) is not None:
             self._sources[index] = earlier
-            id = self._memories[earlier].id
-            return self._duplicate(
-                memory, _answer(id, "duplicate", _reason(id, self._cosine(index, earlier)))
-            )
+            first = self._memories[earlier]
+            answer = _answer(first.id, "duplicate", _reason(first.id, self._cosine(index, earlier)))
+            return self._duplicate(index, answer, first.text)
         if self._given[index].kind != memory.kind:  # never a silent drop: the gate does not apply
             self._written[key] = self._sources[index] = index
             return _answer(memory.id, "routed", not_a_triple(to_json(self._given[index])) or "")
@@ -108,7 +111,13 @@ class Put:
         if decision.into is not None:
             status = "aggregated" if decision.action == "aggregate" else "existing"
             if status == "aggregated":
-                self._further.append(_assertion(memory, decision.into))
+                entry = self._view.find(memory.namespace, decision.into)
+                text = (
+                    entry.memory["text"]
+                    if entry
+                    else self._memories[self._written[memory.namespace, decision.into]].text
+                )
+                self._further.append(self._telling(index, decision.into, text))
             answer = self._naming(index, memory.namespace, decision.into, status, decision.reason)
             return {**answer, "confidence": decision.confidence}
         self._written[memory.namespace, memory.id] = self._sources[index] = index
@@ -122,16 +131,21 @@ class Put:
         self._sources[index] = self._written[namespace, id]
         return _answer(id, status, reason)
 
-    def _duplicate(self, memory: Memory, answer: Json) -> Json:
-        self._further.append(_sighting(memory, answer["id"]))
+    def _duplicate(self, index: int, answer: Json, text: str) -> Json:
+        self._further.append(self._telling(index, answer["id"], text))
         return answer
+
+    def _telling(self, index: int, id: str, text: str) -> Draft:
+        """The record of one more telling of the memory `id`, whose text is `text`."""
+        memory = self._memories[index]
+        return assertion(Telling(to_json(memory), self._vectors[index], memory.named), id, text)
 
     def _earlier_duplicate(self, index: int, memory: Memory) -> int | None:
         """The index of an earlier written item of this call that `memory` duplicates, or None. Texts are compared
         only if any two vectors of the call are close."""
         if not self._close:
             return None
-        alike = self._texts.setdefault((memory.namespace, *near_duplicates.words(memory.text)), [])
+        alike = self._texts.setdefault((memory.namespace, *plain_words(memory.text)), [])
         stored = [(self._cosine(index, other), to_json(self._memories[other])) for other in alike]
         at = near_duplicates.find(memory, stored, self._config)
         if at is not None:
@@ -168,7 +182,7 @@ def count_duplicates(
     near = lookups.neighbours(view, pending, sought)
     answers: list[Json | None] = []
     drafts: list[Draft] = []
-    for memory, pairs in zip(memories, near, strict=True):
+    for memory, vector, pairs in zip(memories, sought.vectors, near, strict=True):
         at = near_duplicates.find(memory, [(cosine, entry.memory) for cosine, entry in pairs], config)
         if at is None:
             answers.append(None)
@@ -176,7 +190,8 @@ def count_duplicates(
         cosine, entry = pairs[at]
         answer = _known(entry, "duplicate", _reason(entry.memory["id"], cosine))
         answers.append({"kind": memory.kind, "shard": shard, **answer})
-        drafts.append(_sighting(memory, entry.memory["id"]))
+        told = Telling(to_json(memory), vector, memory.named)
+        drafts.append(assertion(told, entry.memory["id"], entry.memory["text"]))
     return Planned(drafts=drafts, result=answers, counts={"duplicates": len(drafts)})
 
 
@@ -190,15 +205,3 @@ def _known(entry: MemoryState, status: str, reason: str) -> Json:
 
 def _reason(id: str, cosine: float) -> str:
     return f"says the same as {id} (cosine {cosine:.4f})"
-
-
-def _assertion(memory: Memory, id: str) -> Draft:
-    """The record of one more assertion of an existing fact."""
-    content = {"namespace": memory.namespace, "id": id, "count": 1, "telling": to_json(memory)}
-    return Op.AGGREGATE, content, b""
-
-
-def _sighting(memory: Memory, id: str) -> Draft:
-    """The record of one more sighting of an existing memory: its count, id and time."""
-    seen = {"id": memory.id, "time": memory.time}
-    return Op.AGGREGATE, {"namespace": memory.namespace, "id": id, "count": 1, "from": seen}, b""

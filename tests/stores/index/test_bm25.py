@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from stores.index import bm25 as bm25_module
-from stores.index.bm25 import BUFFER, LexicalIndex, terms, text_of
+from stores.index.bm25 import BUFFER, LexicalIndex, WordStatistics, bm25, matched, query_words
+from stores.index.terms import terms, text_of
 from stores.memory.memory import to_json
 from tests.support.stores import memory
 
@@ -18,7 +19,7 @@ WORDS = "harbor lantern violin coral novel dessert garden engine winter market".
 sentences = st.lists(st.sampled_from(WORDS), min_size=1, max_size=12).map(" ".join)
 
 
-def bm25(texts: dict[int, str], query: str, k1: float = 1.2, b: float = 0.75) -> dict[int, float]:
+def oracle(texts: dict[int, str], query: str, k1: float = 1.2, b: float = 0.75) -> dict[int, float]:
     documents = {row: terms(text) for row, text in texts.items()}
     mean = sum(map(len, documents.values())) / len(documents)
     scores: dict[int, float] = {}
@@ -33,15 +34,25 @@ def bm25(texts: dict[int, str], query: str, k1: float = 1.2, b: float = 0.75) ->
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(sentences, min_size=1, max_size=12), sentences)
-def test_scores_are_bm25(texts, query):
-    index = LexicalIndex()
-    index.put([*range(len(texts))], texts)
-    scores, rows = index.search(query, len(texts))
-    expected = bm25(dict(enumerate(texts)), query)
-    assert set(rows) == set(expected) and scores == sorted(scores, reverse=True)
-    for score, row in zip(scores, rows, strict=True):
-        assert score == pytest.approx(expected[row], rel=1e-3)
+@given(st.lists(st.tuples(sentences, st.integers(0, 2)), min_size=1, max_size=12), sentences)
+def test_scores_are_bm25_of_all_shards_together(texts, query):
+    """Three indexes hold a share each; removed texts do not count."""
+    shards = [LexicalIndex() for _ in range(3)]
+    for row, (text, shard) in enumerate(texts):
+        shards[shard].put([row, 1000 + row], [text, "harbor removed"])
+    for index in shards:
+        index.flush()
+    for row, (_, shard) in enumerate(texts):
+        shards[shard].drop([1000 + row], ["harbor removed"])
+    for index in shards:
+        index.flush()
+    known = WordStatistics.of_all(index.statistics(query) for index in shards)
+    rows = {row for index in shards for row in index.search(query, len(texts))[1]}
+    expected = oracle({row: text for row, (text, _) in enumerate(texts)}, query)
+    assert rows == set(expected)
+    for row, (text, _) in enumerate(texts):
+        score = bm25(matched(frozenset(query_words(query)), text), known)
+        assert score == pytest.approx(expected.get(row, 0.0), rel=1e-9)
 
 
 class LexicalAgainstDict(RuleBasedStateMachine):
@@ -60,7 +71,8 @@ class LexicalAgainstDict(RuleBasedStateMachine):
     @rule(data=st.data())
     def remove(self, data):
         gone = data.draw(st.lists(st.sampled_from(sorted(self.model)), unique=True))
-        assert self.index.drop([*gone, -1]) == len(gone)
+        texts = [self.model[row] for row in gone]
+        assert self.index.drop([*gone, -1], [*texts, "unknown"]) == len(gone)
         for row in gone:
             del self.model[row]
 
@@ -69,6 +81,10 @@ class LexicalAgainstDict(RuleBasedStateMachine):
         _, rows = self.index.search(query, 1000)
         asked = set(terms(query))
         assert sorted(rows) == [row for row in self.model if asked & set(terms(self.model[row]))]
+        again = LexicalIndex()
+        again.put([*self.model], [*self.model.values()])
+        again.flush()
+        assert self.index.statistics(query) == again.statistics(query)
 
     @rule(query=sentences, k=st.integers(0, 4), data=st.data())
     def search_among(self, query, k, data):
@@ -99,8 +115,9 @@ def test_any_text_is_stored_and_is_a_query(text):
     index = LexicalIndex()
     index.put([1, 2], [text, "plain harbor"])
     asked = set(terms(text))
-    sharing = [row for row, stored in ((1, text), (2, "plain harbor")) if asked & set(terms(stored))]
-    assert sorted(index.search(text, 5)[1]) == sharing
+    shared = [bool(matched(asked, stored).counts) for stored in (text, "plain harbor")]
+    assert sorted(index.search(text, 5)[1]) == [row for row, yes in zip((1, 2), shared, strict=True) if yes]
+    assert shared[0] == bool(asked)
     assert index.search("harbor", 5)[1]
 
 
@@ -130,7 +147,7 @@ def test_writes_beyond_the_buffer_are_all_found():
     index = LexicalIndex()
     for row in range(BUFFER + 10):
         index.put([row], [f"harbor {row}"])
-    index.drop([0, BUFFER + 5])
+    index.drop([0, BUFFER + 5], ["harbor 0", f"harbor {BUFFER + 5}"])
     assert len(index.search("harbor", 2 * BUFFER)[1]) == len(index) == BUFFER + 8
 
 

@@ -51,7 +51,7 @@ def state(shard, namespace):
     vector = unit(1)
     return (
         [(m["id"], m["text"], m["statistics"], len(m["versions"])) for m in memories],
-        [(f["memory"]["id"], f["score"]) for f in shard.search.find(namespace, vector, 3)],
+        [(f["memory"]["id"], f["score"]) for f in shard.search.find(namespace, vector, 3, now=NOW)],
         shard.keyed.get(namespace, "bird"),
         shard.conversations.peek(namespace, "talk", 9),
     )

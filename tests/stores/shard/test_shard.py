@@ -135,7 +135,7 @@ class ShardAgainstDict(RuleBasedStateMachine):
     def put_a_twin(self, data):
         """The same words under another id: counted where they are, not written."""
         (namespace, _), entry = data.draw(st.sampled_from(sorted(self.model.items(), key=str)))
-        loud = memory(f"twin-{self.ops}", namespace=namespace, text=f" {entry.memory.text.upper()}! ", time=9)
+        loud = memory(f"twin-{self.ops}", namespace=namespace, text=f" {entry.memory.text.upper()}! ")
         items = [(loud, entry.vector)]
         (answer,) = self.twice(
             lambda op_id: self.shard.memories.put(MemoryBatch.of(items), op_id=op_id, now=NOW)

@@ -59,9 +59,8 @@ def test_a_shard_answers_as_it_did_and_goes_on(tmp_path, backend):
     for namespace in ("acme", "globex"):
         found = as_json(answers(shard, namespace))
         for name, value in expected[namespace].items():
-            if name == "search":  # other processors have other last bits
+            if name == "search":  # scores are the ranking's, which changes
                 assert [id for id, _ in found[name]] == [id for id, _ in value]
-                assert [s for _, s in found[name]] == pytest.approx([s for _, s in value], abs=1e-4)
             else:
                 assert found[name] == value, name
     counts = shard.counts()

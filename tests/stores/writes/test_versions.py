@@ -92,7 +92,7 @@ def test_forgetting_erases_every_version(shard):
         memory("m1", text="the second secret"), axis(1), generation=seq, op_id="p", now=NOW
     )
     put(shard, memory("m1-again", text="The second secret!"), vector=axis(1))
-    receipt = shard.erasure.forget("acme", ids=["m1"], op_id="f", now=NOW)
+    receipt = shard.erasure.forget("acme", ids=["m1", "m1-again"], op_id="f", now=NOW)
     assert (receipt["log_records"], receipt["index_rows"], receipt["scrubbed"]) == (3, 1, True)
     assert b"secret" not in disk(shard)
     assert [record.seq for record in shard.core.log.records() if record.erased] == [1, 3, 4]
@@ -253,7 +253,7 @@ def test_near_identical_memories_are_counted_and_the_existing_id_returned(shard)
     near = np.array([0.99, np.sqrt(1 - 0.99**2), 0, 0, 0, 0, 0, 0], np.float32)
     far = np.array([0.97, np.sqrt(1 - 0.97**2), 0, 0, 0, 0, 0, 0], np.float32)
     first = put(shard, memory("a", text="Ada moved."), vector=axis(0))[0]
-    answer = put(shard, memory("b", text="ada moved", time=3), vector=near)[0]
+    answer = put(shard, memory("b", text="ada moved"), vector=near)[0]
     assert {**answer, "gate": None} == {**first, "status": "duplicate", "gate": None}
     assert answer["gate"]["reason"].startswith("says the same as a")
     assert put(shard, memory("c", text="ada moved"), vector=far)[0]["status"] == "new"
