@@ -326,6 +326,7 @@ class TrainConfig(Section):
 class GateConfig(Section):
     min_uplift: float = Field(0.2, description="exact match, adapter minus base, memory off")
     max_sanity_drop: float = Field(0.01, ge=0.0)
+    withdraw: bool = Field(True, description="aliases leave versions trained on what is erased or no longer holds")
     sanity_items: int = Field(
         400, ge=20, le=400, description="of the sanity test; fewer are faster and coarser"
     )

@@ -45,7 +45,7 @@ def consolidate(
     seconds: dict[str, float] = {}
     started = time.time()
     with _timed(seconds, "read"):
-        memories = asyncio.run(all_memories(ShardedStore(config), namespace))
+        memories = _present(config, namespace)
         questions = questions_of(memories, namespace)
     with _timed(seconds, "evaluate_before"):
         base = examine(config, None, questions, out, "base")
@@ -75,12 +75,20 @@ def consolidate(
     return report
 
 
+def _present(config: Config, namespace: str) -> list[dict[str, Any]]:
+    """The memories that hold now: what has ended is not trained."""
+    now = time.time()
+    return asyncio.run(all_memories(ShardedStore(config), namespace, period=(now, now)))
+
+
 def accept(config: Config, namespace: str, trained: TrainResult, evaluation: dict[str, Any]) -> GateDecision:
-    """The decision of the acceptance gate; a rejection if memories were erased while they were trained on."""
-    remaining = asyncio.run(all_memories(ShardedStore(config), namespace))
-    erased = set(trained.memory_ids) - {memory["id"] for memory in remaining}
-    if erased:  # the receipts of those erasures could not name a version that did not exist yet
-        return GateDecision(False, [f"{len(erased)} memories were erased while they were being trained on"])
+    """The decision of the acceptance gate; a rejection if memories were erased, or facts ended, while they were trained
+    on."""
+    gone = set(trained.memory_ids) - {memory["id"] for memory in _present(config, namespace)}
+    if gone:  # the receipts of those erasures could not name a version that did not exist yet
+        return GateDecision(
+            False, [f"{len(gone)} memories were erased or ended while they were being trained on"]
+        )
     measured = Measurements(
         uplift=evaluation["uplift"],
         sanity_drop=-evaluation["sanity"]["delta"],

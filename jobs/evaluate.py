@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import json
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,8 @@ def evaluate(config: Config, app: DeploymentHandle, namespace: str, model: str, 
     """
     adapters = AdapterStore(config.store_dir / "adapters")
     digest = adapters.require(model, config.model.name)
-    memories = asyncio.run(all_memories(ShardedStore(config), namespace))
+    now = time.time()
+    memories = asyncio.run(all_memories(ShardedStore(config), namespace, period=(now, now)))
     questions = questions_of(memories, namespace)
     base = examine(config, None, questions, out, "base")
     memory = memory_on(app, one_a_memory(questions), namespace)

@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import json
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,7 +41,10 @@ def score(
     Raises `InvalidInput` if there are no memories, no conversations, or too few resources for the scorers.
     """
     store = ShardedStore(config)
-    memories = asyncio.run(all_memories(store, namespace))
+    now = time.time()
+    memories = asyncio.run(
+        all_memories(store, namespace, period=(now, now))
+    )  # what has ended does not matter
     if not memories:
         raise InvalidInput(f"namespace {namespace!r} holds no memories to score", param="namespace")
     conversations = talks.from_cues(memories) if conversations is None else conversations

@@ -35,6 +35,7 @@ from serve.routes import adapters, language, memories, operations, stores, trans
 from serve.schemas.requests import ChatBody
 from serve.schemas.responses import ERRORS
 from serve.telemetry import Telemetry
+from stores.memory.period import dated
 
 app = FastAPI(
     title="Sharpwave", description="A memory for language models that ends in the weights.", responses=ERRORS
@@ -127,5 +128,5 @@ class Api:
         memories."""
         generation = self._store.generation
         memories = await all_memories(self._store, namespace)
-        await self._parts.encode_soon(namespace, [(m["text"], m) for m in memories], generation=generation)
+        await self._parts.encode_soon(namespace, [(dated(m), m) for m in memories], generation=generation)
         return len(memories)

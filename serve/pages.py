@@ -4,6 +4,7 @@ from collections.abc import Container
 from typing import Any
 
 from actors.store.sharded_store import ShardedStore
+from stores.memory.period import Period, holds
 
 PAGE = 1000  # memories
 
@@ -14,13 +15,19 @@ async def all_memories(
     *,
     kinds: Container[str] | None = None,
     where: dict[str, Any] | None = None,
+    period: Period | None = None,
 ) -> list[dict[str, Any]]:
-    """Every memory of a namespace in order of time, or those of `kinds` that the filter `where` matches."""
+    """Every memory of a namespace in order of time, or those of `kinds` that the filter `where` matches; of facts,
+    those that hold at some time of `period` (None: all)."""
     found: list[dict[str, Any]] = []
     cursor = None
     while True:
         page = await store.memories.list(namespace, limit=PAGE, after=cursor, where=where)
-        found += [memory for memory in page["memories"] if kinds is None or memory["kind"] in kinds]
+        found += [
+            memory
+            for memory in page["memories"]
+            if (kinds is None or memory["kind"] in kinds) and (period is None or holds(memory, period))
+        ]
         cursor = page["next"]
         if cursor is None:
             return found

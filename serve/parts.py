@@ -57,7 +57,7 @@ class Parts:
         write of the same id; `generation`: that of the store's layout before they were written or read.
         """
         if memories:
-            versions = [BASE, *set(self.adapters.aliases().values())]
+            versions = [*{BASE, *self.adapters.aliases().values()}]
             items = [
                 {
                     "text": text,
@@ -67,6 +67,13 @@ class Parts:
                 for text, row in memories
             ]
             await self.engines.enqueue(namespace, items, versions)
+
+    def outdated(self, namespace: str, memory_ids: set[str]) -> list[str]:
+        """The versions trained on memories that are erased or have ended; no alias names them any more
+        (`gate.withdraw`)."""
+        if self.config.gate.withdraw:
+            return self.adapters.withdraw(namespace, memory_ids)
+        return self.adapters.holding(namespace, memory_ids)
 
     def version(self, name: str, asking: Principal) -> str:
         """The digest of the version that a request's `model` names. Raises `NotFound`, also for a version of a

@@ -1,6 +1,7 @@
 """Which memories a request gets: embed the question, search the shards, keep the trace."""
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,12 +13,15 @@ from ray.serve.handle import DeploymentHandle
 
 from actors.store.sharded_store import ShardedStore
 from common.config import Config
-from common.errors import NotReady
+from common.errors import InvalidInput, NotReady
+from common.types import Json
 from models.text.messages import Messages
 from serve.http import unwrap
 from serve.pages import all_memories
 from serve.schemas.requests import MemoryField
 from serve.telemetry import Telemetry
+from stores.memory.memory import parse_time, plain_words
+from stores.memory.period import Period, dated, names_validity, period_in
 from stores.ranking.ranking import Rerank, relevant
 
 
@@ -33,7 +37,7 @@ class Recalled:
 
     @property
     def for_engine(self) -> list[dict[str, str]]:
-        return [{"id": memory["id"], "text": memory["text"]} for memory in self.memories]
+        return [{"id": memory["id"], "text": dated(memory)} for memory in self.memories]
 
 
 class Recall:
@@ -66,8 +70,9 @@ class Recall:
         self, asked: MemoryField, question: str, mode: str
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         if mode in self._all_by_time:
-            kinds, where = asked.kinds, asked.filter
-            return await all_memories(self._store, asked.namespace, kinds=kinds, where=where), []
+            chosen: Json = {"kinds": asked.kinds, "where": asked.filter}
+            period = period_of(question, at=asked.at, where=asked.filter)
+            return await all_memories(self._store, asked.namespace, period=period, **chosen), []
         results, _ = await self.search(
             asked.namespace,
             question,
@@ -75,11 +80,12 @@ class Recall:
             kinds=asked.kinds,
             where=asked.filter,
             retrieval=asked.retrieval,
+            at=asked.at,
         )
         retrieved = [{"id": result["memory"]["id"], "score": result["score"]} for result in results]
         if asked.k is None and asked.retrieval == "full":
             results = relevant(results, self._config.min_share)
-        return [result["memory"] for result in results], retrieved
+        return _once_each([result["memory"] for result in results]), retrieved
 
     async def search(
         self,
@@ -91,8 +97,12 @@ class Recall:
         where: dict[str, Any] | None,
         retrieval: str,
         offset: int | None = None,
+        at: str | float | None = None,
+        history: bool = False,
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """Results, most relevant first, and the trace with milliseconds, candidates and best result of each stage."""
+        """Results, most relevant first, and the trace with milliseconds, candidates and best result of each stage. For
+        `at` and `history` see `period_of`."""
+        period = period_of(query, at=at, history=history, where=where)
         self._telemetry.retrieval_requested()
         started = time.perf_counter()
         [vector] = await self._embedder.encode.remote([query])
@@ -105,10 +115,12 @@ class Recall:
             retrieval=retrieval,
             kinds=kinds,
             where=where,
+            period=period,
+            now=None if period is None else _asked_about(period),
             offset=offset,
             rerank=self._rerank(),
         )
-        return results, {"retrieval": retrieval, "stages": [embed, *stages]}
+        return results, {"retrieval": retrieval, "period": _bounds(period), "stages": [embed, *stages]}
 
     def _rerank(self) -> Rerank | None:
         """A function that calls the cross-encoder from the ranking thread; None if none is configured."""
@@ -123,6 +135,39 @@ class Recall:
             return asyncio.run_coroutine_threadsafe(ask(texts, query), loop).result(self._deadline_s)
 
         return rerank
+
+
+def period_of(
+    question: str, *, at: str | float | None = None, history: bool = False, where: Json | None = None
+) -> Period | None:
+    """The time at which facts must hold: `at` if given, else the time that the question names, else now. None, which is
+    any time, with `history`, or where the filter itself names the validity. Raises `InvalidInput` for a bad `at`."""
+    if at is not None:
+        if history:
+            raise InvalidInput("at: not together with history, which has every time", param="at")
+        moment = parse_time(at, "at")
+        return moment, moment
+    if history or names_validity(where):
+        return None
+    now = time.time()
+    return period_in(question, now) or (now, now)
+
+
+def _asked_about(period: Period) -> float:
+    """The moment from which recency counts and by which facts have ended."""
+    return max(period[0], 0.0) if period[1] < time.time() - 1.0 else time.time()
+
+
+def _bounds(period: Period | None) -> list[float | None] | None:
+    return None if period is None else [bound if math.isfinite(bound) else None for bound in period]
+
+
+def _once_each(memories: Sequence[Json]) -> list[Json]:
+    """The memories without those that say the same as one before them, word for word: they would only take room."""
+    found: dict[str, Json] = {}
+    for memory in memories:
+        found.setdefault(" ".join(plain_words(dated(memory))), memory)
+    return [*found.values()]
 
 
 def _question(prompt: Messages) -> str:

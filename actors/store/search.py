@@ -7,8 +7,8 @@ from typing import Any
 from actors.store.router import Router
 from common.types import Json, Page
 from stores.index.vectors import Vectors
+from stores.memory.period import Period
 from stores.ranking import ranking
-from stores.view.graph_views import Period
 
 
 class StoreSearch:

@@ -71,6 +71,20 @@ class AdapterStore:
             sync_folder(self.folder)
         shutil.rmtree(grave, ignore_errors=True)
 
+    def withdraw(self, namespace: str, memory_ids: set[str]) -> list[str]:
+        """No alias names the versions trained on any of these memories any more: it moves to the newest other version
+        of the namespace, or without one to the base. Returns those versions; they can still be asked for by digest."""
+        outdated = self.holding(namespace, memory_ids)
+        if not outdated:
+            return []
+        with self._changing():
+            clean = [m["digest"] for m in self.manifests() if m.get("namespace") == namespace]
+            clean = [digest for digest in clean if digest not in outdated]
+            moved = {alias: clean[-1] if clean else BASE for alias, d in self.aliases().items() if d in outdated}
+            if moved:
+                write_json(self.folder / "aliases.json", {**self.aliases(), **moved})
+        return outdated
+
     def aliases(self) -> dict[str, str]:
         path = self.folder / "aliases.json"
         return read_json(path) if path.is_file() else {}
@@ -118,6 +132,8 @@ class AdapterStore:
         if base != "base" or not version:
             return None
         digest, before = self.aliases().get(version, version), ""
+        if digest == BASE:
+            return BASE
         while not self.has(digest) and digest != before:  # an alias that moved while it was looked up
             digest, before = self.aliases().get(version, version), digest
         return digest if self.has(digest) else None

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query
 
 from common.errors import InvalidInput, SharpwaveError
 from serve.parts import Asking, Here, Json, Namespace, Parts, fresh_op, no_memory
+from serve.recall import period_of
 from serve.schemas.requests import ForgetBody, SearchBody, WriteBody
 from serve.schemas.stores import UpdateBody
 from stores.memory.memory import KIND_FIELDS, Memory, parse_memory
@@ -32,7 +33,14 @@ async def write(body: WriteBody, asking: Asking, parts: Here) -> dict[str, Any]:
     await parts.encode_soon(body.namespace, own, generation=generation)
     for i in sorted(refused):
         results.insert(i, refused[i])
-    return {"memories": results, "written": len(results), "stored": stored}
+    ended = {id for result in results for id in result.get("closes", ())}
+    outdated = parts.outdated(body.namespace, ended) if ended else []
+    return {
+        "memories": results,
+        "written": len(results),
+        "stored": stored,
+        **({"adapters": outdated} if outdated else {}),
+    }
 
 
 def _parse(body: WriteBody, max_text_bytes: int) -> tuple[list[Memory], dict[int, Json]]:
@@ -83,6 +91,8 @@ async def search(body: SearchBody, asking: Asking, parts: Here) -> dict[str, Any
         where=body.filter,
         retrieval=body.retrieval,
         offset=body.offset,
+        at=body.at,
+        history=body.history,
     )
     return {"results": results, **({"trace": trace} if body.trace else {})}
 
@@ -93,6 +103,7 @@ async def _complete(body: SearchBody, parts: Parts) -> Json:
     vector = await parts.embed_one(body.query)
     embedded = time.perf_counter()
     options: Json = {"kinds": body.kinds, "where": body.filter}
+    options["period"] = period_of(body.query, at=body.at, history=body.history, where=body.filter)
     found = await parts.store.search.complete(body.namespace, vector, first + body.k, **options)
     stages = [
         {"stage": "embed", "ms": 1e3 * (embedded - started)},
@@ -116,11 +127,11 @@ async def _forget(
     """Erase in the store, then the KV blocks, and name the adapters that were trained on the memories."""
     chosen: Json = {"ids": ids, "where": where, "everything": everything}
     receipt: Json = await parts.store.erasure.forget(namespace, **chosen, op_id=fresh_op(), now=time.time())
-    forgotten = receipt["forgotten"]
+    forgotten = [*receipt["forgotten"], *receipt["kept"]]  # a memory that goes on has another id
     erasure = {"generation": receipt.pop("generation"), "heads": dict(receipt.pop("heads"))}
     # Also ids that the store no longer has: sending an interrupted call again erases the blocks that it left.
     receipt["kv_blocks"] = await parts.engines.forget(namespace, sorted({*forgotten, *(ids or ())}), erasure)
-    receipt["adapters"] = parts.adapters.holding(namespace, set(forgotten))
+    receipt["adapters"] = parts.outdated(namespace, set(forgotten))
     return receipt
 
 
@@ -161,6 +172,9 @@ async def update(memory_id: str, body: UpdateBody, asking: Asking, parts: Here) 
         now=time.time(),
     )
     await parts.encode_soon(body.namespace, [(memory.text, written)], generation=generation)
+    # The text that a version was trained on is no longer what the memory says.
+    if outdated := parts.outdated(body.namespace, {memory_id, *written.get("closes", ())}):
+        written["adapters"] = outdated
     return written
 
 

@@ -13,6 +13,7 @@ from models.text.messages import check_messages, check_text
 Mode = Literal["full", "text", "prefix", "hybrid", "off"]
 Kind = Literal["episodic", "relational", "spatial"]
 Filter = dict[str, Any]
+Time = str | float
 MAX_CHOICES = 128
 MAX_STOPS = 4
 MAX_TEXTS = 2048
@@ -76,6 +77,8 @@ class SearchBody(Body):
     offset: int | None = Field(None, ge=0)
     trace: bool = False
     complete: bool = False
+    at: Time | None = Field(None, description="facts that hold then; without it now, or when the query says")
+    history: bool = Field(False, description="facts of any time, ended ones last")
 
 
 class ForgetBody(Body):
@@ -94,6 +97,9 @@ class MemoryField(Body):
     kinds: list[Kind] | None = None
     filter: Filter | None = None
     retrieval: Literal["full", "flat"] = "full"
+    at: Time | None = Field(
+        None, description="facts that hold then; without it now, or when the question says"
+    )
 
 
 class StreamOptions(BaseModel):

@@ -22,7 +22,7 @@ from common.types import Json
 from stores.index.vectors import Vectors
 from stores.locks import ReadWriteLock
 from stores.memory.filters import Predicate, compile_filter
-from stores.view.graph_views import Period
+from stores.memory.period import Period
 from stores.view.memory_state import MemoryState
 from stores.view.view import Space, View
 

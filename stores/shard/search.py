@@ -5,10 +5,10 @@ from typing import Any
 
 from common.types import Json, Page
 from stores.index.vectors import Vectors, check_vectors
+from stores.memory.period import Period
 from stores.ranking import ranking
 from stores.reads import cue_recall, search
 from stores.shard.core import ShardCore
-from stores.view.graph_views import Period
 from stores.view.memory_state import unshared
 
 

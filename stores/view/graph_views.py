@@ -8,11 +8,9 @@ from common.config import StoreConfig
 from common.types import Json
 from stores.facts.graph import FactGraph
 from stores.index.vectors import Vectors
+from stores.memory.period import Period
 from stores.places.map import PlaceMap
 from stores.view.memory_state import MemoryState
-
-Period = tuple[float, float]
-"""First and last moment (seconds since the epoch) of a time asked about; equal for a moment."""
 
 
 class FactsView:
