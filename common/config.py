@@ -185,6 +185,16 @@ class RecallConfig(Section):
         le=1.0,
         description="of the best one's score that the others must have (retrieval full); 0: all k",
     )
+    evidence_near: float = Field(
+        0.68,
+        ge=0.0,
+        le=1.0,
+        description="cosine below which a memory without the question's words is no evidence; for another embedder",
+    )
+    absence: bool = Field(
+        True,
+        description="without evidence the model is told to say that it does not know what it was never told",
+    )
     encoder: Literal["kv_chunks", "kv_exact", "kv_compact", "soft_prompt"] = Field(
         "kv_chunks",
         description="what a KV block holds: kv_chunks all tokens of one memory; kv_exact the namespace's whole "
@@ -326,7 +336,9 @@ class TrainConfig(Section):
 class GateConfig(Section):
     min_uplift: float = Field(0.2, description="exact match, adapter minus base, memory off")
     max_sanity_drop: float = Field(0.01, ge=0.0)
-    withdraw: bool = Field(True, description="aliases leave versions trained on what is erased or no longer holds")
+    withdraw: bool = Field(
+        True, description="aliases leave versions trained on what is erased or no longer holds"
+    )
     sanity_items: int = Field(
         400, ge=20, le=400, description="of the sanity test; fewer are faster and coarser"
     )

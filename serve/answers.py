@@ -45,7 +45,7 @@ class Answers:
             )
             requests = [
                 {
-                    "messages": prompt,
+                    "messages": found.prompt(prompt),
                     "memories": found.for_engine,
                     "namespace": body.memory.namespace,
                     "mode": mode,

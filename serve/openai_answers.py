@@ -101,6 +101,7 @@ class Reply(ABC):
         return {
             "mode": self._mode,
             "retrieved": recalled.retrieved,
+            "evidence": recalled.evidence,
             "injected": turns[0]["injected"],
             "prefix_tokens": turns[0]["prefix_tokens"],
             "fallback": next(filter(None, fallbacks), None),

@@ -18,7 +18,7 @@ async def all_memories(
     period: Period | None = None,
 ) -> list[dict[str, Any]]:
     """Every memory of a namespace in order of time, or those of `kinds` that the filter `where` matches; of facts,
-    those that hold at some time of `period` (None: all)."""
+    those that hold at some time of `period` (None: all), and then none that lost what it was derived from."""
     found: list[dict[str, Any]] = []
     cursor = None
     while True:
@@ -26,7 +26,8 @@ async def all_memories(
         found += [
             memory
             for memory in page["memories"]
-            if (kinds is None or memory["kind"] in kinds) and (period is None or holds(memory, period))
+            if (kinds is None or memory["kind"] in kinds)
+            and (period is None or (holds(memory, period) and not memory.get("unsupported")))
         ]
         cursor = page["next"]
         if cursor is None:

@@ -16,28 +16,46 @@ from common.config import Config
 from common.errors import InvalidInput, NotReady
 from common.types import Json
 from models.text.messages import Messages
+from models.text.prompt import DEFAULT_SYSTEM
 from serve.http import unwrap
 from serve.pages import all_memories
 from serve.schemas.requests import MemoryField
 from serve.telemetry import Telemetry
 from stores.memory.memory import parse_time, plain_words
 from stores.memory.period import Period, dated, names_validity, period_in
+from stores.ranking.evidence import Evidence, evidence
 from stores.ranking.ranking import Rerank, relevant
+
+NOTHING_KNOWN = (
+    "You remember nothing about what is asked: if it is not general knowledge, say that you do not know."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recalled:
     """The memories for one prompt. `memories`: most relevant first; or all in order of time in mode `full`, and in
-    mode `prefix` if the encoder is `kv_exact`."""
+    mode `prefix` if the encoder is `kv_exact`. `evidence`: whether they look like an answer; None where nothing was
+    searched. `says_unknown`: the model is told to say that it does not know."""
 
     memories: list[dict[str, Any]] = field(default_factory=list)
     retrieved: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     failure: str | None = None
+    evidence: Evidence | None = None
+    says_unknown: bool = False
 
     @property
     def for_engine(self) -> list[dict[str, str]]:
         return [{"id": memory["id"], "text": dated(memory)} for memory in self.memories]
+
+    def prompt(self, asked: Messages) -> Messages:
+        """The messages for the model: without evidence for an answer the system turn says so."""
+        if not (self.says_unknown and self.retrieved) or isinstance(asked, str):
+            return asked
+        system, rest = (
+            (asked[0]["content"], asked[1:]) if asked[0]["role"] == "system" else (DEFAULT_SYSTEM, asked)
+        )
+        return [{"role": "system", "content": f"{system}\n{NOTHING_KNOWN}"}, *rest]
 
 
 class Recall:
@@ -60,19 +78,23 @@ class Recall:
         started = time.perf_counter()
         try:
             async with asyncio.timeout(self._deadline_s):
-                memories, retrieved = await self._memories(asked, question, mode)
+                memories, retrieved, found = await self._memories(asked, question, mode)
         except (NotReady, TimeoutError, ray.exceptions.RayActorError, RayServeException) as error:
             self._telemetry.recall_failed()
             return Recalled(seconds=time.perf_counter() - started, failure=f"off: {unwrap(error).message}")
-        return Recalled(memories=memories, retrieved=retrieved, seconds=time.perf_counter() - started)
+        took = time.perf_counter() - started
+        silent = found == "none" and self._config.absence
+        return Recalled(
+            memories=memories, retrieved=retrieved, seconds=took, evidence=found, says_unknown=silent
+        )
 
     async def _memories(
         self, asked: MemoryField, question: str, mode: str
-    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    ) -> tuple[list[Json], list[Json], Evidence | None]:
         if mode in self._all_by_time:
             chosen: Json = {"kinds": asked.kinds, "where": asked.filter}
             period = period_of(question, at=asked.at, where=asked.filter)
-            return await all_memories(self._store, asked.namespace, period=period, **chosen), []
+            return await all_memories(self._store, asked.namespace, period=period, **chosen), [], None
         results, _ = await self.search(
             asked.namespace,
             question,
@@ -83,9 +105,12 @@ class Recall:
             at=asked.at,
         )
         retrieved = [{"id": result["memory"]["id"], "score": result["score"]} for result in results]
-        if asked.k is None and asked.retrieval == "full":
+        full = asked.retrieval == "full"
+        found = evidence(results, self._config.evidence_near) if full else None
+        results = [result for result in results if not result["memory"].get("unsupported")]
+        if asked.k is None and full:
             results = relevant(results, self._config.min_share)
-        return _once_each([result["memory"] for result in results]), retrieved
+        return _once_each([result["memory"] for result in results]), retrieved, found
 
     async def search(
         self,

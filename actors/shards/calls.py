@@ -17,6 +17,7 @@ WRITES = (
 )
 READS = (
     *("memories.prepare", "memories.get", "memories.history", "memories.list", "memories.statistics"),
+    "memories.support",
     *("memories.weakest", "search.candidates", "search.complete", "reshard.rows", "erasure.texts_of"),
     *(
         "graph.query_facts",

@@ -4,6 +4,7 @@
 - `router.py`: which layout is in force, which actor to call, retries and deadlines
 - `memories.py`: memories, on the shards that own them
 - `search.py`: candidates of each shard, ranked once
+- `support.py`: memories that lost what they were derived from
 - `keyed.py`: keyed memories, on the home shard
 - `graph.py`: facts and places, on the home shard
 - `conversations.py`: turns, on the shard that the conversation picks

@@ -9,6 +9,7 @@ import pyarrow as pa
 import ray
 
 from actors.store.router import Route, Router, together
+from actors.store.support import mark_unsupported
 from common.errors import Conflict, InvalidInput, NotFound
 from common.types import Json, Page
 from stores.index.vectors import Vectors, nearest_earlier
@@ -143,7 +144,11 @@ class StoreMemories:
         return {"scored": scored, "unknown": unknown}
 
     async def get(self, namespace: str, id: str) -> Json | None:
-        return await self._first_found("memories.get", namespace, id)
+        """See `Memories.get`; with `unsupported` where it lost a source (`actors.store.support`)."""
+        found: Json | None = await self._first_found("memories.get", namespace, id)
+        if found is not None:
+            await mark_unsupported(self._router, namespace, [found])
+        return found
 
     async def history(self, namespace: str, id: str) -> Page | None:
         found: Page | None = await self._first_found("memories.history", namespace, id)
@@ -181,6 +186,7 @@ class StoreMemories:
         )
         found = [*merge(*pages, key=lambda memory: (memory["time"], memory["id"]))]
         page = found[:limit]
+        await mark_unsupported(self._router, namespace, page)
         return {"memories": page, "next": cursor_of(page[-1]) if len(found) > limit else None}
 
     async def _first_found(self, method: str, namespace: str, id: str) -> Any:

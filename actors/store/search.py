@@ -5,8 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from actors.store.router import Router
+from actors.store.support import mark_unsupported
 from common.types import Json, Page
 from stores.index.vectors import Vectors
+from stores.memory.memory import sources_of
 from stores.memory.period import Period
 from stores.ranking import ranking
 
@@ -52,7 +54,18 @@ class StoreSearch:
         results, stages = await asyncio.to_thread(
             ranking.ranked, retrieval, query, hits, k, now=now, offset=offset, rerank=rerank, words=words
         )
+        results = await self._supported_first(namespace, results, period)
         return results, [*ranking.channel_stages(hits, [reply["ms"] for reply in found]), *stages]
+
+    async def _supported_first(self, namespace: str, results: Page, period: Period | None) -> Page:
+        """The results, those last that have lost what they were derived from (`actors.store.support`)."""
+        if not any(sources_of(result["memory"]) for result in results):
+            return results
+        results = [{**result, "memory": {**result["memory"]}} for result in results]
+        await mark_unsupported(self._router, namespace, [result["memory"] for result in results], period)
+        scores = [result["score"] for result in results]
+        results.sort(key=lambda result: bool(result["memory"].get("unsupported")))
+        return [{**result, "score": score} for result, score in zip(results, scores, strict=True)]
 
     async def complete(
         self,

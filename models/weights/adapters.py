@@ -80,7 +80,9 @@ class AdapterStore:
         with self._changing():
             clean = [m["digest"] for m in self.manifests() if m.get("namespace") == namespace]
             clean = [digest for digest in clean if digest not in outdated]
-            moved = {alias: clean[-1] if clean else BASE for alias, d in self.aliases().items() if d in outdated}
+            moved = {
+                alias: clean[-1] if clean else BASE for alias, d in self.aliases().items() if d in outdated
+            }
             if moved:
                 write_json(self.folder / "aliases.json", {**self.aliases(), **moved})
         return outdated

@@ -27,11 +27,12 @@ class Retrieved(BaseModel):
 
 
 class MemoryTold(BaseModel):
-    """`injected`: what reached the model, as text or as `prefix_tokens` of states; `fallback`: what went otherwise
-    than asked."""
+    """`evidence`: whether what was retrieved looks like an answer, null where nothing was searched; `injected`: what
+    reached the model, as text or as `prefix_tokens` of states; `fallback`: what went otherwise than asked."""
 
     mode: Mode
     retrieved: list[Retrieved]
+    evidence: Literal["strong", "weak", "none"] | None
     injected: list[str]
     prefix_tokens: int
     fallback: str | None

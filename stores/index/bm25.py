@@ -82,10 +82,23 @@ def bm25(text: Matched, known: WordStatistics) -> float:
     norm = K1 * (1.0 - B + B * text.length * known.texts / max(1, known.length))
     score = 0.0
     for word, count in sorted(text.counts.items()):
-        having = min(known.texts, known.found.get(word, 0))
-        idf = math.log1p((known.texts - having + 0.5) / (having + 0.5))
-        score += idf * count * (K1 + 1.0) / (count + norm)
+        score += idf(word, known) * count * (K1 + 1.0) / (count + norm)
     return score
+
+
+def idf(word: str, known: WordStatistics) -> float:
+    """Inverse document frequency of a word: the higher, the fewer texts have it."""
+    having = min(known.texts, known.found.get(word, 0))
+    return math.log1p((known.texts - having + 0.5) / (having + 0.5))
+
+
+def covered(text: Matched, words: Collection[str], known: WordStatistics) -> float:
+    """The share of the query's words that the text has, each weighed by its `idf`; 0 for a query without words."""
+    weights = {word: idf(word, known) for word in words}
+    total = sum(weights.values())
+    return (
+        sum(weights[word] * min(1.0, count) for word, count in text.counts.items()) / total if total else 0.0
+    )
 
 
 def _schema() -> tantivy.Schema:

@@ -21,10 +21,12 @@ KIND_FIELDS = {
     "spatial": ("place", "relation", "other", "x", "y"),
 }
 COMMON_FIELDS = ("id", "kind", "text", "conversation", "time", "context", "cues", "reward", "pin")
+DERIVED = "derived_from"  # in a memory's context: ids of the memories that it was derived from
 TIME_FIELDS = ("time", "valid_from", "valid_to")
 
 MAX_NAME = 128  # characters of an id or a namespace
 MAX_CONVERSATION = 512
+MAX_SOURCES = 64  # memories that one is derived from
 _NAME = re.compile(rf"[A-Za-z0-9._:-]{{1,{MAX_NAME}}}")
 _AROUND_WORDS = (
     ".,;:!\"'()[]{}\u2026\u201c\u201d\u2018\u2019\u201e\u201a\xab\xbb\xa1"  # also as typographers set them
@@ -158,6 +160,12 @@ def plain_words(text: str) -> list[str]:
     ignored, question marks are not."""
     plain = unicodedata.normalize("NFKC", text).casefold()
     return [word for raw in plain.split() if (word := raw.strip(_AROUND_WORDS))]
+
+
+def sources_of(memory: Mapping[str, Any]) -> list[str]:
+    """Ids of the memories that this one (`to_json` shape) was derived from."""
+    found = memory["context"].get(DERIVED)
+    return [each for each in found if isinstance(each, str)] if isinstance(found, list) else []
 
 
 def stable_id(memory: Memory) -> str:
@@ -306,7 +314,17 @@ def _context(value: Any) -> dict[str, Any]:
         context: dict[str, Any] = json.loads(canonical(dict(value)))
     except (TypeError, ValueError, RecursionError):
         raise _invalid("context", value, "must hold JSON values only: no NaN, no deep nesting") from None
+    if DERIVED in context:
+        _check_sources(context[DERIVED])
     return context
+
+
+def _check_sources(sources: Any) -> None:
+    name = f"context.{DERIVED}"
+    if not isinstance(sources, list) or len(sources) > MAX_SOURCES:
+        raise _invalid(name, sources, f"must be a list of at most {MAX_SOURCES} ids of memories")
+    for source in sources:
+        check_name(source, name)
 
 
 def _cues(value: Any) -> tuple[Cue, ...]:

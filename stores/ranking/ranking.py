@@ -25,7 +25,7 @@ import numpy as np
 
 from common.errors import InvalidInput
 from common.types import Json
-from stores.index.bm25 import Matched, WordStatistics, bm25, matched, query_words
+from stores.index.bm25 import Matched, WordStatistics, bm25, covered, matched, query_words
 from stores.index.terms import text_of
 from stores.ranking.concert import Concert, weights
 from stores.ranking.order import by_score, ruled
@@ -151,6 +151,8 @@ def full(
         stage("rerank", [extra[i].get("rerank", -np.inf) for i in range(len(hits))])
     order = ruled(order, query, memories, [frozenset(text.counts) for text in texts], now)
     stage("order", -np.argsort(order).astype(np.float64))
+    for i in order[: reach(k, offset)]:
+        extra[i]["covered"] = covered(texts[i], asked, words)
     for i in order:
         extra[i]["lexical"] = None if np.isnan(lexical[i]) else float(lexical[i])
     page = [*enumerate(order)][(offset or 0) :][: max(0, k)]

@@ -10,7 +10,8 @@ import pyarrow as pa
 from common.types import Json, Page
 from stores.index.vectors import Vectors, check_vectors
 from stores.memory.filters import compile_filter
-from stores.memory.memory import Memory, from_json
+from stores.memory.memory import Memory, from_json, sources_of
+from stores.memory.period import Period
 from stores.shard.core import ShardCore
 from stores.transfer import files
 from stores.view.memory_state import MemoryState, history
@@ -232,6 +233,22 @@ class Memories:
         with core.view_lock.read():
             entry = core.view.find(namespace, id)
             return history(entry) if entry else None
+
+    def support(
+        self, namespace: str, ids: Sequence[str], *, period: Period
+    ) -> dict[str, Sequence[str] | None]:
+        """For each of the ids that this shard has (or has as a further telling of a memory) the ids of the memories
+        that it was derived from, or None if it does not hold at any time of the period."""
+        core = self._core
+        found: dict[str, Sequence[str] | None] = {}
+        with core.view_lock.read():
+            if space := core.space(namespace):
+                for id in ids:
+                    if entry := space.entries.get(space.told.get(id, id)):
+                        here = entry.memory["kind"] != "relational"
+                        here = here or space.facts.holds(entry.memory["id"], period)
+                        found[id] = sources_of(entry.memory) if here else None
+        return found
 
     def export_rows(self, namespace: str | None = None, *, conversation: str | None = None) -> Rows:
         """Each memory of a namespace, or of all, as a row for `import_rows`; see `transfer.files.export_rows`."""

@@ -95,3 +95,55 @@ def test_a_fact_told_twice_stays_with_its_other_source(http):
         "facts"
     ]
     assert [source["conversation"] for source in fact["provenance"]] == ["x2"]
+
+
+def test_what_lost_its_source_is_unsupported_and_not_injected(http):
+    memories = [
+        {"id": "graz", **LIVES, "object": "Graz"},
+        {"id": "tax", "text": "Ivo Brandt pays taxes in Austria.", "context": {"derived_from": ["graz"]}},
+        {
+            "id": "form",
+            "text": "Ivo Brandt needs the Austrian tax form.",
+            "context": {"derived_from": ["tax"]},
+        },
+        {"id": "free", "text": "Ivo Brandt likes plum cake."},
+    ]
+    http.post("/v1/memories", json={"namespace": "derived", "memories": memories}).raise_for_status()
+    question = "In which country does Ivo Brandt pay taxes?"
+
+    def unsupported():
+        found = {r["memory"]["id"]: r["memory"].get("unsupported") for r in search(http, "derived", question)}
+        listed = http.get("/v1/memories", params={"namespace": "derived"}).json()["memories"]
+        assert {m["id"]: m.get("unsupported") for m in listed} == {**found}
+        return {id: missing for id, missing in found.items() if missing}
+
+    assert unsupported() == {} and {"tax", "form"} <= {*chat(http, "derived", question, k=4)}
+    moved = {**LIVES, "id": "oslo", "object": "Oslo"}
+    http.post("/v1/memories", json={"namespace": "derived", "memories": [moved]}).raise_for_status()
+    assert "tax" not in chat(http, "derived", question, k=8), "its source has ended"
+    http.delete("/v1/memories/oslo", params={"namespace": "derived"}).raise_for_status()
+    assert unsupported() == {}
+    http.delete("/v1/memories/graz", params={"namespace": "derived"}).raise_for_status()
+    assert unsupported() == {"tax": ["graz"], "form": ["tax"]}
+    assert chat(http, "derived", question, k=8) == ["free"]
+    assert search(http, "derived", question)[0]["memory"]["id"] == "free", "unsupported ones come last"
+    bad = {"text": "x", "context": {"derived_from": "graz"}}
+    reply = http.post("/v1/memories", json={"namespace": "derived", "memories": [bad]})
+    assert reply.status_code == 400 and "derived_from" in reply.json()["error"]["message"]
+
+
+def test_an_answer_says_what_it_rests_on(http, space):
+    def evidence(question, **memory):
+        body = {"messages": [{"role": "user", "content": question}], "max_tokens": 4}
+        reply = http.post("/v1/chat/completions", json={**body, "memory": {"namespace": space, **memory}})
+        return reply.json()["memory"]["evidence"], reply.json()["usage"]["prompt_tokens"]
+
+    assert evidence("Where does Ivo Brandt live?")[0] == "strong"
+    assert evidence("How deep is the Marmolada glacier?")[0] == "none"
+    assert evidence("How deep is the glacier?", mode="off")[0] is None
+    assert evidence("Where does Ivo Brandt live?", namespace="empty-one")[0] == "none"
+    told, plain = (
+        evidence("How deep is the glacier?", mode="text", k=1)[1],
+        evidence("Where does Ivo live?", mode="text", k=1)[1],
+    )
+    assert told > plain + 10, "without evidence the system turn says so"
