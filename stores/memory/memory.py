@@ -64,8 +64,6 @@ class Memory:
     pin: bool = False
     timed: bool = field(default=True, compare=False)
     """False where `time` came from our clock: then a retried write is still the same content."""
-    named: bool = field(default=True, compare=False)
-    """False where `id` was made here: then its writer knows only the id in the answer."""
 
 
 def parse_memory(obj: Mapping[str, Any], *, namespace: str, now: float, max_text_bytes: int) -> Memory:
@@ -91,7 +89,6 @@ def parse_memory(obj: Mapping[str, Any], *, namespace: str, now: float, max_text
         conversation=_conversation(obj.get("conversation")),
         time=float(now) if given_time is None else parse_time(given_time, "time"),
         timed=given_time is not None,
-        named=given_id is not None,
         fields=fields,
         context=_context(obj.get("context")),
         cues=_cues(obj.get("cues")),

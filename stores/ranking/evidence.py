@@ -4,7 +4,7 @@
     strong   the best cosine is at least SURE, or a memory has nearly all of the question's words
     weak     else
 
-The constants are for all-MiniLM-L6-v2 (another embedder has other cosines: set `recall.evidence_near`). They were chosen
+The constants are for all-MiniLM-L6-v2 (of another embedder set `recall.evidence_near`). They were chosen
 on generated episodes (`benchmarks/episode_sets.py`, seeds 1 and 2, 660 questions): of questions whose answer is there
 .03 came out as `none`, of those about what was never told .71, on real conversations (LoCoMo) .13 of the answerable.
 """

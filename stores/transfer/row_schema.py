@@ -148,10 +148,6 @@ def _vectors(value: Any, name: str) -> dict[str, str]:
     return found
 
 
-def _labels(value: Any, name: str) -> list[str]:
-    return [_label(each, name) for each in _list(value, name)]
-
-
 _CHECKS: dict[str, Callable[[Any, str], Any]] = {
     "usage": _count,
     "salience": _number,
@@ -165,6 +161,5 @@ _CHECKS: dict[str, Callable[[Any, str], Any]] = {
     "closings": _numbers,
     "telling_vectors": _vectors,
     "told_at": _numbers,
-    "unnamed": _labels,
     "written": _number,
 }

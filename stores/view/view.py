@@ -263,7 +263,6 @@ class View:
             assertions=[],
             telling_vectors={},
             told_at={},
-            unnamed=[],
             older=[*old.older, old.version],
         )
         self._add(new, vector_of(record))
@@ -298,8 +297,6 @@ class View:
                 entry.told_at[telling["id"]] = content.get("told_at", record.time)
                 if "vector" in content:
                     entry.telling_vectors[telling["id"]] = content["vector"]
-                if content.get("unnamed"):
-                    entry.unnamed.append(telling["id"])
 
     def _close(self, record: Record, content: Content) -> None:
         if entry := self._named(content):

@@ -138,7 +138,7 @@ class Put:
     def _telling(self, index: int, id: str, text: str) -> Draft:
         """The record of one more telling of the memory `id`, whose text is `text`."""
         memory = self._memories[index]
-        return assertion(Telling(to_json(memory), self._vectors[index], memory.named), id, text)
+        return assertion(Telling(to_json(memory), self._vectors[index]), id, text)
 
     def _earlier_duplicate(self, index: int, memory: Memory) -> int | None:
         """The index of an earlier written item of this call that `memory` duplicates, or None. Texts are compared
@@ -190,7 +190,7 @@ def count_duplicates(
         cosine, entry = pairs[at]
         answer = _known(entry, "duplicate", _reason(entry.memory["id"], cosine))
         answers.append({"kind": memory.kind, "shard": shard, **answer})
-        told = Telling(to_json(memory), vector, memory.named)
+        told = Telling(to_json(memory), vector)
         drafts.append(assertion(told, entry.memory["id"], entry.memory["text"]))
     return Planned(drafts=drafts, result=answers, counts={"duplicates": len(drafts)})
 

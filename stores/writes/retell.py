@@ -4,8 +4,8 @@ A fact told twice, or an episode with near duplicates, is one memory: its conten
 the further ones. What is left after an erasure is told again, in its order, to a store without the erased: afterwards
 the store is as if the erased had never been told. If the first telling is erased, the memory has the id of the next.
 
-Which tellings an id erases: the one that came with this id, and those that came without an id of their own, since they
-were answered with the id of the memory. A filter looks at each telling.
+An id erases the memory that answers show under it, with all its tellings; the id of a further telling only that one. A
+filter looks at each telling.
 """
 
 import base64
@@ -70,12 +70,11 @@ class Rewritten:
 
 @dataclass(frozen=True, slots=True)
 class Telling:
-    """A memory told once, in the API's shape, with its vector (float32 `[dim]`); `named`: it came with an id. If it is
-    told again: `of` is the id of the memory that it was part of, `at` when it was told (seconds)."""
+    """A memory told once, in the API's shape, with its vector (float32 `[dim]`). If it is told again: `of` is the id of
+    the memory that it was part of, `at` when it was told (seconds)."""
 
     memory: Json
     vector: Vectors
-    named: bool = True
     of: str = ""
     at: float = 0.0
     order: tuple[float, int, int] = (0.0, 0, 0)
@@ -104,8 +103,7 @@ def choose(space: Space | None, ids: Sequence[str] | None, keep: Predicate | Non
 def _erased(
     space: Space, entry: MemoryState, telling: Json, wanted: set[str] | None, keep: Predicate | None
 ) -> bool:
-    unnamed = telling["id"] in entry.unnamed and entry.memory["id"] in (wanted or ())
-    if not (wanted is None or telling["id"] in wanted or unnamed):
+    if wanted is not None and wanted.isdisjoint((telling["id"], entry.memory["id"])):
         return False
     return keep is None or keep(space.seen(entry, telling))
 
@@ -152,8 +150,6 @@ def assertion(told: Telling, into: str, text: str) -> Draft:
     body: Json = {"namespace": told.memory["namespace"], "id": into, "count": 1, "telling": told.memory}
     if told.memory["text"] != text:
         body["vector"] = encode(told.vector)
-    if not told.named:
-        body["unnamed"] = True
     return Op.AGGREGATE, body, b""
 
 
@@ -179,8 +175,7 @@ def _tellings(space: Space, entry: MemoryState, erased: Sequence[Json]) -> Itera
     for index, memory in enumerate([entry.memory, *entry.assertions]):
         if memory not in erased:
             at = entry.told_at.get(memory["id"], entry.written) if index else entry.written
-            named, vector = memory["id"] not in entry.unnamed, _vector(entry, memory, first)
-            yield Telling(memory, vector, named, id, at, (at, entry.seq, index))
+            yield Telling(memory, _vector(entry, memory, first), id, at, (at, entry.seq, index))
 
 
 def _vector(entry: MemoryState, telling: Json, first: Vectors) -> Vectors:
@@ -216,7 +211,6 @@ def _row(view: View, entry: MemoryState, group: Sequence[Telling], shard: int) -
         "count": len(group) + max(0, unseen),
         "tellings": [told.memory for told in further],
         "told_at": {told.memory["id"]: told.at for told in further},
-        "unnamed": [told.memory["id"] for told in group if not told.named],
         "telling_vectors": {id: encode(vector) for id, vector in vectors.items()},
     }
     return row

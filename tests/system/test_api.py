@@ -99,7 +99,7 @@ def test_search_ranks_filters_and_traces(http, taught):
     answer = http.post("/v1/memories/search", json=body).json()
     assert answer["results"][0]["memory"]["id"] == "bo" and len(answer["results"]) == 2
     stages = answer["trace"]["stages"]
-    assert [stage["stage"] for stage in stages] == "embed dense lexical fuse gate concert".split()
+    assert [stage["stage"] for stage in stages] == "embed dense words lexical fuse gate concert order".split()
     assert all(stage["ms"] >= 0.0 for stage in stages) and stages[1]["best"][0]["id"]
     body["filter"] = {"not": {"field": "id", "op": "eq", "value": "bo"}}
     assert http.post("/v1/memories/search", json=body).json()["results"][0]["memory"]["id"] != "bo"
@@ -189,7 +189,8 @@ def test_score_one_entry_an_assistant_message(http):
 
 def test_questions_to_an_empty_namespace_are_answered_without_memory(http):
     memory = chat(http, "nobody").json()["memory"]
-    assert memory == {"mode": "prefix", "retrieved": [], "injected": [], "prefix_tokens": 0, "fallback": None}
+    nothing = {"retrieved": [], "evidence": "none", "injected": [], "prefix_tokens": 0, "fallback": None}
+    assert memory == {"mode": "prefix", **nothing}
 
 
 def test_writes_are_idempotent_and_conflicts_write_nothing(http):
