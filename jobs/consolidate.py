@@ -28,7 +28,7 @@ from common.files import write_json
 from jobs.arguments import add_common_arguments, join, run_folder
 from jobs.evaluation.compare import compare, examine
 from jobs.evaluation.evaluate_with_memory import memory_on
-from jobs.evaluation.questions import one_a_memory, questions_of
+from jobs.evaluation.questions import direct_questions, one_a_memory, questions_of
 from models.weights.adapters import AdapterStore
 from serve.pages import all_memories
 from train.evaluation.acceptance_gate import GateDecision, Measurements, decide
@@ -50,11 +50,13 @@ def consolidate(
     with _timed(seconds, "evaluate_before"):
         base = examine(config, None, questions, out, "base")
         memory = memory_on(app, one_a_memory(questions), namespace)
+        plain = direct_questions(memories)
+        direct = memory_on(app, plain, namespace) if plain else None
     with _timed(seconds, "train"):
         trained = run_training(config, memories, out / "adapter", config.store_dir / "train")
     with _timed(seconds, "evaluate_after"):
         adapter = examine(config, trained.adapter_dir, questions, out, "adapter")
-    evaluation = compare(base, memory, adapter)
+    evaluation = compare(base, memory, adapter, direct)
     decision = accept(config, namespace, trained, evaluation)
     digest = None
     if decision.accepted and not dry_run:

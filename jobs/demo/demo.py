@@ -24,12 +24,14 @@ from jobs.commands.client import Client
 from jobs.commands.teach import teach_files
 from jobs.demo import report as reports
 from jobs.demo.demo_data import DemoFiles, write_demo
+from jobs.evaluation.questions import direct_questions
 from jobs.instance import instance as instances
 from jobs.instance.instance import Instance
 from jobs.instance.submit import submit
 from train.evaluation.evaluate import MAX_NEW_TOKENS, contains
 from train.generation.chat import SHORTEST_SPAN
 
+Json = dict[str, Any]
 NAMESPACE = "demo"
 ENCODE_DEADLINE_S = 300.0
 SETTINGS = {"gate.min_uplift": 0.6, "serve.port": 0, "store.shards": 2}
@@ -50,7 +52,7 @@ def run(config: Config, out: Path, seed: int) -> dict[str, Any]:
     instances.down(config.store_dir)  # of a demo that was cut off
     _fresh(out)
     files = write_demo(out / "data", seed)
-    questions = _first_questions(files)
+    questions, direct = _first_questions(files), _direct_questions(files)
     try:
         with _stage(seconds, "up"):
             instance = instances.up(config, say=_say)
@@ -59,7 +61,9 @@ def run(config: Config, out: Path, seed: int) -> dict[str, Any]:
                 teach = _teach(client, config, files)
                 _wait_for_blocks(client)
             with _stage(seconds, "modes"):
-                modes = {name: _measure(client, questions[::2], memory) for name, memory in MODES.items()}
+                modes = {
+                    name: _both(client, direct[::2], questions[::2], given) for name, given in MODES.items()
+                }
             with _stage(seconds, "score"):
                 matrix = _score(instance, questions[::2], out)
             with _stage(seconds, "consolidate"):
@@ -140,6 +144,13 @@ def _measure(client: Client, questions: list[dict[str, Any]], memory: dict[str, 
     }
 
 
+def _both(
+    client: Client, direct: list[Json], indirect: list[Json], memory: dict[str, str]
+) -> dict[str, float]:
+    """The plain questions, and the hit rate of the indirect ones, which a small model understands less well."""
+    return {**_measure(client, direct, memory), "indirect": _measure(client, indirect, memory)["hit_rate"]}
+
+
 def _ask(client: Client, question: str, memory: dict[str, str], model: str = "base") -> dict[str, Any]:
     body = {
         "model": model,
@@ -202,6 +213,13 @@ def _first_questions(files: DemoFiles) -> list[dict[str, Any]]:
     for row in rows:
         first.setdefault(row["memory"], row)
     return list(first.values())
+
+
+def _direct_questions(files: DemoFiles) -> list[Json]:
+    """The first plain question of each memory, in the order of `_first_questions`."""
+    memories = [json.loads(line) for line in files.experiences.read_text().splitlines()]
+    found = {each["memory"]: each for each in direct_questions(memories)}
+    return [found[row["memory"]] for row in _first_questions(files) if row["memory"] in found]
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from typing import Any
 
 from common.files import write_bytes, write_json
 
+ARMS = {"base": "base", "memory": "memory", "memory_direct": "memory, direct", "adapter": "adapter"}
 MODES = ("full", "text", "text_flat", "prefix", "hybrid", "off")
 
 
@@ -26,22 +27,26 @@ def markdown(report: dict[str, Any]) -> str:
             ["arm", "exact match", "95% interval", "questions"],
             [
                 [arm, _percent(found["em"]), f"{_percent(found['low'])} - {_percent(found['high'])}", found["n"]]
-                for arm, found in ((arm, evaluation[arm]) for arm in ("base", "memory", "adapter"))
+                for arm, found in ((name, evaluation[arm]) for arm, name in ARMS.items())
+                if found is not None
             ],
         ),
-        "`base` and `adapter` answer in a new process without a store; `memory` is the base with memory on.\n\n"
+        "`base` and `adapter` answer in a new process without a store; `memory` is the base with memory on. The "
+        "questions are indirect, in wordings that training never sees; `memory, direct` are plain ones.\n\n"
         f"Uplift {evaluation['uplift']:+.2f}. Refusals {_percent(evaluation['refusal_rate'])}. Sanity "
         f"{_percent(evaluation['sanity']['before'])} before, {_percent(evaluation['sanity']['after'])} after, on "
         f"{evaluation['sanity']['n']} items.",
         "## How memories reach the model",
         _table(
-            ["mode", "hit rate", "prompt tokens", "prefix tokens", "retrieve ms", "generate ms"],
+            ["mode", "hit rate", "indirect", "prompt tokens", "prefix tokens", "retrieve ms", "generate ms"],
             [
-                [mode, _percent(found["hit_rate"]), *(f"{found[name]:.0f}" for name in (
+                [mode, _percent(found["hit_rate"]), _percent(found["indirect"]), *(f"{found[name]:.0f}" for name in (
                     "prompt_tokens", "prefix_tokens", "retrieve_ms", "generate_ms"))]
                 for mode, found in ((mode, report["modes"][mode]) for mode in MODES)
             ],
         ),
+        "Hits among plain questions, and among indirect ones, which this small model often does not understand even "
+        "with the fact before it. Tokens and times are those of the plain questions.",
         "## What mattered",
         f"{matrix['memories']} memories x {matrix['responses']} responses in {matrix['seconds']:.0f} s, noise floor "
         f"{matrix['noise_floor'] or 0:.1e} nats; the true memory has the highest divergence for "

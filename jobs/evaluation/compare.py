@@ -23,14 +23,21 @@ def examine(
     return evaluate_closed_book.evaluate(request, out, arm)
 
 
-def compare(base: dict[str, Any], memory: dict[str, Any], adapter: dict[str, Any]) -> dict[str, Any]:
+def compare(
+    base: dict[str, Any],
+    memory: dict[str, Any],
+    adapter: dict[str, Any],
+    direct: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """Exact match of the arms on the test wording, which neither training nor its audits use, with 95% intervals;
-    `uplift` (adapter minus base, memory off), refusal rate, and sanity accuracy before and after."""
+    `uplift` (adapter minus base, memory off), refusal rate, and sanity accuracy before and after.
+    `memory_direct` is the arm with memory on the plain questions (None where there are none)."""
     before, after = base["sanity"]["accuracy"], adapter["sanity"]["accuracy"]
     tested = {"base": base["families"][TEST], "memory": memory, "adapter": adapter["families"][TEST]}
     audited = {"base": base["families"][AUDIT], "adapter": adapter["families"][AUDIT]}
     return {
         **{arm: _rate(found) for arm, found in tested.items()},
+        "memory_direct": _rate(direct) if direct else None,
         "memory_fallbacks": memory["fallbacks"],
         "audit": {arm: _rate(found) for arm, found in audited.items()},
         "uplift": tested["adapter"]["em"] - tested["base"]["em"],

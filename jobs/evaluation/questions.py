@@ -5,7 +5,7 @@ from typing import Any
 
 from common.errors import InvalidInput
 
-AUDIT, TEST = "audit", "test"  # wording families
+TRAIN, AUDIT, TEST = "train", "audit", "test"  # wording families
 
 
 def questions_of(memories: Sequence[dict[str, Any]], namespace: str) -> list[dict[str, Any]]:
@@ -33,6 +33,17 @@ def questions_of(memories: Sequence[dict[str, Any]], namespace: str) -> list[dic
                 + '"}',
                 param="namespace",
             )
+    return found
+
+
+def direct_questions(memories: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first plain question (family `TRAIN`) of each memory: what a model with memory on is asked beside the others,
+    whose wording is indirect so that training cannot have seen it."""
+    found = []
+    for memory in memories:
+        cue = next((cue for cue in memory["cues"] if cue["family"] == TRAIN), None)
+        if cue is not None:
+            found.append({**cue, "memory": memory["id"]})
     return found
 
 
