@@ -37,6 +37,10 @@ class Parts:
         """float32 `[len(texts), dim]` unit vectors."""
         return cast(Vectors, await self.embedder.encode.remote([*texts]))
 
+    async def embed_memories(self, texts: Sequence[str]) -> tuple[Vectors, dict[int, Vectors]]:
+        """float32 `[len(texts), dim]` unit vectors, and by index `[m, dim]` further ones of long texts."""
+        return cast(tuple[Vectors, dict[int, Vectors]], await self.embedder.encode_long.remote([*texts]))
+
     async def embed_one(self, text: str) -> Vectors:
         """float32 `[dim]`, unit norm."""
         return cast(Vectors, (await self.embed([text]))[0])

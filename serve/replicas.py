@@ -174,6 +174,12 @@ class EmbedderReplica:
         """float32 `[len(texts), dim]` unit vectors."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._embedder.encode, texts)
 
+    async def encode_long(self, texts: list[str]) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+        """See `Embedder.encode_long`."""
+        return await asyncio.get_running_loop().run_in_executor(
+            self._thread, self._embedder.encode_long, texts
+        )
+
     async def encode_counted(self, texts: list[str]) -> tuple[np.ndarray, int]:
         """The vectors, and the number of tokens they were computed from."""
         count = asyncio.get_running_loop().run_in_executor(self._thread, self._embedder.count_tokens, texts)

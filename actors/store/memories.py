@@ -68,9 +68,16 @@ class StoreMemories:
         return await self._router.run(write)
 
     async def supersede(
-        self, memory: Memory, vector: Vectors, *, generation: int, op_id: str, now: float
+        self,
+        memory: Memory,
+        vector: Vectors,
+        *,
+        generation: int,
+        op_id: str,
+        now: float,
+        passages: Vectors | None = None,
     ) -> Json:
-        options = {"generation": generation, "op_id": op_id, "now": now}
+        options: Json = {"generation": generation, "op_id": op_id, "now": now, "passages": passages}
 
         async def write(route: Route) -> Json:
             *others, last = route.placement.lookups(memory.namespace, memory.id)

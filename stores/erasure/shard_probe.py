@@ -57,6 +57,11 @@ def _look_in_index(row: ReportRow, space: Space, canaries: Canaries, number: int
     row.checked += len(space.index)
     if not canaries.vectors or not len(space.index):
         return
+    row.checked += len(space.passages)
+    for canary, vector in enumerate(np.stack(canaries.vectors).astype(np.float32)):
+        for index_row, cosine in space.passages.search(vector.reshape(1, -1), 1).items():
+            if cosine >= SAME:
+                row.note(f"vector {canary}", "nearest passage", f"row {index_row} of space {number}")
     cosines, found = space.index.search(np.stack(canaries.vectors).astype(np.float32), 1)
     for canary, (cosine, index_row) in enumerate(zip(cosines[:, 0], found[:, 0], strict=True)):
         if cosine >= SAME:

@@ -5,5 +5,7 @@
 - `gpu_ivf.py`: the k-means tree on a GPU
 - `serialization.py`: a trained index as bytes
 - `vectors.py`: types and checks of vectors
-- `bm25.py`: BM25 by tantivy
+- `passages.py`: further vectors of long texts
+- `terms.py`: the words of a text, in any script
+- `bm25.py`: BM25, candidates by tantivy
 """

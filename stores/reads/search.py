@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.types import Json
+from stores.index.passages import merged
 from stores.index.vectors import Vectors
 from stores.locks import ReadWriteLock
 from stores.memory.filters import Predicate, compile_filter
@@ -185,6 +186,8 @@ def _channels(space: Space, wanted: Ask, depth: int, among: Collection[int] | No
     """Row -> score of the best `depth` of each channel, best first."""
     cosines, rows = space.index.search(wanted.vector, depth, None if among is None else [*among])
     dense = dict(zip(rows[0].tolist(), cosines[0].tolist(), strict=True))
+    if len(space.passages):
+        dense = merged(dense, space.passages.search(wanted.vector, depth, among), depth)
     clock.took("dense")
     lexical: dict[int, float] = {}
     if wanted.query:
@@ -198,7 +201,10 @@ def _hits(space: Space, wanted: Ask, channels: Channels, shard: int) -> list[Jso
     dense, lexical = channels
     unmeasured = [row for row in lexical if row not in dense]
     cosines, rows = space.index.search(wanted.vector, len(unmeasured), unmeasured)
-    known = dense | dict(zip(rows[0].tolist(), cosines[0].tolist(), strict=True))
+    found = dict(zip(rows[0].tolist(), cosines[0].tolist(), strict=True))
+    if len(space.passages):
+        found = merged(found, space.passages.search(wanted.vector, len(found), unmeasured), len(found))
+    known = dense | found
     return [
         {
             "memory": space.describe(space.by_row[row], shard, shared=True),

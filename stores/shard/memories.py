@@ -81,6 +81,7 @@ class Memories:
                 config=core.config,
                 shard=core.number,
                 elsewhere=elsewhere,
+                passages=batch.passages,
             ).plan(),
             now=now,
             spaces=sought.namespaces,
@@ -106,19 +107,36 @@ class Memories:
         )
         return answers
 
-    def supersede(self, memory: Memory, vector: Vectors, *, generation: int, op_id: str, now: float) -> Json:
-        """Make `memory` the new version of the one with its id, which must be of this `generation`.
+    def supersede(
+        self,
+        memory: Memory,
+        vector: Vectors,
+        *,
+        generation: int,
+        op_id: str,
+        now: float,
+        passages: Vectors | None = None,
+    ) -> Json:
+        """Make `memory` the new version of the one with its id, which must be of this `generation`. `passages` `[m,
+        dim]` are further vectors of a long text.
 
         Raises `NotFound`, or `Conflict` if another version was written meanwhile. Returns `{id, kind, stored,
         status: superseded, anchor, shard, seq, generation, supersedes}`, with `closes` if the fact ends others.
         """
         core = self._core
         vectors = check_vectors([vector], core.dim)
+        further = None if passages is None or not len(passages) else check_vectors(passages, core.dim)
         answer: Json = core.write(
             op_id,
             lookups.request_digest("supersede", lookups.put_digest([memory]), generation),
             lambda pending: versions.supersede(
-                core.view, pending, memory, vectors[0], generation=generation, shard=core.number
+                core.view,
+                pending,
+                memory,
+                vectors[0],
+                generation=generation,
+                shard=core.number,
+                passages=further,
             ),
             now=now,
             owns=[memory.namespace],

@@ -144,7 +144,7 @@ def _vectors(value: Any, name: str) -> dict[str, str]:
             raise InvalidInput(f"{name}: must be base64 of float32 values", param=name) from None
         if not vector.size or not np.isfinite(vector).all():
             raise InvalidInput(f"{name}: must be finite values", param=name)
-        found[_label(id, name)] = given
+        found[_label(str(id), name)] = given
     return found
 
 
@@ -161,5 +161,6 @@ _CHECKS: dict[str, Callable[[Any, str], Any]] = {
     "closings": _numbers,
     "telling_vectors": _vectors,
     "told_at": _numbers,
+    "passages": lambda value, name: [*_vectors(dict(enumerate(_list(value, name))), name).values()],
     "written": _number,
 }

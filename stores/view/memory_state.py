@@ -10,10 +10,10 @@ from stores.log.record import Record
 
 STATISTICS = (  # fields of a `MemoryState` that a memory keeps when it moves to another shard
     *("usage", "salience", "last_used", "last_scored", "count", "strength"),
-    *("rivals", "retention", "closed", "closings", "assertions", "telling_vectors", "told_at"),
+    *("rivals", "retention", "closed", "closings", "assertions", "telling_vectors", "told_at", "passages"),
 )
 # Only in a row where they are not empty: digests of earlier exports hold.
-OPTIONAL = ("telling_vectors", "told_at")
+OPTIONAL = ("telling_vectors", "told_at", "passages")
 STORED_AS = {"retention": "vigour", "assertions": "tellings"}  # names on disk that differ from the fields
 FIELD_OF = {stored: field for field, stored in STORED_AS.items()}
 
@@ -42,9 +42,10 @@ class MemoryState:
     use. `closed` is when a fact ceased to hold: the earliest of `closings`, by the ids of the facts that contradict
     it. `assertions` are further tellings: memories that assert the same fact, or near duplicates of an episode.
     By their ids, `told_at` is when they were written (seconds), and `telling_vectors` has the embeddings (base64 of
-    float32, little endian) of those whose text is not that of the memory. `older` are superseded versions, oldest
-    first. `origin` is where an imported memory came from: `{shard, seq, anchor}`. `traces` are further records that
-    contain particulars of the memory: they are erased with it.
+    float32, little endian) of those whose text is not that of the memory. `passages` are further embeddings of a long
+    text (`index.passages`). `older` are superseded versions, oldest first. `origin` is where an imported memory came
+    from: `{shard, seq, anchor}`. `traces` are further records that contain particulars of the memory: they are erased
+    with it.
     """
 
     memory: dict[str, Any]
@@ -65,6 +66,7 @@ class MemoryState:
     assertions: list[dict[str, Any]] = field(default_factory=list)
     telling_vectors: dict[str, str] = field(default_factory=dict)
     told_at: dict[str, float] = field(default_factory=dict)
+    passages: list[str] = field(default_factory=list)
     older: list[Version] = field(default_factory=list)
     origin: dict[str, Any] | None = None
     traces: list[int] = field(default_factory=list)
@@ -122,6 +124,7 @@ def state_of(record: Record, content: dict[str, Any]) -> MemoryState:
         anchor=record.anchor.hex(),
         written=record.time,
         novelty=content["novelty"],
+        passages=content.get("passages", []),
     )
 
 

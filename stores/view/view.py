@@ -20,6 +20,7 @@ import pyarrow as pa
 from common.config import StoreConfig
 from common.errors import InvalidInput
 from stores.index.bm25 import LexicalIndex
+from stores.index.passages import Passages
 from stores.index.serialization import deserialize, serialize, structure_vectors
 from stores.index.vector_index import IndexPlan, VectorIndex
 from stores.index.vectors import Vectors
@@ -58,9 +59,9 @@ class MemoryPart(Protocol):
 class Space:
     """One namespace. It has an index of its own, so that a search cannot leave it.
 
-    `lexical`, `facts`, `places` and `keyed` follow the memories; `conversations` holds no memories and has records of
-    its own. `order` sorts memories by (time, id); `by_row` is in order of writing. `waiting` are vectors that the
-    index lacks while records are applied.
+    `lexical`, `passages`, `facts`, `places` and `keyed` follow the memories; `conversations` holds no memories and has
+    records of its own. `order` sorts memories by (time, id); `by_row` is in order of writing. `waiting` are vectors
+    that the index lacks while records are applied.
     """
 
     def __init__(self, index: VectorIndex, config: StoreConfig, *, live: bool = False) -> None:
@@ -71,11 +72,18 @@ class Space:
         self.order: list[tuple[float, str]] = []
         self.told: dict[str, str] = {}  # id of a further telling -> id of its memory
         self.lexical = LexicalIndex(live=live)
+        self.passages = Passages(index.dim, index.plan)
         self.facts = FactsView(config)
         self.places = PlacesView(config)
         self.keyed = KeyedMemories()
         self.conversations = Conversations()
-        self.parts: tuple[MemoryPart, ...] = (self.lexical, self.facts, self.places, self.keyed)
+        self.parts: tuple[MemoryPart, ...] = (
+            self.lexical,
+            self.passages,
+            self.facts,
+            self.places,
+            self.keyed,
+        )
         self.waiting: list[tuple[int, Vectors]] = []
 
     def __len__(self) -> int:
@@ -263,6 +271,7 @@ class View:
             assertions=[],
             telling_vectors={},
             told_at={},
+            passages=content.get("passages", []),
             older=[*old.older, old.version],
         )
         self._add(new, vector_of(record))

@@ -1,7 +1,7 @@
 """A batch of memories with their embeddings, passed whole from the API to a shard's log."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -12,10 +12,12 @@ from stores.memory.memory import Memory
 
 @dataclass(frozen=True, slots=True)
 class MemoryBatch:
-    """`vectors[i]` is the embedding of `memories[i]`: float32 `[n, dim]`, unit norm."""
+    """`vectors[i]` is the embedding of `memories[i]`: float32 `[n, dim]`, unit norm; `passages[i]`, `[m, dim]`, are
+    further ones of a long text."""
 
     memories: Sequence[Memory]
     vectors: Vectors
+    passages: Mapping[int, Vectors] = field(default_factory=dict)
 
     @classmethod
     def of(cls, items: Iterable[tuple[Memory, Vectors]]) -> "MemoryBatch":
@@ -30,11 +32,13 @@ class MemoryBatch:
         return len(self.memories)
 
     def select(self, indices: Sequence[int]) -> "MemoryBatch":
-        return MemoryBatch([self.memories[i] for i in indices], self.vectors[[*indices]])
+        passages = {place: self.passages[i] for place, i in enumerate(indices) if i in self.passages}
+        return MemoryBatch([self.memories[i] for i in indices], self.vectors[[*indices]], passages)
 
     def checked(self, dim: int) -> "MemoryBatch":
         """The batch with vectors of `dim` dimensions and unit norm; raises `InvalidInput` otherwise."""
-        return MemoryBatch(self.memories, check_vectors(self.vectors, dim))
+        passages = {i: check_vectors(vectors, dim) for i, vectors in self.passages.items() if len(vectors)}
+        return MemoryBatch(self.memories, check_vectors(self.vectors, dim), passages)
 
     @property
     def namespaces(self) -> list[str]:

@@ -1,12 +1,13 @@
 """Planning of a put: one decision for each memory, in the order given."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from common.config import StoreConfig
 from common.errors import Conflict
 from common.types import Json
 from stores.facts.fact import not_a_triple
-from stores.index.vectors import nearest_earlier
+from stores.index.passages import encode
+from stores.index.vectors import Vectors, nearest_earlier
 from stores.log.base import Draft
 from stores.log.record import Op, Record
 from stores.memory.memory import Memory, plain_words, to_json
@@ -38,7 +39,9 @@ class Put:
         config: StoreConfig,
         shard: int,
         elsewhere: Sequence[float] | None,
+        passages: Mapping[int, Vectors] | None = None,
     ) -> None:
+        self._passages = passages or {}
         self._view, self._config, self._shard = view, config, shard
         self._given, self._vectors = memories, sought.vectors
         self._memories = [*map(routed, memories)]
@@ -157,7 +160,9 @@ class Put:
         return float(self._vectors[one] @ self._vectors[other])
 
     def _draft(self, index: int) -> Draft:
-        content = {"memory": to_json(self._memories[index]), "novelty": self._novelties[index]}
+        content: Json = {"memory": to_json(self._memories[index]), "novelty": self._novelties[index]}
+        if index in self._passages:
+            content["passages"] = encode(self._passages[index])
         return Op.PUT, content, self._vectors[index].tobytes()
 
     def _settle(self, staged: Sequence[Record]) -> list[Json]:

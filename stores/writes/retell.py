@@ -8,13 +8,13 @@ An id erases the memory that answers show under it, with all its tellings; the i
 filter looks at each telling.
 """
 
-import base64
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from common.types import Json
+from stores.index.passages import decode, encode
 from stores.index.vectors import Vectors
 from stores.log.base import Draft
 from stores.log.record import Op
@@ -149,12 +149,8 @@ def assertion(told: Telling, into: str, text: str) -> Draft:
     vector is kept."""
     body: Json = {"namespace": told.memory["namespace"], "id": into, "count": 1, "telling": told.memory}
     if told.memory["text"] != text:
-        body["vector"] = encode(told.vector)
+        [body["vector"]] = encode([told.vector])
     return Op.AGGREGATE, body, b""
-
-
-def encode(vector: Vectors) -> str:
-    return base64.b64encode(np.asarray(vector, "<f4").tobytes()).decode()
 
 
 def _changed(space: Space, chosen: Chosen) -> dict[str, MemoryState]:
@@ -182,7 +178,7 @@ def _vector(entry: MemoryState, telling: Json, first: Vectors) -> Vectors:
     """The telling's vector. Tellings of earlier code came without one: those have that of the first telling, the same
     triple in other words."""
     kept = entry.telling_vectors.get(telling["id"])
-    return first if kept is None else np.frombuffer(base64.b64decode(kept), "<f4")
+    return first if kept is None else decode(kept)
 
 
 def _ids(group: Sequence[Telling]) -> list[str]:
@@ -211,6 +207,6 @@ def _row(view: View, entry: MemoryState, group: Sequence[Telling], shard: int) -
         "count": len(group) + max(0, unseen),
         "tellings": [told.memory for told in further],
         "told_at": {told.memory["id"]: told.at for told in further},
-        "telling_vectors": {id: encode(vector) for id, vector in vectors.items()},
+        "telling_vectors": dict(zip(vectors, encode(vectors.values()), strict=True)),
     }
     return row

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from common.errors import Conflict, InvalidInput, NotFound
 from common.types import Json
+from stores.index.passages import encode
 from stores.index.vectors import Vectors
 from stores.log.base import Draft
 from stores.log.record import Op, Record
@@ -50,7 +51,14 @@ Weigh = Callable[[Sequence[Runner], float], Sequence[float]]
 
 
 def supersede(
-    view: View, pending: Pending, memory: Memory, vector: Vectors, *, generation: int, shard: int
+    view: View,
+    pending: Pending,
+    memory: Memory,
+    vector: Vectors,
+    *,
+    generation: int,
+    shard: int,
+    passages: Vectors | None = None,
 ) -> Planned:
     """Write `memory` as a new version. Raises `NotFound` if there is no such memory, `Conflict` if `generation` is not
     its latest."""
@@ -61,7 +69,7 @@ def supersede(
     given, memory = memory, routed(memory, entry)
     if given is memory:
         _check_kind(memory.id, entry, memory.kind)
-    planned = version(view, pending, memory, vector, entry, shard=shard)
+    planned = version(view, pending, memory, vector, entry, shard=shard, passages=passages)
     ends, effects = _contradicts(view, memory, entry)
     return replace(
         planned,
@@ -71,12 +79,19 @@ def supersede(
 
 
 def version(
-    view: View, pending: Pending, memory: Memory, vector: Vectors, entry: MemoryState | None, *, shard: int
+    view: View,
+    pending: Pending,
+    memory: Memory,
+    vector: Vectors,
+    entry: MemoryState | None,
+    *,
+    shard: int,
+    passages: Vectors | None = None,
 ) -> Planned:
     """Write `memory` as the next version of `entry`, or as a new memory if that is None."""
     novelty = _novelties(view, pending, [memory], vector.reshape(1, -1), entry)[0]
     return Planned(
-        drafts=[_version(memory, vector, novelty, entry)],
+        drafts=[_version(memory, vector, novelty, entry, passages)],
         settle=lambda staged: _answer(memory, staged[0], shard, entry),
     )
 
@@ -181,9 +196,17 @@ def _novelties(
     return lookups.novelties(others, [0.0] * len(memories), None)
 
 
-def _version(memory: Memory, vector: Vectors, novelty: float, entry: MemoryState | None) -> Draft:
-    op = Op.SUPERSEDE if entry else Op.PUT
-    return op, {"memory": to_json(memory), "novelty": novelty}, vector.tobytes()
+def _version(
+    memory: Memory,
+    vector: Vectors,
+    novelty: float,
+    entry: MemoryState | None,
+    passages: Vectors | None = None,
+) -> Draft:
+    content: Json = {"memory": to_json(memory), "novelty": novelty}
+    if passages is not None:
+        content["passages"] = encode(passages)
+    return Op.SUPERSEDE if entry else Op.PUT, content, vector.tobytes()
 
 
 def _answer(memory: Memory, record: Record, shard: int, old: MemoryState | None) -> Json:

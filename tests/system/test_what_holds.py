@@ -147,3 +147,21 @@ def test_an_answer_says_what_it_rests_on(http, space):
         evidence("Where does Ivo live?", mode="text", k=1)[1],
     )
     assert told > plain + 10, "without evidence the system turn says so"
+
+
+def test_the_end_of_a_long_text_is_found(http):
+    """The embedder reads 256 tokens; what follows has vectors of its own."""
+    filler = " ".join(
+        f"On day {i} the minutes record weather, attendance and the price of rope." for i in range(60)
+    )
+    long = {"id": "minutes", "text": f"{filler} At last the council chose Odalys Ferreira as harbour master."}
+    others = [
+        {"id": f"o{i}", "text": f"The council of town number {i} met and chose a treasurer."}
+        for i in range(20)
+    ]
+    http.post("/v1/memories", json={"namespace": "long", "memories": [long, *others]}).raise_for_status()
+    for retrieval in ("flat", "full"):
+        found = search(http, "long", "Who was chosen as the harbour master?", retrieval=retrieval, k=3)
+        assert found[0]["memory"]["id"] == "minutes" and found[0]["scores"]["dense"] > 0.5
+    http.delete("/v1/memories/minutes", params={"namespace": "long"}).raise_for_status()
+    assert "minutes" not in [r["memory"]["id"] for r in search(http, "long", "harbour master", k=30)]
