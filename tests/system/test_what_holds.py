@@ -154,7 +154,11 @@ def test_the_end_of_a_long_text_is_found(http):
     filler = " ".join(
         f"On day {i} the minutes record weather, attendance and the price of rope." for i in range(60)
     )
-    long = {"id": "minutes", "text": f"{filler} At last the council chose Odalys Ferreira as harbour master."}
+    long = {
+        "id": "minutes",
+        "text": f"{filler} Then the council turned to the harbour. Odalys Ferreira was "
+        "chosen as the new harbour master. The harbour master keeps the keys of the lock and the pilot boat.",
+    }
     others = [
         {"id": f"o{i}", "text": f"The council of town number {i} met and chose a treasurer."}
         for i in range(20)

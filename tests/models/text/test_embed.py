@@ -1,0 +1,39 @@
+"""Long texts: their passages cover them, and each vector is that of its passage."""
+
+import numpy as np
+import pytest
+
+from models.text.embed import Embedder
+
+
+@pytest.fixture(scope="module")
+def embedder():
+    return Embedder("minilm")
+
+
+def test_passages_cover_what_the_first_vector_does_not(embedder):
+    limit = embedder._model.max_seq_length
+    words = [f"word{i}" for i in range(900)]
+    for count in (1, 60, 64, 70, 300, 900):
+        text = " ".join(words[:count])
+        passages = embedder._passages(text)
+        assert all(text.find(passage) >= 0 for passage in passages)
+        assert all(embedder.count_tokens([passage]) <= limit for passage in passages)
+        if passages:
+            spans = [(text.find(passage), text.find(passage) + len(passage)) for passage in passages]
+            assert embedder.count_tokens([text[: spans[0][0]]]) < limit and spans[-1][1] == len(text)
+            assert all(start < end for (start, _), (_, end) in zip(spans[1:], spans, strict=False)), "no gaps"
+        read = embedder.count_tokens([text])
+        assert bool(passages) == (read == limit and len(text) > limit)
+
+
+def test_vectors_are_those_of_the_texts_and_their_passages(embedder):
+    long = " ".join(f"The {i}th crate holds copper wire." for i in range(120))
+    texts = ["short", long, ""]
+    vectors, further = embedder.encode_long(texts)
+    assert vectors.shape == (3, embedder.dim) and [*further] == [1] and len(further[1]) > 3
+    alone = embedder.encode(embedder._passages(long))
+    assert np.allclose(further[1], alone, atol=1e-4) and np.allclose(
+        vectors, embedder.encode(texts), atol=1e-4
+    )
+    assert np.allclose(np.linalg.norm(further[1], axis=1), 1.0, atol=1e-4)
