@@ -4,7 +4,8 @@
 
 FOLDER holds core_memory_read.jsonl and core_memory_update.jsonl (letta-ai/letta-evals, Apache-2.0): the facts of all
 sets share one namespace, a question's evidence is its supporting facts. FILE is locomo10.json (LoCoMo, CC BY-NC 4.0:
-evaluation only): a conversation is a namespace, a turn a memory, questions without evidence are left out.
+evaluation only): a conversation is a namespace, a turn a memory, questions without evidence are left out. The sets of
+our own (`retrieval_sets.py`: the newer of two statements, verbatim texts, identifiers, scripts) are always measured.
 
 Each question is asked whole and as a partial cue: half of its words, drawn by seed. recall@k is the share of a
 question's evidence among the first k results, MRR the mean of 1 / place of the first. Both go through a real shard,
@@ -30,6 +31,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.public_sets import letta_rows, locomo_turns, named_turns
+from benchmarks.retrieval_sets import all_sets
 from common.config import StoreConfig
 from common.files import write_json
 from models.text.embed import Embedder
@@ -101,6 +103,15 @@ def read_locomo(file: Path) -> Bench:
             if evidence:
                 questions.append(Question(namespace, asked["question"], evidence, "AB"[number % 2]))
     return Bench("locomo", memories, questions)
+
+
+def own_sets() -> list[Bench]:
+    return [
+        Bench(name, {"own": memories}, [
+            Question("own", question, frozenset([id]), "AB"[i % 2]) for i, (question, id) in enumerate(asked)
+        ])
+        for name, (memories, asked) in all_sets(1337, NOW)
+    ]  # fmt: skip
 
 
 def partial(text: str, seed: int) -> str:
@@ -215,8 +226,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/retrieval.json"))
     args = parser.parse_args()
     benches = [read(path) for read, path in ((read_letta, args.letta), (read_locomo, args.locomo)) if path]
-    if not benches:
-        parser.exit(0, "nothing to measure: give --letta FOLDER or --locomo FILE\n")
+    benches += own_sets()
     embedder = Embedder(args.embedder)
     report = {
         "embedder": args.embedder,
