@@ -320,7 +320,8 @@ def _check_size(memory: Memory, limit: int) -> None:
         try:
             canonical(value)
         except UnicodeEncodeError:
-            raise _invalid(name, value, "holds half of a surrogate pair: send valid Unicode") from None
+            rule = "holds half of a surrogate pair or bytes that are not UTF-8: send valid Unicode"
+            raise _invalid(name, value, rule) from None
     size = len(memory.text.encode())
     if size > limit:
         raise TooLarge(f"text = {_short(memory.text)} has {size} bytes; {_limit_rule(limit)}", param="text")
