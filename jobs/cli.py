@@ -14,6 +14,7 @@ import yaml
 
 from common.config import Config, load, parse_override
 from common.errors import Conflict, InvalidInput, NotFound, NotReady, SharpwaveError
+from common.names import encoded
 from jobs.commands.client import Client
 from jobs.commands.jobs import consolidate, evaluate, score
 from jobs.commands.keys import keys
@@ -275,7 +276,7 @@ def _selected(client: Client, namespace: str, chosen: dict[str, Any]) -> Iterato
     if "ids" in chosen:
         for each in chosen["ids"]:
             with contextlib.suppress(NotFound):
-                yield client.get(f"/v1/memories/{each}", namespace=namespace)["id"]
+                yield client.get(f"/v1/memories/{encoded(each)}", namespace=namespace)["id"]
         return
     fits, cursor = compile_filter(chosen.get("filter")), None
     while True:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import re
 import secrets
 import uuid
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from common.errors import InvalidInput, TooLarge
+from common.names import MAX_NAME, check_name, normal
 
 KINDS = ("episodic", "relational", "spatial")
 KIND_FIELDS = {
@@ -22,9 +22,7 @@ KIND_FIELDS = {
 COMMON_FIELDS = ("id", "kind", "text", "conversation", "time", "context", "cues", "reward", "pin")
 TIME_FIELDS = ("time", "valid_from", "valid_to")
 
-MAX_NAME = 128  # characters of an id or a namespace
 MAX_CONVERSATION = 512
-_NAME = re.compile(rf"[A-Za-z0-9._:-]{{1,{MAX_NAME}}}")
 _canonical = json.JSONEncoder(
     sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
 ).encode
@@ -66,7 +64,7 @@ def parse_memory(obj: Mapping[str, Any], *, namespace: str, now: float, max_text
     `now` (seconds) is the time if the experience gives none. Raises `InvalidInput` with the field in `param`, or
     `TooLarge`; the message names field, value, rule and fix.
     """
-    check_name(namespace, "namespace")
+    namespace = check_name(namespace, "namespace")
     if not isinstance(obj, Mapping):
         raise InvalidInput(f"a memory must be an object, got {_short(obj)}", param="memory")
     kind = obj.get("kind", "episodic")
@@ -162,13 +160,6 @@ def new_id(now: float) -> str:
     return _uuid7(now, secrets.token_bytes(10))
 
 
-def check_name(value: Any, name: str) -> str:
-    """The id or namespace: 1 to 128 of letters, digits and `._:-`. Raises `InvalidInput` otherwise."""
-    if not isinstance(value, str) or not _NAME.fullmatch(value):
-        raise _invalid(name, value, f"must be 1 to {MAX_NAME} of letters, digits and ._:-")
-    return value
-
-
 def parse_time(value: Any, name: str) -> float:
     """ISO 8601 (UTC if no offset is given) or seconds since the epoch -> seconds."""
     if isinstance(value, str):
@@ -200,7 +191,8 @@ def _check_fields(obj: Mapping[str, Any], kind: str, namespace: str) -> None:
                 f"unknown field {_short(name)} of a {kind} memory; valid: {', '.join(sorted(valid))}",
                 param=str(name)[:MAX_NAME],
             )
-    if obj.get("namespace", namespace) != namespace:
+    given = obj.get("namespace", namespace)
+    if given != namespace and not (isinstance(given, str) and normal(given) == namespace):
         raise _invalid("namespace", obj["namespace"], f"must be the call's own, {namespace!r}, or absent")
 
 
