@@ -3,5 +3,6 @@
 - `errors.py`: every error that is raised on purpose
 - `config.py`: one YAML file, sections by component
 - `files.py`: atomic, durable file writes
+- `names.py`: what a namespace and an id of a memory may be called
 - `keys.py`: secret keys, named in the configuration by location
 """

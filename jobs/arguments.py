@@ -14,11 +14,12 @@ from actors.layout.layout import RAY_NAMESPACE
 from common import config
 from common.config import Config
 from common.errors import NotReady
+from common.names import normal
 from serve.app import NAME
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--namespace", default="default")
+    parser.add_argument("--namespace", default="default", type=normal)
     parser.add_argument(
         "--out", type=Path, help="folder of the report; default: a new one under the store's runs/"
     )

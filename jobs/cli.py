@@ -14,6 +14,7 @@ import yaml
 
 from common.config import Config, load, parse_override
 from common.errors import Conflict, InvalidInput, NotFound, NotReady, SharpwaveError
+from common.names import encoded
 from jobs.commands.client import Client
 from jobs.commands.jobs import consolidate, evaluate, score
 from jobs.commands.keys import keys
@@ -36,17 +37,16 @@ from jobs.commands.options import (
     Settings,
     Store,
     Url,
-    config_of,
     connect,
     given,
     read_json_option,
     running,
 )
-from jobs.commands.output import Counter, emit, flat, injected, note, table, taught
+from jobs.commands.output import emit, flat, injected, note, table
 from jobs.commands.reshard import reshard
 from jobs.commands.sql import sql
 from jobs.commands.stores import facts, lines, places, turns
-from jobs.commands.teach import teach_files
+from jobs.commands.teach_command import teach
 from jobs.instance import instance as instances
 from stores.memory.filters import compile_filter
 
@@ -143,45 +143,7 @@ def down(store: Store = DEFAULT_STORE, as_json: Json = False) -> None:
     emit({"stopped": stopped}, as_json=as_json, text="stopped" if stopped else "nothing is running")
 
 
-@app.command()
-def teach(
-    files: Annotated[
-        list[Path], typer.Argument(exists=True, dir_okay=False, help="JSON lines or chat transcripts")
-    ],
-    namespace: Namespace = "default",
-    store: Store = DEFAULT_STORE,
-    url: Url = None,
-    api_key: Key = None,
-    as_json: Json = False,
-) -> None:
-    """Write the experiences in files. Writing a file twice adds nothing; bad lines are reported and skipped.
-
-    \b
-    sharpwave teach experiences.jsonl transcript.json
-    sharpwave teach acme.jsonl --namespace acme --json
-
-    \b
-    {"text": "Ada moved to Lisbon.", "cues": [{"question": "Where does Ada live?", "answer": "Lisbon"}]}
-    {"kind": "relational", "subject": "Ada", "relation": "lives_in", "object": "Lisbon"}
-    {"kind": "spatial", "place": "library", "relation": "left_of", "other": "cafe"}
-    {"messages": [{"role": "user", "content": "I moved to Lisbon."}]}
-
-    Exit code 1 if a line was bad, 3 if the write gate refused memories; "pin": true bypasses the gate.
-    """
-    limit = config_of(store).store.max_text_bytes
-    with connect(store, url, api_key) as client, Counter("teaching") as counter:
-        summary = teach_files(
-            client,
-            files,
-            namespace=namespace,
-            max_text_bytes=limit,
-            report_bad=note,
-            progress=lambda so_far: counter.show(so_far.written, so_far.bad),
-        )
-    emit(vars(summary), as_json=as_json, text=taught(summary))
-    if summary.refused:
-        note(f"{summary.refused} of {summary.written} memories are not stored: the write gate refused them")
-    raise typer.Exit(FAILED if summary.bad else PARTIAL if summary.refused else OK)
+app.command()(teach)
 
 
 @app.command()
@@ -314,7 +276,7 @@ def _selected(client: Client, namespace: str, chosen: dict[str, Any]) -> Iterato
     if "ids" in chosen:
         for each in chosen["ids"]:
             with contextlib.suppress(NotFound):
-                yield client.get(f"/v1/memories/{each}", namespace=namespace)["id"]
+                yield client.get(f"/v1/memories/{encoded(each)}", namespace=namespace)["id"]
         return
     fits, cursor = compile_filter(chosen.get("filter")), None
     while True:

@@ -4,8 +4,8 @@ import hmac
 from dataclasses import dataclass
 
 from common.errors import Forbidden, InvalidInput, Unauthorized
+from common.names import ALL, normal
 
-ALL = "*"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -29,7 +29,7 @@ class Access:
     only."""
 
     def __init__(self, keys: dict[str, list[str]]) -> None:
-        self._keys = {key: Principal(frozenset(namespaces)) for key, namespaces in keys.items()}
+        self._keys = {key: Principal(frozenset(map(normal, namespaces))) for key, namespaces in keys.items()}
 
     def principal(self, header: str | None) -> Principal:
         """Raises `Unauthorized` for a missing or unknown key."""

@@ -23,11 +23,12 @@ from ray.serve.handle import DeploymentHandle
 from actors.store.sharded_store import ShardedStore
 from common.config import Config
 from common.errors import NotReady, SharpwaveError
+from common.names import ALL
 from models.weights.adapters import AdapterStore
-from serve.access import ALL, Access, Principal
+from serve.access import Access, Principal
 from serve.answers import Answers
 from serve.engines import Engines
-from serve.http import BodyLimit, install_error_handlers, unwrap
+from serve.http import BodyLimit, EncodedSlashes, install_error_handlers, unwrap
 from serve.pages import all_memories
 from serve.parts import Parts
 from serve.recall import Recall
@@ -41,6 +42,7 @@ app = FastAPI(
     title="Sharpwave", description="A memory for language models that ends in the weights.", responses=ERRORS
 )
 app.add_middleware(BodyLimit)
+app.add_middleware(EncodedSlashes)
 install_error_handlers(app)
 
 # Above the class, as is everything else it uses: the ingress decorator captures this module as it is at that moment.

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import AsyncIterable, Iterable
 from typing import Any, get_args
+from urllib.parse import unquote
 
 import ray.exceptions
 from fastapi import FastAPI, Request
@@ -17,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from common.errors import InvalidInput, NotReady, Overloaded, SharpwaveError, TooLarge
 
+SLASH = "\ufdd0"  # stands for a %2F in a path; a character that Unicode leaves to the inside of programs
 STREAMED = ("/v1/memories/import",)
 SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # an escape that may be half a character
 
@@ -102,6 +104,25 @@ def _model(annotation: Any) -> Any:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next(filter(None, map(_model, get_args(annotation))), None)
+
+
+class EncodedSlashes:
+    """Middleware: a `%2F` in a path is part of a name and does not divide the path. Routes get it back with `whole`."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        raw = scope.get("raw_path") or b""
+        if scope["type"] == "http" and b"%2f" in raw.lower():
+            parts = raw.partition(b"?")[0].decode("latin-1").split("/")
+            scope = {**scope, "path": "/".join(unquote(part).replace("/", SLASH) for part in parts)}
+        await self._app(scope, receive, send)
+
+
+def whole(name: str) -> str:
+    """A parameter of a path as the client meant it."""
+    return name.replace(SLASH, "/")
 
 
 class BodyLimit:

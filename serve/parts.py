@@ -6,16 +6,19 @@ from dataclasses import dataclass
 from typing import Annotated, Any, cast
 
 import numpy as np
-from fastapi import Depends, Query, Request
+from fastapi import Depends, Request
 from numpy.typing import NDArray
+from pydantic import AfterValidator
 from ray.serve.handle import DeploymentHandle
 
 from actors.store.sharded_store import ShardedStore
 from common.config import Config
 from common.errors import NotFound
+from common.names import normal
 from models.weights.adapters import BASE, AdapterStore
 from serve.access import Principal
 from serve.engines import Engines
+from serve.http import whole
 from serve.recall import Recall
 
 Json = dict[str, Any]
@@ -124,6 +127,7 @@ def fresh_op() -> str:
     return uuid.uuid4().hex
 
 
-Namespace = Annotated[str, Query(max_length=128)]
+MemoryId = Annotated[str, AfterValidator(lambda value: normal(whole(value)))]
+Conversation = Annotated[str, AfterValidator(whole)]
 Asking = Annotated[Principal, Depends(principal)]
 Here = Annotated[Parts, Depends(parts_of)]

@@ -16,7 +16,8 @@ a room imports only rooms below it:
     log         the append-only log: one protocol, three backends, encryption
     index       vector search by cosine and lexical search by BM25
     facts       the fact graph: triples, validity, traversal
-    memory      what a memory is, its validation, ingest and filters
+    imports     memories from files of other systems, transcripts and notes
+    memory      what a memory is, its validation and filters
     crypto      encryption at rest under one data key a namespace
     locks.py    a lock for many readers or one writer
 """

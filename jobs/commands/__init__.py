@@ -1,6 +1,7 @@
 """The commands of `sharpwave`, by subject; `jobs/cli.py` registers them. Open `memories.py` first.
 
-- `memories.py`, `stores.py`, `teach.py`, `sql.py`: write and read memories
+- `memories.py`, `stores.py`, `sql.py`: write and read memories
+- `teach_command.py`, `teach.py`: write the memories of files; `preview.py`: what that would write
 - `jobs.py`: score, consolidate, evaluate
 - `operations.py`, `keys.py`, `reshard.py`: what an operator does
 - `client.py`: the HTTP client; `options.py`, `output.py`: shared options and output

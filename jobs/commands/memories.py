@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from common.errors import InvalidInput
+from common.names import encoded
 from jobs.commands.options import DEFAULT_STORE, Key, Namespace, Store, Url, connect, given, read_json_option
 from jobs.commands.options import Json as AsJson
 from jobs.commands.output import emit, note, rows, table
@@ -94,7 +95,7 @@ def get(
     sharpwave get 0190a7f2-... --json | jq .statistics.generation
     """
     with connect(store, url, api_key) as client:
-        memory = client.get(f"/v1/memories/{id}", namespace=namespace)
+        memory = client.get(f"/v1/memories/{encoded(id)}", namespace=namespace)
     emit(
         memory,
         as_json=as_json,
@@ -116,7 +117,7 @@ def history(
     sharpwave history 0190a7f2-...
     """
     with connect(store, url, api_key) as client:
-        found = client.get(f"/v1/memories/{id}/history", namespace=namespace)
+        found = client.get(f"/v1/memories/{encoded(id)}/history", namespace=namespace)
     shown = [(str(v["seq"]), v["anchor"], v["content"]["text"]) for v in found["versions"]]
     emit(found, as_json=as_json, text=rows(shown))
 
@@ -145,9 +146,11 @@ def update(
         raise InvalidInput("--fields must be a JSON object", param="fields")
     with connect(store, url, api_key) as client:
         if generation is None:
-            generation = client.get(f"/v1/memories/{id}", namespace=namespace)["statistics"]["generation"]
+            generation = client.get(f"/v1/memories/{encoded(id)}", namespace=namespace)["statistics"][
+                "generation"
+            ]
         body = {"namespace": namespace, "generation": generation, **changed, **given(text=text)}
-        written = client.patch(f"/v1/memories/{id}", body)
+        written = client.patch(f"/v1/memories/{encoded(id)}", body)
     emit(written, as_json=as_json, text=f"{written['id']}  generation {written['generation']}")
 
 

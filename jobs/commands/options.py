@@ -8,6 +8,7 @@ import typer
 
 from common.config import Config, StoreConfig, load
 from common.errors import InvalidInput, NotReady
+from common.names import check_name
 from jobs.commands.client import Client
 from jobs.instance import instance as instances
 from jobs.instance.instance import Instance
@@ -25,7 +26,10 @@ Key = Annotated[
     str | None, typer.Option(envvar="SHARPWAVE_API_KEY", help="API key, if the server requires one")
 ]
 Json = Annotated[bool, typer.Option("--json", help="one JSON document on stdout, errors included")]
-Namespace = Annotated[str, typer.Option("--namespace", "-n", help="namespace of the memories")]
+Namespace = Annotated[
+    str,
+    typer.Option("--namespace", "-n", callback=lambda given: named(given), help="namespace of the memories"),
+]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", exists=True, dir_okay=False, help="YAML file; see docs/config.md")
 ]
@@ -38,6 +42,11 @@ Out = Annotated[
 ]
 Mode = Literal["full", "text", "prefix", "hybrid", "off"]
 DEFAULT_STORE = Path(StoreConfig().dir)
+
+
+def named(namespace: str) -> str:
+    """The namespace in the form in which stores keep it. Raises `InvalidInput`."""
+    return check_name(namespace, "namespace")
 
 
 def running(store: Path) -> Instance:

@@ -47,6 +47,8 @@ def taught(summary: Summary) -> str:
         text += f", {summary.existing} were there already"
     if summary.refused:
         text += f", {summary.refused} refused by the write gate (store.gate_tau)"
+    if summary.left_out:
+        text += f"; {summary.left_out} left out (`--dry-run` says what)"
     return text + (f"; {summary.bad} bad" if summary.bad else "")
 
 

@@ -15,7 +15,7 @@ from common.config import Config
 from common.errors import Forbidden, NotFound, NotReady, Overloaded, Unauthorized
 from common.files import read_json
 from jobs.commands.client import Client
-from jobs.commands.options import DEFAULT_STORE, Json, Key, Store, config_of
+from jobs.commands.options import DEFAULT_STORE, Json, Key, Store, config_of, named
 from jobs.commands.output import note
 from jobs.instance import instance as instances
 
@@ -68,7 +68,7 @@ def sql(
     found = sql.query(
         folders,
         statement,
-        namespaces,
+        None if namespaces is None else [*map(named, namespaces)],
         limit=limit,
         timeout_s=timeout_s,
         encryptor=read_keyrings(config.store),

@@ -3,11 +3,11 @@
 import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import quote
 
 import typer
 
 from common.errors import InvalidInput
+from common.names import encoded
 from jobs.commands.options import DEFAULT_STORE, Key, Namespace, Store, Url, connect, given
 from jobs.commands.options import Json as AsJson
 from jobs.commands.output import emit, flat, rows, table
@@ -137,7 +137,7 @@ def turns(
     In a transcript a turn begins with its role and a colon ("user: I moved to Lisbon."); lines that follow belong to
     it. A backslash before a line that looks like the beginning of a turn keeps it in the turn.
     """
-    path = f"/v1/conversations/{quote(conversation, safe='')}"
+    path = f"/v1/conversations/{encoded(conversation)}"
     body: dict[str, Any] = {"namespace": namespace}
     if (text is not None) + (file is not None) != (action == "push"):
         raise InvalidInput("push, and only push, needs the text of a turn, or --file", param="text")

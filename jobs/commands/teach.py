@@ -1,4 +1,4 @@
-"""Write files of experiences to a running instance, in batches; bad lines are reported and skipped."""
+"""Write the memories of files to a running instance, in batches; what is bad is reported and skipped."""
 
 import dataclasses
 import json
@@ -9,7 +9,8 @@ from typing import Any
 
 from common.errors import Conflict, InvalidInput, SharpwaveError, TooLarge
 from jobs.commands.client import Client
-from stores.memory.ingest import BadLine, read_experiences
+from stores.imports.chat import Skipped
+from stores.imports.reader import FileReader
 from stores.memory.memory import Memory, to_json
 
 FIRST_BATCH, BATCH = 8, 64  # a small one first: what is wrong with the server shows at once
@@ -21,7 +22,8 @@ Json = dict[str, Any]
 @dataclasses.dataclass
 class Summary:
     """Counts: `read` memories from the files; of those `written` were acknowledged, as `stored` (new), `existing`
-    (already there) or `refused` (by the write gate). `bad` lines and memories were skipped."""
+    (already there) or `refused` (by the write gate). `bad` lines and memories were skipped; `left_out` is what the
+    rules of a format leave out: system messages, calls of tools, images."""
 
     read: int = 0
     written: int = 0
@@ -29,6 +31,7 @@ class Summary:
     existing: int = 0
     refused: int = 0
     bad: int = 0
+    left_out: int = 0
 
     def count(self, results: Iterable[Json]) -> None:
         for result in results:
@@ -73,10 +76,12 @@ def _batches(
 ) -> Iterator[list[Json]]:
     batch: list[Json] = []
     size = 0
-    for found in read_experiences(file, namespace=namespace, max_text_bytes=max_text_bytes):
-        if isinstance(found, BadLine):
-            summary.bad += 1
-            report(found.reason, found.line)
+    for found in FileReader(file, namespace=namespace, max_text_bytes=max_text_bytes):
+        if isinstance(found, Skipped):
+            summary.bad += found.fault
+            summary.left_out += not found.fault
+            if found.fault:
+                report(found.reason, found.line)
             continue
         summary.read += 1
         batch.append(_to_item(found))

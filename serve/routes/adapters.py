@@ -7,7 +7,8 @@ setting one needs a key for all namespaces.
 from fastapi import APIRouter
 
 from common.errors import NotFound
-from serve.access import ALL, Principal
+from common.names import ALL
+from serve.access import Principal
 from serve.parts import Asking, Here, Json, Parts
 from serve.schemas import responses as told
 from serve.schemas.requests import AliasBody

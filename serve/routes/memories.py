@@ -1,6 +1,7 @@
 """Memories: write, list, search, forget; and one memory: get, update, delete, history.
 
-Routes of a fixed path stand above those of `/v1/memories/{memory_id}`, which would match them, too.
+Routes of a fixed path stand above those of `/v1/memories/{memory_id}`, which would match them, too. A slash in an id is
+best sent as %2F: then no id looks like a route.
 """
 
 import time
@@ -9,9 +10,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from common.errors import InvalidInput, SharpwaveError
-from serve.parts import Asking, Here, Json, Namespace, Parts, fresh_op, no_memory
+from serve.parts import Asking, Here, Json, MemoryId, Parts, fresh_op, no_memory
 from serve.recall import period_of
-from serve.schemas.requests import ForgetBody, SearchBody, WriteBody
+from serve.schemas.requests import ForgetBody, Namespace, SearchBody, WriteBody
 from serve.schemas.stores import UpdateBody
 from stores.memory.memory import KIND_FIELDS, Memory, parse_memory
 from stores.writes.batch import MemoryBatch
@@ -147,16 +148,28 @@ async def weakest(
     return {"memories": await parts.store.memories.weakest(namespace, n, now=time.time())}
 
 
-@router.get("/v1/memories/{memory_id}")
+@router.get("/v1/memories/{memory_id:path}/history")
+async def history(
+    memory_id: MemoryId, asking: Asking, parts: Here, namespace: Namespace = "default"
+) -> dict[str, Any]:
+    """Every version, newest first."""
+    asking.check(namespace)
+    versions = await parts.store.memories.history(namespace, memory_id)
+    if not versions:
+        raise no_memory(memory_id, namespace)
+    return {"id": memory_id, "namespace": namespace, "versions": versions}
+
+
+@router.get("/v1/memories/{memory_id:path}")
 async def get(
-    memory_id: str, asking: Asking, parts: Here, namespace: Namespace = "default"
+    memory_id: MemoryId, asking: Asking, parts: Here, namespace: Namespace = "default"
 ) -> dict[str, Any]:
     asking.check(namespace)
     return await parts.get(namespace, memory_id)
 
 
-@router.patch("/v1/memories/{memory_id}")
-async def update(memory_id: str, body: UpdateBody, asking: Asking, parts: Here) -> dict[str, Any]:
+@router.patch("/v1/memories/{memory_id:path}")
+async def update(memory_id: MemoryId, body: UpdateBody, asking: Asking, parts: Here) -> dict[str, Any]:
     """Write a new version; 409 where `generation` is no longer the latest."""
     asking.check(body.namespace)
     versions = await parts.store.memories.history(body.namespace, memory_id)
@@ -195,24 +208,12 @@ def changed(content: Json, body: UpdateBody, max_text_bytes: int) -> Memory:
     )
 
 
-@router.delete("/v1/memories/{memory_id}")
+@router.delete("/v1/memories/{memory_id:path}")
 async def delete(
-    memory_id: str, asking: Asking, parts: Here, namespace: Namespace = "default"
+    memory_id: MemoryId, asking: Asking, parts: Here, namespace: Namespace = "default"
 ) -> dict[str, Any]:
     asking.check(namespace)
     receipt = await _forget(parts, namespace, ids=[memory_id], where=None, everything=False)
     if not receipt["forgotten"] and not receipt["kv_blocks"]:
         raise no_memory(memory_id, namespace)
     return receipt
-
-
-@router.get("/v1/memories/{memory_id}/history")
-async def history(
-    memory_id: str, asking: Asking, parts: Here, namespace: Namespace = "default"
-) -> dict[str, Any]:
-    """Every version, newest first."""
-    asking.check(namespace)
-    versions = await parts.store.memories.history(namespace, memory_id)
-    if not versions:
-        raise no_memory(memory_id, namespace)
-    return {"id": memory_id, "namespace": namespace, "versions": versions}

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from serve.access import ALL
+from common.names import ALL
 from serve.parts import Asking, Here
 from serve.schemas.stores import NothingBody, ProbeBody, RotateBody
 from stores.erasure.disk_probe import Canaries

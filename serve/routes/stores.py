@@ -7,7 +7,8 @@ import numpy as np
 from fastapi import APIRouter, Query
 
 from common.errors import InvalidInput, NotFound, SharpwaveError
-from serve.parts import Asking, Here, Json, Namespace, Parts, Vectors, fresh_op
+from serve.parts import Asking, Conversation, Here, Json, Parts, Vectors, fresh_op
+from serve.schemas.requests import Namespace
 from serve.schemas.stores import (
     FactsBody,
     LineBody,
@@ -195,7 +196,7 @@ async def _cue(body: LinesQueryBody, parts: Parts) -> Vectors:
 
 
 @router.post("/v1/conversations/{conversation:path}/push")
-async def push(conversation: str, body: PushBody, asking: Asking, parts: Here) -> dict[str, Any]:
+async def push(conversation: Conversation, body: PushBody, asking: Asking, parts: Here) -> dict[str, Any]:
     """Add turns to the conversation's short-term memory."""
     asking.check(body.namespace)
     turns = [turn.model_dump(exclude_none=True) for turn in body.turns]
@@ -205,7 +206,7 @@ async def push(conversation: str, body: PushBody, asking: Asking, parts: Here) -
 
 
 @router.post("/v1/conversations/{conversation:path}/pop")
-async def pop(conversation: str, body: PopBody, asking: Asking, parts: Here) -> dict[str, Any]:
+async def pop(conversation: Conversation, body: PopBody, asking: Asking, parts: Here) -> dict[str, Any]:
     """Take the newest turn off."""
     asking.check(body.namespace)
     return await parts.store.conversations.pop(
@@ -214,7 +215,7 @@ async def pop(conversation: str, body: PopBody, asking: Asking, parts: Here) -> 
 
 
 @router.post("/v1/conversations/{conversation:path}/peek")
-async def peek(conversation: str, body: PeekBody, asking: Asking, parts: Here) -> dict[str, Any]:
+async def peek(conversation: Conversation, body: PeekBody, asking: Asking, parts: Here) -> dict[str, Any]:
     """The newest `n` turns, the oldest of them first."""
     asking.check(body.namespace)
     return {"turns": await parts.store.conversations.peek(body.namespace, conversation, body.n)}
@@ -222,7 +223,7 @@ async def peek(conversation: str, body: PeekBody, asking: Asking, parts: Here) -
 
 @router.delete("/v1/conversations/{conversation:path}")
 async def forget_conversation(
-    conversation: str, asking: Asking, parts: Here, namespace: Namespace = "default"
+    conversation: Conversation, asking: Asking, parts: Here, namespace: Namespace = "default"
 ) -> dict[str, Any]:
     """Erase the conversation's short-term memory, what was popped and rewound included; the receipt."""
     asking.check(namespace)
@@ -232,7 +233,7 @@ async def forget_conversation(
 
 
 @router.post("/v1/conversations/{conversation:path}/rewind")
-async def rewind(conversation: str, body: RewindBody, asking: Asking, parts: Here) -> dict[str, Any]:
+async def rewind(conversation: Conversation, body: RewindBody, asking: Asking, parts: Here) -> dict[str, Any]:
     """Go back by `n` turns."""
     asking.check(body.namespace)
     return await parts.store.conversations.rewind(

@@ -16,9 +16,10 @@ from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 
 from common.errors import InvalidInput
-from serve.parts import Asking, Here, Json, Namespace, Parts, Vectors, fresh_op
+from common.names import encoded
+from serve.parts import Asking, Here, Json, Parts, Vectors, fresh_op
+from serve.schemas.requests import Namespace
 from serve.schemas.stores import ExportBody
-from stores.memory.memory import check_name
 from stores.transfer import files
 
 router = APIRouter()
@@ -35,10 +36,9 @@ async def export(body: ExportBody, asking: Asking, parts: Here) -> StreamingResp
     """The namespace's memories, or those of one conversation, with statistics, versions and, if wanted, vectors,
     as one file."""
     asking.check(body.namespace)
-    check_name(body.namespace, "namespace")
     rows = _pages(parts, body, asyncio.get_running_loop())
     file = await _in_thread(partial(saved, body.format, rows, body.vectors))
-    name = f"{body.namespace.replace(':', '_')}.{body.format}"
+    name = f"{encoded(body.namespace)}.{body.format}"
     headers = {
         "content-length": str(os.fstat(file.fileno()).st_size),
         "content-disposition": f'attachment; filename="{name}"',
@@ -66,7 +66,6 @@ async def import_file(
 ) -> dict[str, Any]:
     """Take over the memories of a file that export gave; those that are there already are passed over."""
     asking.check(namespace)
-    check_name(namespace, "namespace")
     path = await _received(request)
     loop = asyncio.get_running_loop()
     try:

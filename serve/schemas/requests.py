@@ -2,11 +2,21 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
 
 from common.errors import InvalidInput
+from common.names import MAX_NAME, check_name, normal
 from models.text.messages import Messages as PromptMessages
 from models.text.messages import check_messages, check_text
 
@@ -18,7 +28,12 @@ MAX_CHOICES = 128
 MAX_STOPS = 4
 MAX_TEXTS = 2048
 SEEDS = 1 << 63
-Namespace = Field("default", min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:\-]+$")
+Namespace = Annotated[  # any text that `check_name` lets through, in its normal form
+    str,
+    AfterValidator(partial(check_name, name="namespace")),
+    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_NAME}),
+]
+MemoryId = Annotated[str, AfterValidator(normal)]
 
 
 def _listed(value: Any) -> Any:
@@ -62,13 +77,13 @@ class Body(BaseModel):
 
 
 class WriteBody(Body):
-    namespace: str = Namespace
+    namespace: Namespace = "default"
     memories: list[dict[str, Any]] = Field(min_length=1, max_length=10_000)
     partial: bool = False
 
 
 class SearchBody(Body):
-    namespace: str = Namespace
+    namespace: Namespace = "default"
     query: str = Field(min_length=1)
     k: int = Field(10, ge=1, le=1000)
     kinds: list[Kind] | None = None
@@ -82,8 +97,8 @@ class SearchBody(Body):
 
 
 class ForgetBody(Body):
-    namespace: str = Namespace
-    ids: list[str] | None = Field(None, min_length=1)
+    namespace: Namespace = "default"
+    ids: list[MemoryId] | None = Field(None, min_length=1)
     filter: Filter | None = None
     all: bool = False
 
@@ -91,7 +106,7 @@ class ForgetBody(Body):
 class MemoryField(Body):
     """The `memory` field of a chat request; what is absent comes from the configuration."""
 
-    namespace: str = Namespace
+    namespace: Namespace = "default"
     mode: Mode | None = None
     k: int | None = Field(None, ge=1, le=1000)
     kinds: list[Kind] | None = None

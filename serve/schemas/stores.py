@@ -22,7 +22,7 @@ K = Annotated[int, Field(ge=1, le=1000)]
 class UpdateBody(Body):
     """What is given replaces what the memory said; `generation` is the one that the change goes out from."""
 
-    namespace: str = Namespace
+    namespace: Namespace = "default"
     generation: int = Field(ge=0)
     text: str | None = None
     subject: str | None = None
@@ -44,7 +44,7 @@ class UpdateBody(Body):
 
 
 class ExportBody(Body):
-    namespace: str = Namespace
+    namespace: Namespace = "default"
     format: Literal["jsonl", "parquet"] = "jsonl"
     vectors: bool = True
     conversation: Name | None = None
@@ -54,7 +54,7 @@ class FactsBody(Body):
     """A pattern (`subject`, `relation`, `object`), several joined by their variables `?x` (`patterns`), a question
     over several hops (`query`), or a path (`source`, `target`)."""
 
-    namespace: str = Namespace
+    namespace: Namespace = "default"
     subject: Name | None = None
     relation: Name | None = None
     object: Name | None = None
@@ -71,7 +71,7 @@ class FactsBody(Body):
 class PlacesBody(Body):
     """Which fields an `op` takes is in docs/api.md."""
 
-    namespace: str = Namespace
+    namespace: Namespace = "default"
     op: Literal["position", "nearest", "within", "relation", "path", "where", "macros"]
     place: Name | None = None
     other: Name | None = None
@@ -83,7 +83,7 @@ class PlacesBody(Body):
 
 
 class LineBody(Body):
-    namespace: str = Namespace
+    namespace: Namespace = "default"
     key: Key
     value: str = Field(min_length=1)
     context: Context | None = None
@@ -94,7 +94,7 @@ class LineBody(Body):
 class LinesQueryBody(Body):
     """Exactly one of `query` (text) and `vector` (unit norm, of the embedder's dimension)."""
 
-    namespace: str = Namespace
+    namespace: Namespace = "default"
     query: str | None = Field(None, min_length=1)
     vector: Vector | None = None
     k: K = 10
@@ -107,7 +107,7 @@ class CandidateBody(Body):
 
 
 class RaceBody(Body):
-    namespace: str = Namespace
+    namespace: Namespace = "default"
     key: Key
     generation: int = Field(ge=0)
     candidates: list[CandidateBody] = Field(min_length=1, max_length=MAX_CANDIDATES)
@@ -121,21 +121,21 @@ class TurnBody(Body):
 
 
 class PushBody(Body):
-    namespace: str = Namespace
+    namespace: Namespace = "default"
     turns: list[TurnBody] = Field(min_length=1, max_length=MAX_TURNS)
 
 
 class PopBody(Body):
-    namespace: str = Namespace
+    namespace: Namespace = "default"
 
 
 class PeekBody(Body):
-    namespace: str = Namespace
+    namespace: Namespace = "default"
     n: int = Field(1, ge=0, le=MAX_TURNS)
 
 
 class RewindBody(Body):
-    namespace: str = Namespace
+    namespace: Namespace = "default"
     n: int = Field(1, ge=0)
 
 
@@ -144,7 +144,7 @@ class NothingBody(Body):
 
 
 class RotateBody(Body):
-    namespace: str = Namespace
+    namespace: Namespace = "default"
 
 
 class ProbeBody(Body):

@@ -3,8 +3,8 @@
     {"and": [{"field": "time", "op": "gte", "value": "2026-01-01"},
              {"not": {"field": "context.source", "op": "eq", "value": "test"}}]}
 
-A comparison with a field that the memory lacks, or of another type, is false; `ne` and `nin` are the negations of
-`eq` and `in`, so they are true then.
+`context.a.b` is the key `b` in the object `a`, else the key `a.b`. A comparison with a field that the memory lacks, or
+of another type, is false; `ne` and `nin` are the negations of `eq` and `in`, so they are true then.
 """
 
 import math
@@ -79,7 +79,9 @@ def _compare(field: Any, op: Any, value: Any) -> Predicate:
 
 def _reader(field: Any) -> Callable[[dict[str, Any]], Any]:
     """A function that reads `field` of a memory; None if it is absent."""
-    if isinstance(field, str) and field.startswith("context.") and all(path := field.split(".")[1:]):
+    if isinstance(field, str) and field.startswith("context.") and (path := field.split(".")[1:]) != [""]:
+        if len(path) > MAX_DEPTH:
+            raise _invalid(f"has field {_short(field)} with more than {MAX_DEPTH} keys")
         return lambda memory: _walk(memory["context"], path)
     if not isinstance(field, str) or field not in FIELDS:
         raise _invalid(f"has field {_short(field)}; valid: {', '.join(FIELDS)}, context.<key>")
@@ -87,11 +89,17 @@ def _reader(field: Any) -> Callable[[dict[str, Any]], Any]:
 
 
 def _walk(value: Any, path: list[str]) -> Any:
-    for key in path:
-        if not isinstance(value, dict):
-            return None
-        value = value.get(key)
-    return value
+    """What lies below `value` at the path. A key may hold dots itself: where the nested keys lead nowhere, longer keys
+    are tried."""
+    if not path:
+        return value
+    if not isinstance(value, dict):
+        return None
+    for length in range(1, len(path) + 1):
+        key = ".".join(path[:length])
+        if key in value and (found := _walk(value[key], path[length:])) is not None:
+            return found
+    return None
 
 
 def _operand(field: str, value: Any) -> Any:

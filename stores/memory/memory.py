@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import re
 import secrets
 import unicodedata
 import uuid
@@ -13,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from common.errors import InvalidInput, TooLarge
+from common.names import MAX_NAME, check_name, normal
 
 KINDS = ("episodic", "relational", "spatial")
 KIND_FIELDS = {
@@ -24,10 +24,8 @@ COMMON_FIELDS = ("id", "kind", "text", "conversation", "time", "context", "cues"
 DERIVED = "derived_from"  # in a memory's context: ids of the memories that it was derived from
 TIME_FIELDS = ("time", "valid_from", "valid_to")
 
-MAX_NAME = 128  # characters of an id or a namespace
 MAX_CONVERSATION = 512
 MAX_SOURCES = 64  # memories that one is derived from
-_NAME = re.compile(rf"[A-Za-z0-9._:-]{{1,{MAX_NAME}}}")
 _AROUND_WORDS = (
     ".,;:!\"'()[]{}\u2026\u201c\u201d\u2018\u2019\u201e\u201a\xab\xbb\xa1"  # also as typographers set them
 )
@@ -72,7 +70,7 @@ def parse_memory(obj: Mapping[str, Any], *, namespace: str, now: float, max_text
     `now` (seconds) is the time if the experience gives none. Raises `InvalidInput` with the field in `param`, or
     `TooLarge`; the message names field, value, rule and fix.
     """
-    check_name(namespace, "namespace")
+    namespace = check_name(namespace, "namespace")
     if not isinstance(obj, Mapping):
         raise InvalidInput(f"a memory must be an object, got {_short(obj)}", param="memory")
     kind = obj.get("kind", "episodic")
@@ -181,13 +179,6 @@ def new_id(now: float) -> str:
     return _uuid7(now, secrets.token_bytes(10))
 
 
-def check_name(value: Any, name: str) -> str:
-    """The id or namespace: 1 to 128 of letters, digits and `._:-`. Raises `InvalidInput` otherwise."""
-    if not isinstance(value, str) or not _NAME.fullmatch(value):
-        raise _invalid(name, value, f"must be 1 to {MAX_NAME} of letters, digits and ._:-")
-    return value
-
-
 def parse_time(value: Any, name: str) -> float:
     """ISO 8601 (UTC if no offset is given) or seconds since the epoch -> seconds."""
     if isinstance(value, str):
@@ -219,7 +210,8 @@ def _check_fields(obj: Mapping[str, Any], kind: str, namespace: str) -> None:
                 f"unknown field {_short(name)} of a {kind} memory; valid: {', '.join(sorted(valid))}",
                 param=str(name)[:MAX_NAME],
             )
-    if obj.get("namespace", namespace) != namespace:
+    given = obj.get("namespace", namespace)
+    if given != namespace and not (isinstance(given, str) and normal(given) == namespace):
         raise _invalid("namespace", obj["namespace"], f"must be the call's own, {namespace!r}, or absent")
 
 
@@ -312,16 +304,15 @@ def _context(value: Any) -> dict[str, Any]:
     except (TypeError, ValueError, RecursionError):
         raise _invalid("context", value, "must hold JSON values only: no NaN, no deep nesting") from None
     if DERIVED in context:
-        _check_sources(context[DERIVED])
+        context[DERIVED] = _sources(context[DERIVED])
     return context
 
 
-def _check_sources(sources: Any) -> None:
+def _sources(sources: Any) -> list[str]:
     name = f"context.{DERIVED}"
     if not isinstance(sources, list) or len(sources) > MAX_SOURCES:
         raise _invalid(name, sources, f"must be a list of at most {MAX_SOURCES} ids of memories")
-    for source in sources:
-        check_name(source, name)
+    return [check_name(source, name) for source in sources]
 
 
 def _cues(value: Any) -> tuple[Cue, ...]:
@@ -349,7 +340,8 @@ def _check_size(memory: Memory, limit: int) -> None:
         try:
             canonical(value)
         except UnicodeEncodeError:
-            raise _invalid(name, value, "holds half of a surrogate pair: send valid Unicode") from None
+            rule = "holds half of a surrogate pair or bytes that are not UTF-8: send valid Unicode"
+            raise _invalid(name, value, rule) from None
     size = len(memory.text.encode())
     if size > limit:
         raise TooLarge(f"text = {_short(memory.text)} has {size} bytes; {_limit_rule(limit)}", param="text")

@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from common.errors import InvalidInput
+from common.names import check_name
 from common.types import Json
 from stores.log.record import Op
-from stores.memory.memory import MAX_CONVERSATION, check_name
+from stores.memory.memory import MAX_CONVERSATION
 from stores.shard.core import ShardCore
 from stores.view.conversations import Conversations
 from stores.writes import lookups

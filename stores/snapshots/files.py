@@ -42,6 +42,7 @@ from stores.snapshots.manifest import (
 from stores.view.memory_state import MemoryState
 from stores.view.view import View
 
+LONG_NAME = 255  # in place of a length: it follows in two bytes
 TABLE, RAW_VECTORS = "table", "vectors"  # parts that replace the Parquet files for encrypted namespaces
 MEMORIES, VECTORS, PARTS = "memories.parquet", "vectors.parquet", "parts.bin"
 TEMPORARY = ".tmp-"
@@ -209,9 +210,11 @@ def _tables(folder: Path, dim: int) -> Iterator[Callable[[pa.Table, Vectors], No
 
 
 def _blob(namespace: str, data: Any, encryptor: Encryptor | None) -> Sequence[Any]:
-    """Length and name of the namespace, then the data; the name is inside, so it is encrypted too."""
+    """Length and name of the namespace, then the data; the name is inside, so it is encrypted too. The length is one
+    byte, or `LONG_NAME` and two bytes, big endian."""
     name = namespace.encode()
-    pieces = [bytes([len(name)]), name, data]
+    size = bytes([len(name)]) if len(name) < LONG_NAME else bytes([LONG_NAME]) + len(name).to_bytes(2, "big")
+    pieces = [size, name, data]
     return pieces if encryptor is None else [encryptor.encrypt_bytes(namespace, b"".join(pieces))]
 
 
@@ -329,6 +332,7 @@ def _read_parts(folder: Path, manifest: Json, encryptor: Decryptor | None) -> di
             opened = blob if encryptor is None else memoryview(encryptor.decrypt_any(bytes(blob), CONTEXT))
         except NotFound:
             continue
-        start = 1 + opened[0]
-        found.setdefault(str(opened[1:start], "ascii"), []).append((place["part"], opened[start:]))
+        first = 1 if opened[0] < LONG_NAME else 3
+        start = first + (opened[0] if first == 1 else int.from_bytes(opened[1:3], "big"))
+        found.setdefault(str(opened[first:start], "utf-8"), []).append((place["part"], opened[start:]))
     return found

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from common.errors import InvalidInput
+from common.names import check_name
 from common.types import Json
-from stores.memory.memory import check_name, parse_memory, to_json
+from stores.memory.memory import parse_memory, to_json
 
 Remake = Callable[[Any], Json]
 

@@ -15,6 +15,7 @@ from jobs.commands import jobs
 from jobs.commands.client import Client
 from jobs.commands.teach import Summary
 from jobs.instance.instance import Instance
+from tests.support import exports
 
 Run = Callable[..., tuple[int, str, str]]
 COMMANDS = ("up", "down", "teach", "ask", "score", "consolidate", "evaluate", "forget", "status", "sql")
@@ -213,9 +214,58 @@ def test_teach_tells_bad_lines_and_writes_the_rest(run: Run, server: FakeServer,
     )
     code, out, err = run("teach", file, "--url", server.url, "--json")
     assert code == cli.FAILED
-    assert json.loads(out) == {"read": 2, "written": 2, "stored": 2, "existing": 0, "refused": 0, "bad": 2}
+    counts = {"read": 2, "written": 2, "stored": 2, "existing": 0, "refused": 0, "bad": 2, "left_out": 0}
+    assert json.loads(out) == counts
     assert f"{file}:2: " in err and f"{file}:3: kind = 'wat'" in err
     assert len(server.memories) == 2
+
+
+def test_a_dry_run_says_what_would_be_written_and_needs_no_server(run: Run, tmp_path: Path) -> None:
+    long = "A sentence. " * 3_000
+    chat = exports.claude(
+        [
+            exports.claude_message("human", "I moved to Turku.", created_at="2026-03-01T08:00:00Z"),
+            exports.claude_message(
+                "assistant", long, {"type": "tool_use"}, created_at="2026-03-02T08:00:00Z"
+            ),
+            {"sender": "robot", "text": "?"},
+        ]
+    )
+    file = tmp_path / "anything"
+    file.write_text(json.dumps([chat]))
+    code, out, err = run("teach", "--dry-run", file)
+    assert code == cli.FAILED and err == ""
+    for shown in (
+        "Claude export (1 documents)",
+        "2026-03-01T08:00:00+00:00 to 2026-03-02T08:00:00+00:00",
+        "1 long texts into 3 parts",
+        "1 x a block of type tool_use",
+        f"{file}:1: chat_messages[2]: sender 'robot'",
+        "user: I moved to Turku.",
+    ):
+        assert shown in out
+    code, out, _ = run("teach", "--dry-run", file, file, "--json")
+    first, second = json.loads(out)["files"]
+    assert first == second
+    assert (first["memories"], first["conversations"], first["split"], first["parts"]) == (4, 1, 1, 3)
+    assert (first["formats"], first["bad_count"], len(first["samples"])) == ({"Claude export": 1}, 1, 3)
+    assert not (tmp_path / ".sharpwave").exists()
+    file.write_text('{"alpha": 1, "beta": 2}')
+    code, out, _ = run("teach", "--dry-run", file)
+    assert code == cli.FAILED and "keys alpha, beta" in out and "ChatGPT export" in out
+
+
+def test_what_is_left_out_is_counted_and_what_is_bad_is_named(
+    run: Run, server: FakeServer, tmp_path: Path
+) -> None:
+    file = tmp_path / "conversations.json"
+    file.write_text(json.dumps([exports.branching()]))
+    code, out, err = run("teach", file, "--url", server.url)
+    assert (code, err) == (cli.OK, "") and "5 stored of 5 written; 10 left out" in out
+    assert run("teach", file, "--url", server.url)[1].startswith(
+        "0 stored of 5 written, 5 were there already"
+    )
+    assert {item["context"]["source"] for item in server.memories.values()} == {"chatgpt"}
 
 
 def test_teaching_twice_stores_nothing_twice(run: Run, server: FakeServer, tmp_path: Path) -> None:

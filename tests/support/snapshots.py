@@ -11,8 +11,8 @@ from stores.shard.shard import Shard
 from stores.view.view import View
 from tests.support.stores import DIM, NOW
 
-NAMESPACES = ("acme", "globex")
-IDS = [f"m{number}" for number in range(6)]
+NAMESPACES = ("acme", "globex", "ännä@example.org/x", "\U0001f600" * 128)
+IDS = [*(f"m{number}" for number in range(4)), "a/b c", "日本 '%2F'"]
 
 words = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=12).filter(str.strip)
 numbers = st.floats(-1e6, 1e6, allow_nan=False)

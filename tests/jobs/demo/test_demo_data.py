@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from jobs.demo.demo_data import FAMILIES, START, check_families, write_demo
-from stores.memory.ingest import BadLine, read_experiences
+from stores.imports.chat import Skipped
+from stores.imports.reader import FileReader
 from stores.memory.memory import Memory, parse_memory
 from train.evaluation.evaluate import normalise
 
@@ -77,8 +78,8 @@ def test_answers_do_not_follow_from_names(memories: list[dict]) -> None:
 def test_files_are_what_the_stores_read(tmp_path: Path) -> None:
     files = write_demo(tmp_path, seed=1337)
     for path, number in ((files.experiences, files.num_memories), (files.transcript, 4)):
-        found = list(read_experiences(path, namespace="demo", max_text_bytes=1 << 20))
-        assert not [line for line in found if isinstance(line, BadLine)]
+        found = list(FileReader(path, namespace="demo", max_text_bytes=1 << 20))
+        assert not [line for line in found if isinstance(line, Skipped)]
         assert len({line.id for line in found if isinstance(line, Memory)}) == number
     rows = [json.loads(line) for line in files.questions.read_text().splitlines()]
     assert len(rows) == files.num_questions >= 48 and {row["family"] for row in rows} == {"test"}

@@ -13,7 +13,16 @@ ADA = to_json(
         text="Ada moved to Lisbon.",
         time="2026-03-01T10:00:00Z",
         conversation="c1",
-        context={"source": "chat", "turn": 3, "tags": ["move", "city"], "flag": True, "deep": {"er": 1.5}},
+        context={
+            "source": "chat",
+            "turn": 3,
+            "tags": ["move", "city"],
+            "flag": True,
+            "deep": {"er": 1.5, "est.er": 2},
+            "mail.to": "Bo",
+            "a.b": {"c": 7},
+            "trailing.": 3,
+        },
     )
 )
 
@@ -44,6 +53,11 @@ def admits(field, op, value):
         ("context.flag", "gt", 0, False),
         ("context.deep.er", "lte", 1.5, True),
         ("context.deep.er.est", "eq", 1, False),
+        ("context.mail.to", "eq", "Bo", True),
+        ("context.a.b.c", "eq", 7, True),
+        ("context.deep.est.er", "eq", 2, True),
+        ("context.trailing.", "eq", 3, True),
+        ("context..", "eq", None, True),
         ("context.absent", "eq", "x", False),
         ("context.absent", "ne", "x", True),
         ("context.absent", "nin", ["x"], True),
@@ -132,6 +146,7 @@ def nested(depth):
         {"field": "mood", "op": "eq", "value": "x"},
         {"field": "context", "op": "eq", "value": "x"},
         {"field": "context.", "op": "eq", "value": "x"},
+        {"field": "context" + ".a" * (MAX_DEPTH + 1), "op": "eq", "value": "x"},
         {"field": ["kind"], "op": "eq", "value": "x"},
         {"field": "kind", "op": ["eq"], "value": "x"},
         {"field": "kind", "op": "in", "value": "episodic"},

@@ -31,7 +31,8 @@ finite = st.floats(allow_nan=False, allow_infinity=False, min_value=-1e12, max_v
 scalars = st.none() | st.booleans() | st.integers(-(2**60), 2**60) | finite | words
 contexts = st.dictionaries(words, scalars | st.lists(scalars, max_size=3), max_size=3)
 common = {
-    "id": st.from_regex(r"[A-Za-z0-9._:-]{1,128}", fullmatch=True),
+    "id": st.from_regex(r"[A-Za-z0-9._:-]{3,128}", fullmatch=True).filter(lambda id: id.strip("."))
+    | st.sampled_from(["anna@example.org", "a/b", "Zoë", "日 本"]),
     "conversation": st.none() | words,
     "time": st.floats(-1e10, 1e10),
     "context": contexts,
@@ -103,7 +104,9 @@ SPATIAL = {"kind": "spatial", "place": "museum", "x": 3.0, "y": 4.0}
         ({"text": "a", "mood": "good"}, "mood"),
         ({"text": "a", "subject": "Ada"}, "subject"),
         ({"text": "a", "namespace": "other"}, "namespace"),
-        ({"text": "a", "id": "a b"}, "id"),
+        ({"text": "a", "id": "a "}, "id"),
+        ({"text": "a", "id": ".."}, "id"),
+        ({"text": "a", "id": "weakest"}, "id"),
         ({"text": "a", "id": ""}, "id"),
         ({"text": "a", "id": "a" * 129}, "id"),
         ({"text": "a", "id": "a\n"}, "id"),

@@ -214,7 +214,7 @@ def test_a_newer_schema_is_refused(shard: Shard, tmp_path: Path) -> None:
         {"statistics": 3},
         {"vector": "AAAA"},
         {"older": [{}]},
-        {"memory": {"id": "a b", "namespace": "acme", "kind": "episodic", "text": "x", "time": 1.0}},
+        {"memory": {"id": "a ", "namespace": "acme", "kind": "episodic", "text": "x", "time": 1.0}},
         {"statistics": {"memory": {"id": "m1", "namespace": "globex", "kind": "episodic", "text": "x"}}},
         {"statistics": {"seq": 1}},
         {"statistics": {"usage": 1 << 70}},
