@@ -1,7 +1,7 @@
 """Deletion, cascade and absence: what a model says about what was erased, concluded from the erased, or never told.
 
     sharpwave up --set model.name=MODEL
-    python benchmarks/episodes.py --url http://127.0.0.1:8100 [--episodes 8] [--seed 11] [--mode prefix] [--out runs/episodes.json]
+    python benchmarks/episodes.py --url http://127.0.0.1:8100 [--episodes 8] [--seed 11] [--mode prefix]
 
 Episodes of `episode_sets.py` (the thresholds of `stores/ranking/evidence.py` were chosen on seeds 1 and 2: take others)
 are written, changed and erased over HTTP, then every question is asked. Rates, each with Wilson's 95% interval:
