@@ -46,7 +46,7 @@ format:  ## rewrite files the way `check` wants them
 	$(PYTHON) -m jobs.reference
 
 test: $(STAMP)  ## tests for two CPU cores; ARGS="-k name" or ARGS="-m slow"
-	$(PYTHON) -m pytest -n 2 --dist loadgroup $(ARGS)
+	$(PYTHON) -m pytest -n 2 $(ARGS)
 
 demo: $(STAMP)  ## the whole loop on invented facts; report in runs/demo/
 	$(PYTHON) -m jobs.demo.demo $(ARGS)

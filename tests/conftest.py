@@ -16,13 +16,15 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 CLUSTER = ("actors", "benchmarks", "jobs", "serve", "system", "train")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(config, items):
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    for item in items:
-        room = item.path.relative_to(config.rootpath / "tests").parts[0]
-        item.add_marker(pytest.mark.xdist_group("cluster" if room in CLUSTER else "alone"))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByCluster(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return "cluster" if nodeid.split("/")[1] in CLUSTER else "alone"
+
+    return ByCluster(config, log)
 
 
 @pytest.fixture(scope="session")
