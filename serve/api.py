@@ -122,6 +122,10 @@ class Api:
         response = await self._answers.answer(body, Principal(frozenset([ALL])), counted=False)
         return json.loads(bytes(response.body))
 
+    async def set_alias(self, alias: str, digest: str) -> None:
+        """Have an alias name this adapter version. Raises `Conflict` if it could not be loaded."""
+        await self._parts.set_alias(alias, digest)
+
     async def encode_namespace(self, namespace: str) -> int:
         """Queue the KV blocks of all memories for the base and every version with an alias; returns the number of
         memories."""

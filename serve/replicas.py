@@ -122,6 +122,10 @@ class EngineReplica:
         forget = self._engine.queue.forget
         return await self._run(partial(forget, namespace, memory_ids, Erasure(**erasure)))
 
+    async def check_version(self, adapter: str) -> None:
+        """Raises `NotFound`, and `Conflict` if this version could not be loaded onto the model served here."""
+        await self._run(partial(self._engine.check_version, adapter))
+
     async def retire(self, adapter: str) -> int:
         """Remove the blocks of a version that was deleted from the disk. Returns the number of files removed."""
         return await self._run(lambda: self._engine.retire(adapter))

@@ -80,7 +80,7 @@ async def score(body: ScoreBody, asking: Asking, parts: Here, answers: Answering
 @router.get("/v1/models", response_model=told.ModelsAnswer)
 async def models(asking: Asking, parts: Here) -> Json:
     """Every name that a request's `model` may have; the last one is for embeddings."""
-    names = [*parts.names(asking), parts.config.embed.model]
+    names = [*await parts.loadable_names(asking), parts.config.embed.model]
     return {"object": "list", "data": [model_entry(name) for name in names]}
 
 
