@@ -27,7 +27,7 @@ from models.weights.adapters import AdapterStore
 from serve.access import ALL, Access, Principal
 from serve.answers import Answers
 from serve.engines import Engines
-from serve.http import BodyLimit, install_error_handlers, unwrap
+from serve.http import BodyLimit, install_cors, install_error_handlers, unwrap
 from serve.pages import all_memories
 from serve.parts import Parts
 from serve.recall import Recall
@@ -75,6 +75,7 @@ class Api:
             recall=Recall(self._store, embedder, self._telemetry, config),
         )
         self._answers = Answers(self._parts, self._telemetry)
+        install_cors(app, config.serve.cors_origins)
         app.state.access = Access(config.serve.api_keys)
         app.state.max_body_bytes = config.serve.max_body_bytes
         app.state.max_import_bytes = config.serve.max_import_bytes

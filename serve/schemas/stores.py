@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from serve.schemas.requests import Body, Namespace
+from serve.schemas.times import Time
 from stores.view.conversations import Role
 from stores.view.keyed import MAX_KEY
 
@@ -12,7 +13,6 @@ MAX_CANDIDATES = 256
 MAX_TURNS = 10_000
 MAX_PATTERNS = 8
 Name = Annotated[str, Field(min_length=1, max_length=512)]
-Time = str | float
 Context = dict[str, Any]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Vector = Annotated[list[Number], Field(min_length=1, max_length=65_536)]
@@ -118,7 +118,7 @@ class RaceBody(Body):
 class TurnBody(Body):
     role: Role
     text: str
-    time: Number | None = None
+    time: Time | None = None
 
 
 class PushBody(Body):
