@@ -98,9 +98,12 @@ def up(
     rolling: Annotated[
         bool, typer.Option("--update", help="switch the running instance to this configuration")
     ] = False,
+    timeout_s: Annotated[
+        float, typer.Option("--timeout-s", min=1.0, help="seconds it may take to start, or to roll over")
+    ] = instances.DEADLINE_S,
     as_json: Json = False,
 ) -> None:
-    """Start an instance on this machine; returns when it answers.
+    """Start an instance on this machine; returns when it answers, and says meanwhile what it waits for.
 
     \b
     sharpwave up
@@ -111,7 +114,7 @@ def up(
     flags = {"model.name": model, "serve.port": port, "serve.host": host}
     resolved = _load(config, settings, flags | {"store.dir": None if store is None else str(store)})
     with _signals():
-        started = (instances.update if rolling else instances.up)(resolved, say=note)
+        started = (instances.update if rolling else instances.up)(resolved, say=note, deadline_s=timeout_s)
         shown = {
             "url": started.url,
             "store": started.store,
