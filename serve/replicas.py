@@ -178,8 +178,8 @@ class EmbedderReplica:
         """float32 `[len(texts), dim]` unit vectors."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._embedder.encode, texts)
 
-    async def encode_counted(self, texts: list[str]) -> tuple[np.ndarray, int]:
-        """The vectors, and the number of tokens they were computed from."""
+    async def encode_counted(self, texts: list[str]) -> tuple[np.ndarray, list[tuple[int, int]]]:
+        """The vectors, and of each text how many tokens its vector was computed from, of how many."""
         count = asyncio.get_running_loop().run_in_executor(self._thread, self._embedder.count_tokens, texts)
         return await self.encode(texts), await count
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from common.errors import InvalidInput
 from common.types import Json
-from stores.memory.memory import check_name, parse_memory, parse_time, to_json
+from stores.memory.memory import check_name, parse_memory, to_json
 
 Remake = Callable[[Any], Json]
 
@@ -37,7 +37,7 @@ def check_row(row: Any, *, max_text_bytes: int, into: str | None) -> Json:
 def _memory(content: Any, *, max_text_bytes: int, into: str | None) -> Json:
     given = _object(content, "memory")
     space = check_name(into or given.get("namespace"), "namespace")
-    time = parse_time(given.get("time"), "time")
+    time = _number(given.get("time"), "time")
     moved = {**given, "namespace": space}
     return to_json(parse_memory(moved, namespace=space, now=time, max_text_bytes=max_text_bytes))
 
@@ -48,7 +48,7 @@ def _version(version: Any, id: str, remake: Remake) -> Json:
     return {
         "seq": _count(given.get("seq"), "older.seq"),
         "anchor": _label(given.get("anchor"), "older.anchor"),
-        "written": parse_time(given.get("written"), "older.written"),
+        "written": _number(given.get("written"), "older.written"),
         "memory": remake({**_object(given.get("memory"), "older.memory"), "id": id}),
         "foreign": True,
     }
