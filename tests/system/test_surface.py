@@ -3,6 +3,12 @@
 import gzip
 import json
 
+import httpx
+import pytest
+
+from common import config
+from jobs.instance import instance as instances
+
 ISO, SECONDS = "2026-03-01T10:00:00Z", 1772359200.0
 
 
@@ -67,3 +73,19 @@ def test_the_page_can_tell_what_chats(http):
     assert http.get("/v1/models/base").json()["task"] == "chat"
     page = http.get("/")
     assert page.status_code == 200 and 'rel="icon"' in page.text
+
+
+@pytest.mark.slow
+def test_an_instance_lets_pages_of_its_setting_call(tmp_path):
+    overrides = {"store.dir": str(tmp_path), "serve.port": 0, "serve.cors_origins": ["https://page.example"]}
+    try:
+        url = instances.up(config.load(env={}, overrides=overrides)).url
+        asked = {"origin": "https://page.example", "access-control-request-method": "POST"}
+        preflight = httpx.options(f"{url}/v1/memories/search", headers=asked)
+        assert preflight.headers["access-control-allow-origin"] == "https://page.example"
+        refused = httpx.post(f"{url}/v1/memories/search", json={}, headers=asked)
+        assert refused.status_code == 400 and "access-control-allow-origin" in refused.headers
+        other = httpx.get(f"{url}/health", headers={"origin": "https://other.example"})
+        assert "access-control-allow-origin" not in other.headers
+    finally:
+        instances.down(tmp_path)
