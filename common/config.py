@@ -27,6 +27,7 @@ from pydantic import (
 from common.errors import InvalidInput
 
 ENV_PREFIX = "SHARPWAVE_"
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.\-]*://[^/?#@\s*]+")
 _MAY_BE_SECRET = ("store.redis_url", "store.redis_password")  # where a password may have been put
 
 FUNCTIONAL_RELATIONS = (
@@ -246,6 +247,10 @@ class ServeConfig(Section):
     api_keys: dict[str, list[str]] = Field(
         default_factory=dict, description="key -> namespaces it may use; ['*'] for all"
     )
+    cors_origins: list[str] = Field(
+        default_factory=list,
+        description="pages that browsers may call from, as https://example.org; ['*']: all",
+    )
     max_body_bytes: int = Field(32 << 20, ge=1024)
     max_import_bytes: int = Field(4 << 30, ge=1024, description="of a file to import, in place of that")
     max_queued: int = Field(64, ge=1, description="requests in flight before 429")
@@ -271,6 +276,16 @@ class ServeConfig(Section):
         description="extra replicas while an update rolls: 100 needs room for both; at 0 the old go first, and "
         "requests wait",
     )
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, origins: list[str]) -> list[str]:
+        for origin in origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"{origin!r} must be scheme://host or scheme://host:port, without a path, or '*'"
+                )
+        return origins
 
     @field_validator("max_replicas")
     @classmethod

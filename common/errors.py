@@ -7,6 +7,7 @@
     |-- NotFound       404  unknown memory, model or adapter
     |-- Conflict       409  the id exists with other content, or a stale generation
     |-- TooLarge       413  a body or a text over its limit
+    |-- Unsupported    415  a body in an encoding other than gzip
     |-- Overloaded     429  admission control; retry after `retry_after_s`
     |-- NotReady       503  the model is loading, or a shard did not answer in time
     `-- StoreCorrupt   500  the log on disk fails its checks; nothing is served from it
@@ -77,6 +78,11 @@ class Conflict(SharpwaveError):
 class TooLarge(SharpwaveError):
     status = 413
     kind = "too_large_error"
+
+
+class Unsupported(SharpwaveError):
+    status = 415
+    kind = "unsupported_media_type_error"
 
 
 class Overloaded(SharpwaveError):

@@ -15,6 +15,7 @@ import yaml
 from common.config import Config, load, parse_override
 from common.errors import Conflict, InvalidInput, NotFound, NotReady, SharpwaveError
 from common.names import encoded
+from jobs.commands.ask import ask
 from jobs.commands.client import Client
 from jobs.commands.jobs import consolidate, evaluate, score
 from jobs.commands.keys import keys
@@ -32,7 +33,6 @@ from jobs.commands.options import (
     ConfigFile,
     Json,
     Key,
-    Mode,
     Namespace,
     Settings,
     Store,
@@ -42,7 +42,7 @@ from jobs.commands.options import (
     read_json_option,
     running,
 )
-from jobs.commands.output import emit, flat, injected, note, table
+from jobs.commands.output import emit, flat, note, table
 from jobs.commands.reshard import reshard
 from jobs.commands.sql import sql
 from jobs.commands.stores import facts, lines, places, turns
@@ -98,9 +98,12 @@ def up(
     rolling: Annotated[
         bool, typer.Option("--update", help="switch the running instance to this configuration")
     ] = False,
+    timeout_s: Annotated[
+        float, typer.Option("--timeout-s", min=1.0, help="seconds it may take to start, or to roll over")
+    ] = instances.DEADLINE_S,
     as_json: Json = False,
 ) -> None:
-    """Start an instance on this machine; returns when it answers.
+    """Start an instance on this machine; returns when it answers, and says meanwhile what it waits for.
 
     \b
     sharpwave up
@@ -111,7 +114,7 @@ def up(
     flags = {"model.name": model, "serve.port": port, "serve.host": host}
     resolved = _load(config, settings, flags | {"store.dir": None if store is None else str(store)})
     with _signals():
-        started = (instances.update if rolling else instances.up)(resolved, say=note)
+        started = (instances.update if rolling else instances.up)(resolved, say=note, deadline_s=timeout_s)
         shown = {
             "url": started.url,
             "store": started.store,
@@ -146,58 +149,8 @@ def down(store: Store = DEFAULT_STORE, as_json: Json = False) -> None:
 app.command()(teach)
 
 
-@app.command()
-def ask(
-    question: Annotated[str, typer.Argument(help="the user's message")],
-    namespace: Namespace = "default",
-    mode: Annotated[Mode | None, typer.Option(help="how memories reach the model")] = None,
-    k: Annotated[
-        int | None, typer.Option("-k", "--k", min=1, help="memories to inject [default: the relevant ones]")
-    ] = None,
-    model: Annotated[str, typer.Option(help="base, base:latest, or base:DIGEST")] = "base",
-    system: Annotated[str | None, typer.Option(help="system message")] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="longest answer")] = None,
-    stream: Annotated[bool, typer.Option("--stream", help="print the answer as it comes")] = False,
-    store: Store = DEFAULT_STORE,
-    url: Url = None,
-    api_key: Key = None,
-    as_json: Json = False,
-) -> None:
-    """Answer a question with the memories that matter to it; says on stderr which ones were used.
-
-    \b
-    sharpwave ask "Where does Ada live?"
-    sharpwave ask "Where does Ada live?" --mode text -k 5 --json
-    sharpwave ask "Where does Ada live?" --model base:latest --mode off
-    """
-    messages = [{"role": "system", "content": system}] if system else []
-    body: dict[str, Any] = {
-        "model": model,
-        "messages": [*messages, {"role": "user", "content": question}],
-        "memory": {"namespace": namespace} | given(mode=mode, k=k),
-        **given(max_tokens=max_tokens),
-    }
-    with connect(store, url, api_key) as client:
-        if stream and not as_json:
-            memory = _print_stream(client, body)
-        else:
-            answer = client.post("/v1/chat/completions", body)
-            emit(answer, as_json=as_json, text=answer["choices"][0]["message"]["content"])
-            memory = answer["memory"]
-    note(injected(memory))
-
-
-def _print_stream(client: Client, body: dict[str, Any]) -> dict[str, Any]:
-    memory: dict[str, Any] = {}
-    for event in client.stream("/v1/chat/completions", body):
-        memory = event.get("memory") or memory
-        for choice in event["choices"]:
-            print(choice["delta"].get("content") or "", end="", flush=True)
-    print()
-    return memory
-
-
 COMMANDS: dict[str, Callable[..., None]] = {
+    "ask": ask,
     "score": score,
     "consolidate": consolidate,
     "evaluate": evaluate,

@@ -40,7 +40,8 @@ def consolidate(
 ) -> dict[str, Any]:
     """Read, evaluate before, train, evaluate after, decide, publish or reject. Returns the report.
 
-    Raises `InvalidInput` if the memories bring no questions to evaluate the adapter with.
+    Raises `InvalidInput` if the memories bring no questions to evaluate the adapter with, and `Conflict` if the adapter
+    does not fit the model of the running instance: it is published then, but not as `latest`.
     """
     seconds: dict[str, float] = {}
     started = time.time()
@@ -72,7 +73,9 @@ def consolidate(
         "seconds": seconds,
     }
     write_json(out / "report.json", report)
-    if digest is not None:  # until its KV blocks are encoded, prefix requests to it fall back to text
+    if digest is not None:
+        app.set_alias.remote("latest", digest).result()
+        # Until its KV blocks are encoded, prefix requests to it fall back to text.
         app.encode_namespace.remote(namespace)
     return report
 
@@ -103,8 +106,7 @@ def accept(config: Config, namespace: str, trained: TrainResult, evaluation: dic
 def publish(
     config: Config, namespace: str, trained: TrainResult, evaluation: dict[str, Any], started: float
 ) -> str:
-    """Store the adapter as an immutable version with its manifest, then move the alias `latest` to it. Serving uses
-    it from the next request on. Returns the digest."""
+    """Store the adapter as an immutable version with its manifest. Returns the digest."""
     store = AdapterStore(config.store_dir / "adapters")
     manifest = {
         "namespace": namespace,
@@ -116,7 +118,7 @@ def publish(
         "memory_ids": trained.memory_ids,
         "evaluation": {name: evaluation[name] for name in ("base", "adapter", "uplift", "sanity")},
     }
-    return store.publish(trained.adapter_dir, manifest)
+    return store.publish(trained.adapter_dir, manifest, alias=None)
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from common.errors import SharpwaveError
 from common.files import write_json
 from models.weights.adapters import AdapterStore
 from models.weights.load import load_model
+from models.weights.load_report import check_folder
 from train.encoders.reader import ReaderConfig, train
 
 ALIAS = "reader"
@@ -50,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder, report = train(loaded, config, arguments.out, lambda text: print(text, flush=True))
         write_json(arguments.out / "report.json", report)
         if arguments.store is not None:
+            check_folder(loaded.model, folder)
             store = AdapterStore(arguments.store.expanduser() / "adapters")
             report["digest"] = store.publish(folder, report, alias=ALIAS)
     except SharpwaveError as error:

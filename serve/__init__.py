@@ -9,7 +9,8 @@
 - `recall.py`: which memories a request gets
 - `pages.py`: all memories of a namespace, page by page
 - `access.py`: API keys and their namespaces
-- `http.py`: error format and body limit
+- `http.py`: error format, body limit, CORS
+- `encodings.py`: gzip bodies
 - `telemetry.py`: counters and their Prometheus text
 - `routes/`: the routes by subject; `schemas/`: request and response bodies
 """

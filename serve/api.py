@@ -28,7 +28,7 @@ from models.weights.adapters import AdapterStore
 from serve.access import Access, Principal
 from serve.answers import Answers
 from serve.engines import Engines
-from serve.http import BodyLimit, EncodedSlashes, install_error_handlers, unwrap
+from serve.http import BodyLimit, EncodedSlashes, install_cors, install_error_handlers, unwrap
 from serve.pages import all_memories
 from serve.parts import Parts
 from serve.recall import Recall
@@ -78,6 +78,7 @@ class Api:
             recall=Recall(self._store, embedder, self._telemetry, config),
         )
         self._answers = Answers(self._parts, self._telemetry)
+        install_cors(app, config.serve.cors_origins)
         app.state.access = Access(config.serve.api_keys)
         app.state.max_body_bytes = config.serve.max_body_bytes
         app.state.max_import_bytes = config.serve.max_import_bytes
@@ -124,6 +125,10 @@ class Api:
         """Answer a chat request of an evaluation: without an API key, and not counted as use of the memories."""
         response = await self._answers.answer(body, Principal(frozenset([ALL])), counted=False)
         return json.loads(bytes(response.body))
+
+    async def set_alias(self, alias: str, digest: str) -> None:
+        """Have an alias name this adapter version. Raises `Conflict` if it could not be loaded."""
+        await self._parts.set_alias(alias, digest)
 
     async def encode_namespace(self, namespace: str) -> int:
         """Queue the KV blocks of all memories for the base and every version with an alias; returns the number of

@@ -23,6 +23,13 @@ class Engines:
     def __init__(self, handle: DeploymentHandle, deadline_s: float) -> None:
         self._handle = handle
         self._deadline_s = deadline_s
+        self._digest: str | None = None
+
+    async def model_digest(self) -> str:
+        """Digest of the base weights, which are the same as long as this instance runs."""
+        if self._digest is None:
+            self._digest = (await self.status())["digest"]
+        return self._digest
 
     async def generate(self, request: Json) -> AsyncGenerator[Json]:
         """See `EngineReplica.generate`. Closing it cancels the request."""
@@ -47,6 +54,10 @@ class Engines:
         """Erase these memories' KV blocks at every replica; see `EngineReplica.forget`. Returns the number of files
         removed."""
         return sum(await self._all("forget", namespace, [*memory_ids], erasure))
+
+    async def check_version(self, adapter: str) -> None:
+        """Raises `NotFound`, and `Conflict` if this version could not be loaded onto the model that is served."""
+        await self._handle.check_version.remote(adapter)
 
     async def retire(self, adapter: str) -> int:
         """Remove the KV blocks of this model version at every replica. Returns the number of files removed."""

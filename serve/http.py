@@ -1,22 +1,24 @@
-"""Shared by all routes: the format of errors and the limit on bodies."""
+"""Shared by all routes: the format of errors, the limit on bodies, and which other origins may call."""
 
 import contextlib
 import json
 import re
-from collections.abc import AsyncIterable, Iterable
+from collections.abc import AsyncIterable, Iterable, Sequence
 from typing import Any, get_args
 from urllib.parse import unquote
 
 import ray.exceptions
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
 from ray.serve.exceptions import RayServeException
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from common.errors import InvalidInput, NotReady, Overloaded, SharpwaveError, TooLarge
+from common.errors import InvalidInput, NotReady, Overloaded, SharpwaveError, Unsupported
+from serve.encodings import decoded, too_large
 
 SLASH = "\ufdd0"  # stands for a %2F in a path; a character that Unicode leaves to the inside of programs
 STREAMED = ("/v1/memories/import",)
@@ -76,6 +78,20 @@ def install_error_handlers(app: FastAPI) -> None:
         return respond(error)
 
 
+def install_cors(app: FastAPI, origins: Sequence[str]) -> None:
+    """Let pages of these origins call the interface from a browser. Outermost, so that refusals have the headers, too.
+
+    Without `allow_credentials`: an API key is sent by the page itself, in a header."""
+    if origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=[*origins],
+            allow_methods=["GET", "POST", "PATCH", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=["Retry-After"],
+        )
+
+
 def explain(error: RequestValidationError, request: Request) -> InvalidInput:
     """The first validation error as name, value, rule; for an unknown field, with the valid ones."""
     first = error.errors()[0]
@@ -126,7 +142,8 @@ def whole(name: str) -> str:
 
 
 class BodyLimit:
-    """Middleware that refuses a body over `app.state.max_body_bytes` with 413, by its header or as it arrives.
+    """Middleware that refuses a body over `app.state.max_body_bytes` with 413, by its header or as it arrives. Of a
+    gzip body that is the size unpacked; other encodings get 415.
     Bodies of the `STREAMED` paths are not buffered, and limited by `app.state.max_import_bytes`."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -136,28 +153,40 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        state = scope["app"].state
-        if scope["path"] in STREAMED:
-            await self._app(scope, _counted(receive, state.max_import_bytes), send)
+        streamed, state = scope["path"] in STREAMED, scope["app"].state
+        limit = state.max_import_bytes if streamed else state.max_body_bytes
+        try:
+            scope, receive = decoded(scope, receive, limit)
+            if streamed:
+                receive = _counted(receive, limit)
+            else:
+                body = await _whole(scope, receive, limit)
+                if body is None:
+                    return
+                receive = _replay(body, receive)
+        except SharpwaveError as error:
+            await _send_json(send, error)
             return
-        limit = state.max_body_bytes
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
-        body, more = b"", True
-        too_large = declared.isdigit() and int(declared) > limit
-        while more and not too_large:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-            too_large = len(body) > limit
-        if too_large:
-            await _send_json(send, _too_large(limit))
-            return
-        if SURROGATE.search(body) and not _whole_characters(body):
-            await _send_json(send, InvalidInput("the body holds half a surrogate pair", param="body"))
-            return
-        await self._app(scope, _replay(body, receive), send)
+        await self._app(scope, receive, send)
+
+
+async def _whole(scope: Scope, receive: Receive, limit: int) -> bytes | None:
+    """The body, or None if the client left. Raises `TooLarge`, and `InvalidInput` for text that is no Unicode."""
+    declared = dict(scope["headers"]).get(b"content-length", b"0")
+    if declared.isdigit() and int(declared) > limit:
+        raise too_large(limit)
+    body, more = bytearray(), True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(body) > limit:
+            raise too_large(limit)
+    if SURROGATE.search(body) and not _whole_characters(body):
+        raise InvalidInput("the body holds half a surrogate pair", param="body")
+    return bytes(body)
 
 
 def _counted(receive: Receive, limit: int) -> Receive:
@@ -169,13 +198,13 @@ def _counted(receive: Receive, limit: int) -> Receive:
         message = await receive()
         size += len(message.get("body", b""))
         if size > limit:
-            raise _too_large(limit)
+            raise too_large(limit)
         return message
 
     return counted
 
 
-def _whole_characters(body: bytes) -> bool:
+def _whole_characters(body: bytes | bytearray) -> bool:
     """Whether every string of the JSON can be encoded as UTF-8. Invalid JSON is left to the route to refuse."""
     try:
         json.dumps(json.loads(body), ensure_ascii=False).encode()
@@ -184,10 +213,6 @@ def _whole_characters(body: bytes) -> bool:
     except (ValueError, RecursionError):
         return True
     return True
-
-
-def _too_large(limit: int) -> TooLarge:
-    return TooLarge(f"the body is over the limit of {limit} bytes; send less at once", param="body")
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
@@ -205,5 +230,7 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 async def _send_json(send: Send, error: SharpwaveError) -> None:
     headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+    if isinstance(error, Unsupported):
+        headers.append((b"accept-encoding", b"gzip"))
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": json.dumps(error.to_dict()).encode()})

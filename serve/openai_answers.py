@@ -200,5 +200,6 @@ def _sent(data: Json) -> str:
     return f"data: {json.dumps(data)}\n\n"
 
 
-def model_entry(name: str) -> Json:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "sharpwave"}
+def model_entry(name: str, task: str) -> Json:
+    """`task`: chat or embedding."""
+    return {"id": name, "object": "model", "created": 0, "owned_by": "sharpwave", "task": task}

@@ -1,5 +1,6 @@
 """What route handlers depend on: the parts behind the API (`Here`) and the caller's rights (`Asking`)."""
 
+import asyncio
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -82,6 +83,11 @@ class Parts:
             return self.adapters.withdraw(namespace, memory_ids)
         return self.adapters.holding(namespace, memory_ids)
 
+    async def set_alias(self, alias: str, digest: str) -> None:
+        """Have an alias name this version. Raises `NotFound`, and `Conflict` if it could not be loaded."""
+        await self.engines.check_version(digest)
+        await asyncio.to_thread(self.adapters.set_alias, alias, digest)
+
     def version(self, name: str, asking: Principal) -> str:
         """The digest of the version that a request's `model` names. Raises `NotFound`, also for a version of a
         namespace that the API key may not use."""
@@ -104,6 +110,19 @@ class Parts:
         """The names that `version` accepts from this caller."""
         named = self.adapters.names(self.config.model.name)
         return [n for n, digest in named.items() if digest == BASE or self.visible(digest, asking)]
+
+    async def loadable_names(self, asking: Principal) -> list[str]:
+        """`names` without the versions that were trained on other base weights than those served here."""
+        named, served = self.adapters.names(self.config.model.name), await self.engines.model_digest()
+        return [
+            n for n in self.names(asking) if named.get(n) == BASE or self._base_of(named.get(n)) == served
+        ]
+
+    def _base_of(self, digest: str | None) -> str | None:
+        try:
+            return self.adapters.manifest(digest or "").get("model_digest")
+        except NotFound:  # retired meanwhile
+            return None
 
 
 def parts_of(request: Request) -> Parts:

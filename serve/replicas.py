@@ -122,6 +122,10 @@ class EngineReplica:
         forget = self._engine.queue.forget
         return await self._run(partial(forget, namespace, memory_ids, Erasure(**erasure)))
 
+    async def check_version(self, adapter: str) -> None:
+        """Raises `NotFound`, and `Conflict` if this version could not be loaded onto the model served here."""
+        await self._run(partial(self._engine.check_version, adapter))
+
     async def retire(self, adapter: str) -> int:
         """Remove the blocks of a version that was deleted from the disk. Returns the number of files removed."""
         return await self._run(lambda: self._engine.retire(adapter))
@@ -180,8 +184,8 @@ class EmbedderReplica:
             self._thread, self._embedder.encode_long, texts
         )
 
-    async def encode_counted(self, texts: list[str]) -> tuple[np.ndarray, int]:
-        """The vectors, and the number of tokens they were computed from."""
+    async def encode_counted(self, texts: list[str]) -> tuple[np.ndarray, list[tuple[int, int]]]:
+        """The vectors, and of each text how many tokens its vector was computed from, of how many."""
         count = asyncio.get_running_loop().run_in_executor(self._thread, self._embedder.count_tokens, texts)
         return await self.encode(texts), await count
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from common.config import Config, TrainConfig
 from common.files import read_json, write_json
 from models.weights.load import LoadedModel, load_model
+from models.weights.load_report import check_folder
 from train.anchors import Anchor, Anchors, anchor_batch, anchor_kl, batch_kl, load_or_make
 from train.generation.chat import answer_ids, prompt_ids
 from train.objective import (
@@ -190,6 +191,7 @@ def add_lora(model: Any, config: TrainConfig, parent: str | None) -> PeftModel:
     """Add a new LoRA, the same on every rank, or load the parent's to continue from."""
     torch.manual_seed(config.seed)
     if parent is not None:
+        check_folder(model, Path(parent))
         return PeftModel.from_pretrained(model, parent, is_trainable=True, autocast_adapter_dtype=False)
     lora = LoraConfig(
         r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=config.targets,

@@ -10,7 +10,8 @@ from common.errors import InvalidInput
 from common.names import encoded
 from jobs.commands.options import DEFAULT_STORE, Key, Namespace, Store, Url, connect, given, read_json_option
 from jobs.commands.options import Json as AsJson
-from jobs.commands.output import emit, note, rows, table
+from jobs.commands.output import emit, emit_rows, note, rows, table
+from jobs.commands.shown import At, naming, say_empty, when
 
 Json = dict[str, Any]
 Kind = Literal["episodic", "relational", "spatial"]
@@ -31,26 +32,31 @@ def search(
     flat: Annotated[bool, typer.Option("--flat", help="rank by cosine only (the baseline)")] = False,
     complete: Annotated[bool, typer.Option("--complete", help="recall from a partial cue")] = False,
     trace: Annotated[bool, typer.Option("--trace", help="print each stage on stderr")] = False,
+    at: At = None,
+    history: Annotated[bool, typer.Option("--history", help="include facts that no longer hold")] = False,
     namespace: Namespace = "default",
     store: Store = DEFAULT_STORE,
     url: Url = None,
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """The memories that matter most to a text, best first.
+    """The memories that matter most to a text, best first: score, id, when it holds or happened, text.
 
     \b
     sharpwave search "Where does Ada live?"
     sharpwave search "bread" -k 3 --kind episodic --trace
+    sharpwave search "Where does Ada live?" --at 2016-06-01
     sharpwave search "moved" --filter '{"field": "time", "op": "gte", "value": "2026-01-01"}' --json
     """
     body = {"namespace": namespace, "query": query, "k": k, "trace": trace, "complete": complete}
     body |= given(kinds=kinds or None, filter=read_json_option(where, "filter"))
-    body |= {"retrieval": "flat"} if flat else {}
+    body |= given(at=at, history=history or None) | ({"retrieval": "flat"} if flat else {})
     with connect(store, url, api_key) as client:
         found = client.post("/v1/memories/search", body, safe=True)
-    shown = [(f"{hit['score']:.3f}", hit["memory"]["id"], hit["memory"]["text"]) for hit in found["results"]]
-    emit(found, as_json=as_json, text=rows(shown))
+        hits = [(f"{hit['score']:.3f}", hit["memory"]) for hit in found["results"]]
+        emit_rows(found, [(score, m["id"], when(m), m["text"]) for score, m in hits], as_json=as_json)
+        if not hits:
+            say_empty(client, namespace)
     for stage in found.get("trace", {}).get("stages", []):
         note(f"{stage['stage']}: {stage['ms']:.1f} ms, {stage.get('candidates', '-')} candidates")
 
@@ -66,7 +72,7 @@ def list_memories(
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Memories in order of time, a page of them.
+    """Memories in order of time, a page of them: id, kind, when it holds or happened, text.
 
     \b
     sharpwave list
@@ -75,7 +81,10 @@ def list_memories(
     query = {"namespace": namespace, "kind": kind, "conversation": conversation}
     with connect(store, url, api_key) as client:
         page = client.get("/v1/memories", **query, limit=limit, cursor=cursor)
-    emit(page, as_json=as_json, text=rows((m["id"], m["kind"], m["text"]) for m in page["memories"]))
+        shown = [(m["id"], m["kind"], when(m), m["text"]) for m in page["memories"]]
+        emit_rows(page, shown, as_json=as_json)
+        if not shown:
+            say_empty(client, namespace)
     if page["next"]:
         note(f"next: sharpwave list --cursor {page['next']}")
 
@@ -94,7 +103,7 @@ def get(
     sharpwave get 0190a7f2-...
     sharpwave get 0190a7f2-... --json | jq .statistics.generation
     """
-    with connect(store, url, api_key) as client:
+    with connect(store, url, api_key) as client, naming(client, namespace):
         memory = client.get(f"/v1/memories/{encoded(id)}", namespace=namespace)
     emit(
         memory,
@@ -116,9 +125,11 @@ def history(
     \b
     sharpwave history 0190a7f2-...
     """
-    with connect(store, url, api_key) as client:
+    with connect(store, url, api_key) as client, naming(client, namespace):
         found = client.get(f"/v1/memories/{encoded(id)}/history", namespace=namespace)
-    shown = [(str(v["seq"]), v["anchor"], v["content"]["text"]) for v in found["versions"]]
+    shown = [
+        (str(v["seq"]), v["anchor"], when(v["content"]), v["content"]["text"]) for v in found["versions"]
+    ]
     emit(found, as_json=as_json, text=rows(shown))
 
 
@@ -144,7 +155,7 @@ def update(
     changed = read_json_option(fields, "fields") or {}
     if not isinstance(changed, dict):
         raise InvalidInput("--fields must be a JSON object", param="fields")
-    with connect(store, url, api_key) as client:
+    with connect(store, url, api_key) as client, naming(client, namespace):
         if generation is None:
             generation = client.get(f"/v1/memories/{encoded(id)}", namespace=namespace)["statistics"][
                 "generation"
@@ -169,8 +180,10 @@ def weakest(
     """
     with connect(store, url, api_key) as client:
         found = client.get("/v1/memories/weakest", namespace=namespace, n=n)
-    shown = [(f"{m['strength']:.3f}", m["memory"]["id"], m["memory"]["text"]) for m in found["memories"]]
-    emit(found, as_json=as_json, text=rows(shown))
+        each = [(f"{row['strength']:.3f}", row["memory"]) for row in found["memories"]]
+        emit_rows(found, [(kept, m["id"], when(m), m["text"]) for kept, m in each], as_json=as_json)
+        if not each:
+            say_empty(client, namespace, "no episodic memories")
 
 
 def export(

@@ -24,6 +24,12 @@ def emit(value: dict[str, Any], *, as_json: bool, text: str) -> None:
     print(json.dumps(value, indent=2) if as_json else text, flush=True)
 
 
+def emit_rows(value: dict[str, Any], found: Iterable[Sequence[str]], *, as_json: bool) -> None:
+    """As `emit`, the text being columns; without any row there is no text."""
+    if text := json.dumps(value, indent=2) if as_json else rows(found):
+        print(text, flush=True)
+
+
 def table(rows: Iterable[tuple[str, Any]]) -> str:
     shown = [(name, str(value)) for name, value in rows]
     width = max((len(name) for name, _ in shown), default=0)
@@ -50,18 +56,6 @@ def taught(summary: Summary) -> str:
     if summary.left_out:
         text += f"; {summary.left_out} left out (`--dry-run` says what)"
     return text + (f"; {summary.bad} bad" if summary.bad else "")
-
-
-def injected(memory: dict[str, Any]) -> str:
-    """The `memory` field of a chat response: how it was answered, and with which memories."""
-    scores = {found["id"]: found["score"] for found in memory.get("retrieved", [])}
-    lines = [
-        f"  {scores[each]:.3f}  {each}" if each in scores else f"  {each}"
-        for each in memory.get("injected", [])
-    ]
-    head = f"mode {memory.get('mode')}: {len(lines)} memories, {memory.get('prefix_tokens', 0)} prefix tokens"
-    fallback = f" (fallback: {memory['fallback']})" if memory.get("fallback") else ""
-    return "\n".join([head + fallback, *lines])
 
 
 def flat(value: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

@@ -10,11 +10,11 @@ from common.errors import InvalidInput
 from common.names import encoded
 from jobs.commands.options import DEFAULT_STORE, Key, Namespace, Store, Url, connect, given
 from jobs.commands.options import Json as AsJson
-from jobs.commands.output import emit, flat, rows, table
+from jobs.commands.output import emit, emit_rows, flat, rows, table
+from jobs.commands.shown import At, moment, naming, say_empty, when
 from stores.view.conversations import Role, parse_transcript
 
 Json = dict[str, Any]
-At = Annotated[str | None, typer.Option(help="time of validity: ISO 8601, or Unix seconds")]
 K = Annotated[int, typer.Option("-k", "--k", min=1, max=1000, help="at most")]
 
 
@@ -38,7 +38,7 @@ def facts(
     as_json: AsJson = False,
 ) -> None:
     """Find facts: by a pattern, by several patterns with shared variables, for a question, or on a path between two
-    entities.
+    entities. Prints confidence, fact, id, and when it holds.
 
     \b
     sharpwave facts --subject Ada --relation lives_in --history
@@ -51,15 +51,22 @@ def facts(
     body |= given(patterns=[_pattern(each) for each in where] if where else None)
     with connect(store, url, api_key) as client:
         found = client.post("/v1/facts/query", body, safe=True)
+        if not found.get("facts") and not found.get("solutions"):
+            say_empty(client, namespace, "no facts match")
     if "solutions" in found:
         values = ("  ".join(f"{k} = {v}" for k, v in each["values"].items()) for each in found["solutions"])
-        emit(found, as_json=as_json, text="\n".join(values))
+        emit_rows(found, [(each,) for each in values], as_json=as_json)
         return
     shown = [
-        (f"{fact['confidence']:.2f}", f"{fact['subject']} {fact['relation']} {fact['object']}", fact["id"])
+        (
+            f"{fact['confidence']:.2f}",
+            f"{fact['subject']} {fact['relation']} {fact['object']}",
+            fact["id"],
+            when(fact),
+        )
         for fact in found["facts"]
     ]
-    emit(found, as_json=as_json, text=rows(shown))
+    emit_rows(found, shown, as_json=as_json)
 
 
 def _pattern(text: str) -> list[str]:
@@ -151,13 +158,15 @@ def turns(
             answer = client.delete(path, namespace=namespace)
         else:
             answer = client.post(f"{path}/{action}", body, safe=action == "peek")
+        if action == "peek" and not answer["turns"]:
+            say_empty(client, namespace, f"no turns of conversation {conversation!r}")
     shown_turns = (
         answer.get("turns") if action == "peek" else [answer["turn"]] if answer.get("turn") else None
     )
     shown = (
         table(flat(answer))
         if shown_turns is None
-        else rows((turn["role"], turn["text"]) for turn in shown_turns)
+        else rows((moment(turn["time"]), turn["role"], turn["text"]) for turn in shown_turns)
     )
     emit(answer, as_json=as_json, text=shown)
 
@@ -202,7 +211,8 @@ def lines(
     body: Json = {"namespace": namespace}
     with connect(store, url, api_key) as client:
         if action == "get":
-            answer = client.get("/v1/lines", namespace=namespace, key=key)
+            with naming(client, namespace):
+                answer = client.get("/v1/lines", namespace=namespace, key=key)
         elif action == "put":
             body |= {"key": key, "value": (values or [""])[0], **given(prev_anchor=prev_anchor)}
             answer = client.post("/v1/lines", body)
@@ -212,6 +222,8 @@ def lines(
             answer = client.post("/v1/lines/race", body)
         else:
             answer = client.post(f"/v1/lines/{action}", {**body, "query": key, "k": k}, safe=True)
+        if action == "query" and not answer["lines"]:
+            say_empty(client, namespace, "no lines match")
     if action == "query":
         text = rows((f"{line['weight']:.3f}", line["key"], line["value"]) for line in answer["lines"])
     else:

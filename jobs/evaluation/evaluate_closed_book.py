@@ -55,12 +55,14 @@ def answer(request: Request) -> dict[str, Any]:
     from peft import PeftModel
 
     from models.weights.load import load_model
+    from models.weights.load_report import check_folder
     from train.evaluation.evaluate import evaluate_arm, sanity_accuracy
     from train.evaluation.sanity import sanity_items
 
     loaded = load_model(request.model, request.dtype)
     model = loaded.model
     if request.adapter is not None:
+        check_folder(model, Path(request.adapter))
         model = PeftModel.from_pretrained(model, request.adapter)
     asked = {family: [q for q in request.questions if q["family"] == family] for family in families(request)}
     result: dict[str, Any] = {

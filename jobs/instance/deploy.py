@@ -7,8 +7,10 @@ dimension of its embedder. `/ready` waits for both.
 RAY_ADDRESS names the cluster.
 """
 
+import contextlib
 import os
 import sys
+import threading
 from pathlib import Path
 
 import ray
@@ -16,16 +18,39 @@ from ray import serve as ray_serve
 
 from common.config import Config, load
 from common.files import write_json
+from jobs.instance.waiting import WAITING
 
 RAY_NAMESPACE = "sharpwave"
+PARTS = {"EngineReplica": "the model", "EmbedderReplica": "the embedder", "Api": "the HTTP application"}
 
 
 def deploy(config: Config) -> None:
     from actors.start import start_shards
     from serve import app
 
-    app.deploy(config)
+    _tell("the HTTP proxy")
+    started = threading.Event()
+    threading.Thread(target=_tell_parts, args=(app.NAME, started), daemon=True).start()
+    try:
+        app.deploy(config)
+    finally:
+        started.set()
+    _tell("the shards, which open their logs")
     start_shards(config, app.embedding_dim())
+
+
+def _tell_parts(application: str, started: threading.Event) -> None:
+    """Print the deployments that are not healthy yet, until all are."""
+    while not started.wait(1.0):
+        with contextlib.suppress(Exception):  # Serve's controller may not run yet
+            found = ray_serve.status().applications[application].deployments
+            waiting = [PARTS.get(name, name) for name, one in found.items() if one.status != "HEALTHY"]
+            if waiting and not started.is_set():
+                _tell(", ".join(sorted(waiting, reverse=True)))
+
+
+def _tell(what: str) -> None:
+    print(f"{WAITING}{what}", flush=True)
 
 
 def remove() -> None:

@@ -15,7 +15,6 @@ import dataclasses
 import fcntl
 import json
 import os
-import re
 import secrets
 import shutil
 import subprocess
@@ -23,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +31,16 @@ import psutil
 import yaml
 
 from common.config import ENV_PREFIX, Config, load
-from common.errors import Conflict, InvalidInput, NotReady, SharpwaveError
+from common.errors import Conflict, InvalidInput, NotReady
 from common.files import read_json, write_bytes, write_json
 from jobs.instance import processes
 from jobs.instance.ports import free_port, is_free, url_of
 from jobs.instance.source import ROOT, python_path
+from jobs.instance.waiting import Told, agents_were_late, start_failure
+from jobs.instance.waiting import run as run_told
 from serve.access import check_bind
 
-DEADLINE_S = 180.0
+DEADLINE_S = 300.0  # of `up` and `update`; on an idle machine a small model takes half a minute
 # Shards, replicas, a scorer and a training worker each reserve a part of a CPU with Ray. On fewer cores they can share
 # time; with fewer logical CPUs they would wait for each other's reservation forever.
 MIN_LOGICAL_CPUS = 4
@@ -100,7 +102,7 @@ def up(config: Config, *, say: Say = lambda message: None, deadline_s: float = D
     """
     config = _resolved(config)
     store = config.store_dir
-    store.mkdir(parents=True, exist_ok=True)
+    _make(store)
     with locked(store):
         found = read(store)
         if found is not None and found.alive():
@@ -110,12 +112,46 @@ def up(config: Config, *, say: Say = lambda message: None, deadline_s: float = D
             say("clearing what a crashed instance left")
             _stop(found)
         instance = Instance(store=str(store), config_hash=config.hash, model=config.model.name)
+        deadline = time.monotonic() + deadline_s
         try:
-            return _start(instance, config, say, time.monotonic() + deadline_s)
+            try:
+                return _start(instance, config, say, deadline)
+            except NotReady:
+                if not _ray_was_late(store):
+                    raise
+                say("Ray's agents took longer than its 15 s, and it ended; starting it once more")
+                _clear(store)
+                return _start(instance, config, say, deadline)
         except BaseException:
-            if (started := read(store)) is not None:
-                _stop(started)
+            _clear(store)
             raise
+
+
+def _make(store: Path) -> None:
+    """Raises `InvalidInput` if the folder cannot be made, or not be written to."""
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=store):
+            pass
+    except OSError as error:
+        raise InvalidInput(
+            f"store.dir = {str(store)!r}: cannot be written to ({error.strerror}); choose another folder, as in "
+            "--store ~/memory, or change its permissions",
+            param="store.dir",
+        ) from error
+
+
+def _ray_was_late(store: Path) -> bool:
+    """Whether the head that was being started ended because its agents took too long."""
+    started = read(store)
+    if started is None or started.head is None:
+        return False
+    return agents_were_late(Path(started.temp_dir))
+
+
+def _clear(store: Path) -> None:
+    if (started := read(store)) is not None:
+        _stop(started)
 
 
 def update(config: Config, *, say: Say = lambda message: None, deadline_s: float = DEADLINE_S) -> Instance:
@@ -141,7 +177,7 @@ def _rolled(instance: Instance, config: Config, say: Say, deadline: float) -> In
     say(f"rolling over to {config.model.name}")
     _write_config(instance, config)
     try:
-        _run_deploy(instance, config, Path(instance.store) / "logs" / "update.log", deadline)
+        _run_deploy(instance, config, Path(instance.store) / "logs" / "update.log", Told(say), deadline)
     except BaseException:
         write_bytes(instance.config_path, former)
         raise
@@ -168,10 +204,21 @@ def wait(instance: Instance) -> None:
 
 
 def answers(url: str) -> bool:
+    return bool(url) and not_ready(url) is None
+
+
+def not_ready(url: str) -> str | None:
+    """What the instance says that it lacks, or why it does not answer; None: it is ready."""
     try:
-        return bool(url) and httpx.get(f"{url}/ready", timeout=10).status_code == 200
-    except httpx.HTTPError:
-        return False
+        answer = httpx.get(f"{url}/ready", timeout=10)
+    except httpx.HTTPError as error:
+        return f"no answer ({type(error).__name__})"
+    if answer.status_code == 200:
+        return None
+    try:
+        return str(answer.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"HTTP {answer.status_code}"
 
 
 def _resolved(config: Config, *, port_is_ours: bool = False) -> Config:
@@ -208,17 +255,19 @@ def _start(instance: Instance, config: Config, say: Say, deadline: float) -> Ins
     _write_config(instance, config)
     logs = Path(instance.store) / "logs"
     logs.mkdir(exist_ok=True)
+    told = Told(say)
     if config.ray.address is None:
-        say("starting Ray")
-        instance = _start_head(instance, config, logs / "ray.log", deadline)
+        told.waiting("Ray")
+        instance = _start_head(instance, config, logs / "ray.log", told, deadline)
     else:
         instance = record(instance, ray_address=config.ray.address)
     say(f"loading {instance.model}")
-    deployed = _run_deploy(instance, config, logs / "deploy.log", deadline)
+    deployed = _run_deploy(instance, config, logs / "deploy.log", told, deadline)
     url = url_of(config.serve.host, config.serve.port)
-    while not answers(url):
+    while (missing := not_ready(url)) is not None:
+        told.waiting(f"{url}/ready: {missing}")
         if time.monotonic() > deadline:
-            raise start_failure(f"{url}/ready did not turn true in time", logs / "deploy.log")
+            raise start_failure(f"{url}/ready did not turn true in time: {missing}", logs / "deploy.log")
         time.sleep(0.2)
     head = None if instance.head is None else processes.find(instance.head)
     recorded = () if head is None else tuple(processes.identify(process) for process in processes.tree(head))
@@ -230,7 +279,7 @@ def _write_config(instance: Instance, config: Config) -> None:
     write_bytes(instance.config_path, text.encode())
 
 
-def _start_head(instance: Instance, config: Config, log: Path, deadline: float) -> Instance:
+def _start_head(instance: Instance, config: Config, log: Path, told: Told, deadline: float) -> Instance:
     write_bytes(instance.token_path, secrets.token_hex(32).encode())
     root = tempfile.gettempdir()
     temp_dir = Path(tempfile.mkdtemp(prefix="sharpwave-", dir=root if len(root) <= LONGEST_TEMP else "/tmp"))
@@ -261,36 +310,37 @@ def _start_head(instance: Instance, config: Config, log: Path, deadline: float) 
             raise start_failure(f"Ray ended with code {head.returncode} while starting", log)
         if time.monotonic() > deadline:
             raise start_failure("Ray did not start in time", log)
+        told.waiting("Ray")
         time.sleep(0.1)
     return record(instance, ray_address=address)
 
 
-def _run_deploy(instance: Instance, config: Config, log: Path, deadline: float) -> dict[str, Any]:
+def _run_deploy(instance: Instance, config: Config, log: Path, told: Told, deadline: float) -> dict[str, Any]:
     """Start shards and application from a short-lived driver: a Ray driver's process cannot serve another cluster."""
     result = Path(instance.store) / "deployed.json"
     environment = {**os.environ, **instance.ray_environment()}
     if instance.head is not None:
         environment |= head_environment(config, instance.token_path)
     command = [sys.executable, "-m", "jobs.instance.deploy", str(instance.config_path), str(result)]
+    ray_logs = Path(instance.temp_dir) / "session_latest" / "logs" if instance.temp_dir else None
     try:
-        with log.open("wb") as output:
-            subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                timeout=max(deadline - time.monotonic(), 1.0),
-                check=True,
-                cwd=ROOT,
-                env=environment,
-            )
+        run_told(
+            command,
+            log,
+            told,
+            deadline,
+            partial(_head_runs, instance),
+            cwd=ROOT,
+            env=environment,
+            ray_logs=ray_logs,
+        )
         return dict(read_json(result))
-    except subprocess.TimeoutExpired as error:
-        raise start_failure("the application did not start in time", log) from error
-    except subprocess.CalledProcessError as error:
-        raise start_failure("the application did not start", log) from error
     finally:
         result.unlink(missing_ok=True)
+
+
+def _head_runs(instance: Instance) -> bool:
+    return instance.head is None or processes.find(instance.head) is not None
 
 
 def _stop(instance: Instance) -> None:
@@ -362,16 +412,6 @@ def head_environment(config: Config, token_path: Path) -> dict[str, str]:
         "DASHBOARD_METRIC_PORT": "0",
         "RAY_SERVE_ENABLE_HA_PROXY": "0",  # its port and folder are the same for every instance of a machine
     }
-
-
-def start_failure(what: str, log: Path, lines: int = 25) -> SharpwaveError:
-    """The last `SharpwaveError` in the log, or the end of the log if there is none."""
-    text = log.read_text(errors="replace") if log.is_file() else ""
-    ours = re.findall(rf"{SharpwaveError.__module__}\.\w+: (.+)", text)
-    if ours:
-        return NotReady(f"{what}: {ours[-1]}\n  log: {log}", code="start_failed")
-    end = "".join(f"\n  {line}" for line in text.splitlines()[-lines:])
-    return NotReady(f"{what}; the end of {log}:{end}", code="start_failed")
 
 
 @contextlib.contextmanager

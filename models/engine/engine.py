@@ -174,6 +174,11 @@ class Engine:
         if self.versions.exists(adapter):
             self.queue.enqueue(namespace, memories, adapter)
 
+    def check_version(self, adapter: str) -> None:
+        """See `ModelVersions.check`."""
+        with self._lock:
+            self.versions.check(adapter)
+
     def retire(self, adapter: str) -> int:
         """Drop the blocks and weights of a version removed from disk; running requests keep its weights until they end.
         Returns the number of KV block files removed."""

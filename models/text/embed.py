@@ -60,12 +60,15 @@ class Embedder:
         ends = [min(start + PASSAGE, len(offsets)) - 1 for start in starts]
         return [text[offsets[start][0] : offsets[end][1]] for start, end in zip(starts, ends, strict=True)]
 
-    def count_tokens(self, texts: list[str]) -> int:
-        """Tokens that `encode` reads; a longer text is cut."""
+    def count_tokens(self, texts: list[str]) -> list[tuple[int, int]]:
+        """For each text the tokens that `encode` reads, and all that it has; a longer text is cut."""
         if not texts:
-            return 0
+            return []
+        whole = [
+            len(ids) for ids in self._model.tokenizer(texts, truncation=False, verbose=False)["input_ids"]
+        ]
         limit = self._model.max_seq_length
-        return sum(map(len, self._model.tokenizer(texts, truncation=True, max_length=limit)["input_ids"]))
+        return [(min(tokens, limit or tokens), tokens) for tokens in whole]
 
 
 def locate(name: str) -> str:

@@ -2,6 +2,7 @@
 
 versions.py     the base and the adapter versions loaded on top of it
 adapters.py     adapter versions on disk and their aliases
+adapter_files.py  whether an adapter's files are whole by themselves
 load.py         loads models and tokenizers
-load_report.py  checks an adapter's keys and shapes before loading
+load_report.py  checks an adapter's keys and shapes against the model before loading
 """

@@ -18,9 +18,9 @@ from typing import Any
 
 from common.errors import Conflict, InvalidInput, NotFound
 from common.files import read_json, sync_folder, write_bytes, write_json
+from models.weights.adapter_files import FILES, fault_of
 
 BASE = ""
-FILES = ("adapter_model.safetensors", "adapter_config.json")
 
 
 class AdapterStore:
@@ -32,11 +32,11 @@ class AdapterStore:
     def publish(self, source: Path, manifest: dict[str, Any], *, alias: str | None = "latest") -> str:
         """Copy a PEFT folder in as a version, then point `alias` at it. Returns its digest.
 
-        Publishing the same weights again has no effect. Raises `InvalidInput` if files are missing.
+        Publishing the same weights again has no effect. Raises `InvalidInput` if files are missing or damaged; whether
+        they fit a model `ModelVersions.check` says.
         """
-        missing = [name for name in FILES if not (source / name).is_file()]
-        if missing:
-            raise InvalidInput(f"adapter folder {source} lacks {', '.join(missing)}", param="adapter")
+        if fault := fault_of(source):
+            raise InvalidInput(f"adapter folder {source}: {fault}; save the adapter again", param="adapter")
         digest = adapter_digest(source)
         if not self.has(digest):
             self._copy(source, digest, manifest)
@@ -45,9 +45,10 @@ class AdapterStore:
         return digest
 
     def set_alias(self, alias: str, digest: str) -> None:
-        """Point `alias` at this version. Raises `NotFound` if it does not exist."""
+        """Point `alias` at this version. Raises `NotFound` if it does not exist, `Conflict` if it is damaged."""
         with self._changing():
             self.check(digest)
+            self.check_whole(digest)
             write_json(self.folder / "aliases.json", {**self.aliases(), alias: digest})
 
     def retire(self, digest: str, *, with_aliases: bool = False) -> None:
@@ -98,6 +99,19 @@ class AdapterStore:
         """Raises `NotFound`."""
         if not self.has(digest):
             raise NotFound(f"adapter {digest!r} does not exist", param="adapter", code="adapter_not_found")
+
+    def check_whole(self, digest: str, folder: Path | None = None) -> None:
+        """Raises `Conflict` if the version's files, or their copy in `folder`, are not as they were published."""
+        folder = folder or self.folder / digest
+        fault = fault_of(folder)
+        if fault is None and adapter_digest(folder) != digest:
+            fault = "its content is not what it was when it was published"
+        if fault:
+            raise Conflict(
+                f"adapter {digest} is damaged: {fault}; retire it and publish it again",
+                param="model",
+                code="adapter_damaged",
+            )
 
     def manifest(self, digest: str) -> dict[str, Any]:
         """Raises `NotFound`."""
@@ -161,7 +175,8 @@ class AdapterStore:
 
     @contextlib.contextmanager
     def copied(self, digest: str) -> Iterator[Path]:
-        """A temporary copy of the version's files, readable even if the version is retired. Raises `NotFound`."""
+        """A temporary copy of the version's files, readable even if the version is retired. Raises `NotFound`, and
+        `Conflict` if one is missing."""
         self.check(digest)
         with tempfile.TemporaryDirectory(dir=self.folder, prefix=".load-") as folder:
             try:
@@ -169,6 +184,7 @@ class AdapterStore:
                     shutil.copyfile(self.folder / digest / name, Path(folder) / name)
             except FileNotFoundError:
                 self.check(digest)
+                self.check_whole(digest)
                 raise
             yield Path(folder)
 

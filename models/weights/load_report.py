@@ -1,6 +1,5 @@
 """Check the keys and shapes of trained tensors against a model before they are loaded: PEFT ignores unknown keys."""
 
-import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,8 @@ from safetensors import safe_open
 
 from common.errors import Conflict
 from common.files import read_json
+from models.weights.adapter_files import CONFIG, KEY, WEIGHTS, fault_of, targeted
 from models.weights.adapters import adapter_digest
-
-_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 
 _TOLD = ("model_digest", "data_digest", "purpose", "steps", "created")  # of a manifest
 
@@ -43,49 +41,56 @@ def check_adapter(report: LoadReport) -> None:
     if bad or not report.loaded:
         raise Conflict(
             f"adapter {report.digest} does not fit the model: {len(report.shape_errors)} tensors of another shape, "
-            f"{len(report.skipped)} without a module, {len(report.missing)} modules without a tensor, first: "
+            f"{len(report.skipped)} without a module, {len(report.missing)} missing, first: "
             f"{bad[0] if bad else 'it is empty'}; train it for this model",
             param="model",
             code="adapter_does_not_fit",
         )
 
 
+def check_folder(model: Any, folder: Path) -> None:
+    """Raise `Conflict` unless the PEFT folder is whole and all of it would be loaded onto the model."""
+    if fault := fault_of(folder):
+        raise Conflict(f"adapter folder {folder} is damaged: {fault}", param="model", code="adapter_damaged")
+    check_adapter(load_report(model, folder))
+
+
 def load_report(model: Any, folder: Path) -> LoadReport:
     """Compare the tensors of `folder` with the modules of `model`, which may hold other adapters already."""
-    config = read_json(folder / "adapter_config.json")
+    config = read_json(folder / CONFIG)
     modules = {name.removeprefix("base_model.model."): module for name, module in model.named_modules()}
-    loaded, skipped, held = [], [], set()
+    wanted = _wanted(modules, config)
+    loaded, skipped = [], []
     errors: dict[str, tuple[list[int], list[int]]] = {}
-    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
-        for name in sorted(file.keys()):
-            match = _KEY.fullmatch(name)
+    with safe_open(folder / WEIGHTS, "pt") as file:
+        names = sorted(file.keys())
+        for name in names:
+            match = KEY.fullmatch(name)
             module: Any = modules.get(match["module"]) if match else None
             if match is None or not hasattr(module, "in_features"):
                 skipped.append(name)
                 continue
-            held.add(match["module"])
             rank = config["r"]
-            wanted = [rank, module.in_features] if match["side"] == "A" else [module.out_features, rank]
-            shape = list(file.get_slice(name).get_shape())
-            if shape == wanted:
+            ours = [rank, module.in_features] if match["side"] == "A" else [module.out_features, rank]
+            theirs = list(file.get_slice(name).get_shape())
+            if theirs == ours:
                 loaded.append(name)
             else:
-                errors[name] = (shape, wanted)
+                errors[name] = (theirs, ours)
     return LoadReport(
         digest=adapter_digest(folder),
         loaded=loaded,
         skipped=skipped,
-        missing=sorted(_targets(modules, config["target_modules"]) - held),
+        missing=sorted(wanted - {*names}),
         shape_errors=errors,
         provenance=_provenance(folder, config),
     )
 
 
-def _targets(modules: dict[str, Any], targets: list[str] | str) -> set[str]:
-    """Names of the modules that a configuration's `target_modules` means: last parts of a name, or a pattern."""
-    if isinstance(targets, str):
-        return {name for name in modules if re.fullmatch(targets, name)}
-    return {name for name in modules if any(name == each or name.endswith(f".{each}") for each in targets)}
+def _wanted(modules: dict[str, Any], config: dict[str, Any]) -> set[str]:
+    """The tensors that PEFT will look for: both of every module that the configuration means."""
+    meant = [name for name in modules if targeted(name, config["target_modules"])]
+    return {f"base_model.model.{name}.lora_{side}.weight" for name in meant for side in "AB"}
 
 
 def _provenance(folder: Path, config: dict[str, Any]) -> dict[str, Any]:

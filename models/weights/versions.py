@@ -4,6 +4,7 @@ import contextlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
@@ -45,6 +46,12 @@ class ModelVersions:
     def load_of(self, digest: str) -> int:
         """Identifies the memory of the weights of a held version: a new number after each loading."""
         return 0 if digest == BASE else self._loaded[digest]
+
+    def check(self, digest: str) -> None:
+        """Raises `NotFound` if this version does not exist, and `Conflict` if it could not be loaded onto this base."""
+        if digest != BASE:
+            with self._checked(digest):
+                pass
 
     def hold(self, digest: str) -> None:
         """Keep this version loaded until `release`. Raises `NotFound` if it is retired, and the errors of loading."""
@@ -94,16 +101,7 @@ class ModelVersions:
         if digest in self._loaded:
             self._loaded.move_to_end(digest)
             return
-        trained_on = self.store.manifest(digest).get("model_digest")
-        if trained_on != self._digest:
-            raise Conflict(
-                f"adapter {digest} was trained on base weights {trained_on}, this instance serves {self._digest}; "
-                "serve that model, or consolidate again",
-                param="model",
-                code="adapter_of_another_base",
-            )
-        with self.store.copied(digest) as path:
-            check_adapter(load_report(self.base, path))
+        with self._checked(digest) as path:
             if self._peft is None:
                 self._peft = PeftModel.from_pretrained(
                     self.base, path, adapter_name=digest, is_trainable=False
@@ -114,6 +112,22 @@ class ModelVersions:
         self._loaded[digest] = self.loads
         if evict:
             self._evict(besides=digest)
+
+    @contextlib.contextmanager
+    def _checked(self, digest: str) -> Iterator[Path]:
+        """A copy of a version's files that fit this base. Raises `NotFound` and `Conflict`."""
+        trained_on = self.store.manifest(digest).get("model_digest")
+        if trained_on != self._digest:
+            raise Conflict(
+                f"adapter {digest} was trained on base weights {trained_on}, this instance serves {self._digest}; "
+                "serve that model, or consolidate again",
+                param="model",
+                code="adapter_of_another_base",
+            )
+        with self.store.copied(digest) as path:
+            self.store.check_whole(digest, path)
+            check_adapter(load_report(self.base, path))
+            yield path
 
     def _evict(self, besides: str | None = None) -> None:
         """Unload what nobody holds: the retired, and of the others those used longest ago, down to the bound."""

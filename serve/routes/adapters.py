@@ -31,10 +31,11 @@ async def adapter(name: str, asking: Asking, parts: Here) -> Json:
 
 @router.post("/v1/adapters/{name}/alias", response_model=told.AdapterEntry)
 async def set_alias(name: str, body: AliasBody, asking: Asking, parts: Here) -> Json:
-    """Have an alias name this version from the next request on; requests that run keep theirs."""
+    """Have an alias name this version from the next request on; requests that run keep theirs. 409 for a version that
+    could not be loaded onto the model served here."""
     asking.check(ALL)
     digest = _found(name, asking, parts)
-    parts.adapters.set_alias(body.alias, digest)
+    await parts.set_alias(body.alias, digest)
     return _entry(digest, parts)
 
 

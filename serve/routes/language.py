@@ -2,6 +2,7 @@
 accepted and listed in `warnings`."""
 
 import base64
+from collections.abc import Sequence
 from typing import Annotated, Any, cast
 
 import numpy as np
@@ -48,7 +49,8 @@ async def embeddings(body: EmbeddingsBody, asking: Asking, parts: Here) -> Json:
             param="model",
             code="model_not_found",
         )
-    vectors, tokens = await parts.embedder.encode_counted.remote(body.input)
+    vectors, counts = await parts.embedder.encode_counted.remote(body.input)
+    tokens = sum(read for read, _ in counts)
     if body.dimensions not in (None, vectors.shape[1]):
         raise InvalidInput(
             f"dimensions = {body.dimensions}: {name} has {vectors.shape[1]}, and no shorter vectors",
@@ -63,7 +65,7 @@ async def embeddings(body: EmbeddingsBody, asking: Asking, parts: Here) -> Json:
             for i, row in enumerate(rows)
         ],
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-        **_warned(body.warnings()),
+        **_warned(body.warnings() + _cut(counts)),
     }
 
 
@@ -80,15 +82,25 @@ async def score(body: ScoreBody, asking: Asking, parts: Here, answers: Answering
 @router.get("/v1/models", response_model=told.ModelsAnswer)
 async def models(asking: Asking, parts: Here) -> Json:
     """Every name that a request's `model` may have; the last one is for embeddings."""
-    names = [*parts.names(asking), parts.config.embed.model]
-    return {"object": "list", "data": [model_entry(name) for name in names]}
+    chat = [model_entry(name, "chat") for name in await parts.loadable_names(asking)]
+    return {"object": "list", "data": [*chat, model_entry(parts.config.embed.model, "embedding")]}
 
 
 @router.get("/v1/models/{name:path}", response_model=told.ModelEntry)
 async def model(name: str, asking: Asking, parts: Here) -> Json:
-    if name != parts.config.embed.model:
-        parts.version(name, asking)
-    return model_entry(name)
+    if name == parts.config.embed.model:
+        return model_entry(name, "embedding")
+    parts.version(name, asking)
+    return model_entry(name, "chat")
+
+
+def _cut(counts: Sequence[tuple[int, int]]) -> list[str]:
+    """A warning for each text that is longer than what the embedder reads."""
+    return [
+        f"input[{i}]: {read} of its {whole} tokens were read, the rest is not in its vector; send shorter pieces"
+        for i, (read, whole) in enumerate(counts)
+        if read < whole
+    ]
 
 
 def _base64(vector: np.ndarray) -> str:

@@ -1,4 +1,4 @@
-"""Memories: write, list, search, forget; and one memory: get, update, delete, history.
+"""The namespaces. Memories: write, list, search, forget; and one memory: get, update, delete, history.
 
 Routes of a fixed path stand above those of `/v1/memories/{memory_id}`, which would match them, too. A slash in an id is
 best sent as %2F: then no id looks like a route.
@@ -18,6 +18,14 @@ from stores.memory.memory import KIND_FIELDS, Memory, parse_memory
 from stores.writes.batch import MemoryBatch
 
 router = APIRouter()
+
+
+@router.get("/v1/namespaces")
+async def namespaces(asking: Asking, parts: Here) -> dict[str, Any]:
+    """The namespaces that hold something and that the API key may use, by name, with their numbers of memories."""
+    held = (await parts.store.counts())["namespaces"]
+    shown = [{"namespace": name, "memories": held[name]} for name in sorted(held) if asking.may(name)]
+    return {"namespaces": shown}
 
 
 @router.post("/v1/memories")

@@ -20,7 +20,6 @@ from serve.schemas.stores import (
     RaceBody,
     RewindBody,
 )
-from stores.memory.memory import parse_time
 from stores.view.keyed import MAX_KEY, line_memory
 from stores.writes.keyed import candidate
 
@@ -47,8 +46,7 @@ async def facts(body: FactsBody, asking: Asking, parts: Here) -> dict[str, Any]:
     asking.check(body.namespace)
     if body.history and body.at is not None:
         raise InvalidInput("at: not together with history, which has every time", param="at")
-    moment = time.time() if body.at is None else parse_time(body.at, "at")
-    at = None if body.history else moment
+    at = None if body.history else time.time() if body.at is None else body.at
     _check_question(body)
     store, space = parts.store, body.namespace
     if body.query is not None:
@@ -82,8 +80,6 @@ def _check_question(body: FactsBody) -> None:
 async def places(body: PlacesBody, asking: Asking, parts: Here) -> dict[str, Any]:
     asking.check(body.namespace)
     asked = _place_options(body)
-    if "at" in asked:
-        asked["at"] = parse_time(asked["at"], "at")
     return {"op": body.op, "result": await parts.store.graph.query_places(body.namespace, body.op, **asked)}
 
 

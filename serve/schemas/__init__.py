@@ -3,5 +3,5 @@
 - `requests.py`: bodies of memories, chat, completions, embeddings and scores
 - `stores.py`: bodies of facts, places, lines, conversations and operations
 - `responses.py`: models of the responses, for `/openapi.json`
-- `openai.py`: builds chat and completion responses in OpenAI's format
+- `times.py`: the type of every time in a request
 """

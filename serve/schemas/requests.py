@@ -19,11 +19,11 @@ from common.errors import InvalidInput
 from common.names import MAX_NAME, check_name, normal
 from models.text.messages import Messages as PromptMessages
 from models.text.messages import check_messages, check_text
+from serve.schemas.times import Time
 
 Mode = Literal["full", "text", "prefix", "hybrid", "off"]
 Kind = Literal["episodic", "relational", "spatial"]
 Filter = dict[str, Any]
-Time = str | float
 MAX_CHOICES = 128
 MAX_STOPS = 4
 MAX_TEXTS = 2048

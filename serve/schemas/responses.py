@@ -143,6 +143,7 @@ class ModelEntry(BaseModel):
     object: Literal["model"]
     created: int
     owned_by: str
+    task: Literal["chat", "embedding"]
 
 
 class ModelsAnswer(BaseModel):

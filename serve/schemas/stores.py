@@ -4,7 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from serve.schemas.requests import Body, Namespace, Time
+from serve.schemas.requests import Body, Namespace
+from serve.schemas.times import Time
 from stores.view.conversations import Role
 from stores.view.keyed import MAX_KEY
 
@@ -117,7 +118,7 @@ class RaceBody(Body):
 class TurnBody(Body):
     role: Role
     text: str
-    time: Number | None = None
+    time: Time | None = None
 
 
 class PushBody(Body):

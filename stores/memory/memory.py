@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 import secrets
 import unicodedata
 import uuid
@@ -32,6 +33,8 @@ _AROUND_WORDS = (
 _canonical = json.JSONEncoder(
     sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
 ).encode
+_SECONDS = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?")
+_TIME_RULE = "must be ISO 8601, as 2026-03-01T10:00:00Z, or seconds"
 _FIRST, _LAST = -62135596800.0, 253402300799.0  # years 1 to 9999, what a datetime can hold
 
 
@@ -180,17 +183,30 @@ def new_id(now: float) -> str:
 
 
 def parse_time(value: Any, name: str) -> float:
-    """ISO 8601 (UTC if no offset is given) or seconds since the epoch -> seconds."""
-    if isinstance(value, str):
+    """See `seconds_of`. Raises `InvalidInput` naming the field."""
+    try:
+        return seconds_of(value)
+    except ValueError as error:
+        raise _invalid(name, value, str(error)) from None
+
+
+def seconds_of(value: Any) -> float:
+    """ISO 8601 (UTC if no offset is given) or seconds since the epoch, also as text, -> seconds. Eight digits are a
+    date. Raises `ValueError` with the rule."""
+    text = value.strip() if isinstance(value, str) else ""
+    if text and (len(text) == 8 or not _SECONDS.fullmatch(text)):
         try:
-            moment = datetime.fromisoformat(value.strip())
+            moment = datetime.fromisoformat(text)
             seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
         except (ValueError, OverflowError):
-            raise _invalid(name, value, "must be ISO 8601, as 2026-03-01T10:00:00Z, or seconds") from None
+            raise ValueError(_TIME_RULE) from None
     else:
-        seconds = _number(value, name)
+        try:
+            seconds = _number(float(text) if text else value, "time")
+        except InvalidInput:
+            raise ValueError(_TIME_RULE) from None
     if not _FIRST <= seconds <= _LAST:
-        raise _invalid(name, value, "is beyond year 9999: give seconds, not milliseconds")
+        raise ValueError("is beyond year 9999: give seconds, not milliseconds")
     return seconds
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from common.errors import Conflict, InvalidInput, Overloaded, SharpwaveError
 from jobs import cli
-from jobs.commands import jobs
+from jobs.commands import jobs, shown
 from jobs.commands.client import Client
 from jobs.commands.teach import Summary
 from jobs.instance.instance import Instance
@@ -31,6 +31,7 @@ class FakeServer(ThreadingHTTPServer):
         self.memories: dict[str, dict[str, Any]] = {}
         self.requests: list[tuple[str, str, Any]] = []
         self.fail_next: list[SharpwaveError] = []
+        self.namespaces = ["default", "demo", "other"]
         self.refuse_below = 0  # texts shorter than this are refused by the write gate
 
     @property
@@ -68,6 +69,12 @@ class FakeServer(ThreadingHTTPServer):
                 return {"namespace": body["namespace"], "forgotten": gone, "log_records": len(gone)}
             case "GET", "/ready":
                 return {"status": "ready", "store": {"memories": len(self.memories), "shards": [{"seq": 3}]}}
+            case "GET", "/v1/memories/m1":
+                return {"id": "m1", "text": "Ada moved\nto Lisbon. " + "She likes it there. " * 20}
+            case "GET", "/v1/namespaces":
+                return {"namespaces": [{"namespace": name, "memories": 1} for name in self.namespaces]}
+            case "POST", "/v1/memories/search" | "/v1/facts/query":
+                return {"results": [], "facts": []}
             case "GET", "/v1/models":
                 return {"object": "list", "data": [{"id": "base"}]}
             case "POST", "/v1/chat/completions":
@@ -235,7 +242,7 @@ def test_a_dry_run_says_what_would_be_written_and_needs_no_server(run: Run, tmp_
     file.write_text(json.dumps([chat]))
     code, out, err = run("teach", "--dry-run", file)
     assert code == cli.FAILED and err == ""
-    for shown in (
+    for line in (
         "Claude export (1 documents)",
         "2026-03-01T08:00:00+00:00 to 2026-03-02T08:00:00+00:00",
         "1 long texts into 3 parts",
@@ -243,7 +250,7 @@ def test_a_dry_run_says_what_would_be_written_and_needs_no_server(run: Run, tmp_
         f"{file}:1: chat_messages[2]: sender 'robot'",
         "user: I moved to Turku.",
     ):
-        assert shown in out
+        assert line in out
     code, out, _ = run("teach", "--dry-run", file, file, "--json")
     first, second = json.loads(out)["files"]
     assert first == second
@@ -337,7 +344,65 @@ def test_the_answer_is_all_of_stdout(run: Run, server: FakeServer, stream: tuple
     code, out, err = run("ask", "Where does Ada live?", "-k", 5, "--url", server.url, *stream)
     assert (code, out) == (cli.OK, "In Lisbon.\n")
     assert "mode prefix: 1 memories, 7 prefix tokens" in err and "0.500  m1" in err
-    assert server.requests[-1][2]["memory"] == {"namespace": "default", "k": 5}
+    [asked] = [body for method, _, body in server.requests if method == "POST"]
+    assert asked["memory"] == {"namespace": "default", "k": 5}
+
+
+def test_an_answer_names_what_it_stood_on_in_one_line(
+    run: Run, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for columns in (40, 80):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        _, _, err = run("ask", "Where?", "--url", server.url)
+        [line] = [line for line in err.splitlines() if "m1" in line]
+        assert line.startswith("  0.500  m1  Ada moved to Lisbon.") and line.endswith("…")
+        assert len(line) == columns
+
+
+@pytest.mark.parametrize("command", [("search", "x"), ("facts", "x"), ("list",)])
+def test_nothing_found_is_said_and_so_is_a_namespace_that_is_not_there(
+    run: Run, server: FakeServer, command: tuple[str, ...]
+) -> None:
+    code, out, err = run(*command, "-n", "demo", "--url", server.url)
+    assert (code, out) == (cli.OK, "") and "match in namespace 'demo'" in err
+    code, out, err = run(*command, "-n", "dmeo", "--url", server.url)
+    assert (code, out) == (cli.OK, "")
+    assert err == "no namespace 'dmeo'; did you mean 'demo'? namespaces: default, demo, other\n"
+    code, out, err = run(*command, "-n", "zzz", "--url", server.url, "--json")
+    assert code == cli.OK and json.loads(out)
+    assert err == "no namespace 'zzz'; namespaces: default, demo, other\n"
+
+
+def test_a_time_is_checked_before_it_is_sent(run: Run, server: FakeServer) -> None:
+    for command in (("search", "x"), ("ask", "x"), ("facts", "x"), ("places", "macros")):
+        code, out, err = run(*command, "--at", "yesterday", "--url", server.url)
+        assert (code, out) == (cli.USAGE, "") and "ISO 8601" in err
+    assert not server.requests
+    run("search", "x", "--at", "2016-06-01", "--history", "--url", server.url)
+    assert server.requests[0][2]["at"] == "2016-06-01" and server.requests[0][2]["history"] is True
+    run("ask", "x", "--at", "1464739200", "--url", server.url)
+    [asked] = [body for _, path, body in server.requests if path == "/v1/chat/completions"]
+    assert asked["memory"] == {"namespace": "default", "at": "1464739200"}
+    run("search", "x", "--url", server.url)
+    assert not {"at", "history"} & server.requests[-2][2].keys()
+
+
+@pytest.mark.parametrize(
+    ("held", "says"),
+    [
+        ({"valid_from": 0.0, "valid_to": None}, "since 1970-01-01"),
+        ({"valid_from": 0.0, "valid_to": 86400.0}, "1970-01-01 to 1970-01-02"),
+        ({"kind": "relational", "time": 60.0}, "since 1970-01-01 00:01"),
+        (
+            {"kind": "relational", "time": 60.0, "valid_from": 0, "valid_to": 3600},
+            "1970-01-01 to 1970-01-01 01:00",
+        ),
+        ({"kind": "episodic", "time": -62135596800.0}, "0001-01-01"),
+        ({"kind": "spatial", "time": 253402300799.0}, "9999-12-31 23:59"),
+    ],
+)
+def test_when_something_holds(held: dict[str, Any], says: str) -> None:
+    assert shown.when(held) == says
 
 
 def test_the_servers_refusal_comes_through_as_it_is(run: Run, server: FakeServer) -> None:

@@ -1,6 +1,7 @@
 """The commands of the stores on a running instance: stdout, exit codes, JSON."""
 
 import json
+import re
 
 import pytest
 
@@ -152,7 +153,11 @@ def test_facts_and_places_are_asked(run, ask, remember, instance):
     assert ask("facts", "x", "--subject", "Ada", namespace=space, code=cli.USAGE)["error"]["param"] == "query"
     assert ask("places", "relation", "library", "cafe", namespace=space)["result"]["relation"] == "west_of"
     code, out, _ = run("facts", "--subject", "Ada", "-n", space, "--url", instance.url)
-    assert (code, out) == (cli.OK, "0.90  Ada lives_in Lisbon  f\n")
+    assert code == cli.OK and re.fullmatch(r"0\.90  Ada lives_in Lisbon  f  since \d{4}-\d\d-\d\d.*\n", out)
+    code, out, err = run("facts", "--subject", "Ada", "-n", "cli-garphs", "--url", instance.url)
+    assert (code, out) == (cli.OK, "") and "did you mean 'cli-graphs'" in err
+    code, _, err = run("get", "f", "-n", "cli-garphs", "--url", instance.url)
+    assert code == cli.FAILED and "did you mean 'cli-graphs'" in err
     code, out, _ = run("places", "position", "nowhere", "-n", space, "--url", instance.url)
     assert (code, out) == (cli.OK, "unknown\n")
 

@@ -145,7 +145,7 @@ DASHBOARD = "import ray; print('http://' + ray.init(logging_level=40).dashboard_
 @pytest.mark.slow
 def test_two_instances_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray heads without the application: start two, run a job on one, lose one to a failed start, stop the other."""
-    monkeypatch.setattr(instances, "answers", lambda url: True)
+    monkeypatch.setattr(instances, "not_ready", lambda url: None)
 
     def only_ray(instance: Instance, config: Config, *_: object) -> dict[str, Any]:
         environment = {**os.environ, **instance.ray_environment()}

@@ -1,4 +1,4 @@
-"""Long texts: their passages cover them, and each vector is that of its passage."""
+"""Long texts: what the embedder reads of them, and the vectors of their passages."""
 
 import numpy as np
 import pytest
@@ -18,13 +18,13 @@ def test_passages_cover_what_the_first_vector_does_not(embedder):
         text = " ".join(words[:count])
         passages = embedder._passages(text)
         assert all(text.find(passage) >= 0 for passage in passages)
-        assert all(embedder.count_tokens([passage]) <= limit for passage in passages)
+        assert all(read == whole for read, whole in embedder.count_tokens(passages))
         if passages:
             spans = [(text.find(passage), text.find(passage) + len(passage)) for passage in passages]
-            assert embedder.count_tokens([text[: spans[0][0]]]) < limit and spans[-1][1] == len(text)
+            assert embedder.count_tokens([text[: spans[0][0]]])[0][0] < limit and spans[-1][1] == len(text)
             assert all(start < end for (start, _), (_, end) in zip(spans[1:], spans, strict=False)), "no gaps"
-        read = embedder.count_tokens([text])
-        assert bool(passages) == (read == limit and len(text) > limit)
+        [(read, whole)] = embedder.count_tokens([text])
+        assert bool(passages) == (read < whole)
 
 
 def test_vectors_are_those_of_the_texts_and_their_passages(embedder):
@@ -37,3 +37,14 @@ def test_vectors_are_those_of_the_texts_and_their_passages(embedder):
         vectors, embedder.encode(texts), atol=1e-4
     )
     assert np.allclose(np.linalg.norm(further[1], axis=1), 1.0, atol=1e-4)
+
+
+def test_a_long_text_is_cut_where_the_counts_say(embedder):
+    short, edge, long = "Ada moved.", "tea " * 254, "tea " * 255
+    counts = embedder.count_tokens([short, edge, long, long * 3])
+    assert counts[1:] == [(256, 256), (256, 257), (256, 767)]
+    assert counts[0][0] == counts[0][1] < 10
+    assert embedder.count_tokens([]) == []
+    one, other = embedder.encode([long, edge])  # what is cut changes nothing
+    assert np.allclose(one, other, atol=1e-6)
+    assert [embedder.count_tokens([text]) for text in (short, edge)] == [counts[:1], counts[1:2]]

@@ -8,13 +8,16 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from transformers import LlamaConfig
 
+from benchmarks.random_adapters import random_adapters
 from common import config
-from models.weights.adapters import FILES, AdapterStore
+from models.weights.adapters import AdapterStore
 from serve.access import Access
 from serve.http import install_error_handlers
 from serve.parts import Parts
 from serve.routes import adapters
+from tests.support.adapters import B, change_tensors
 
 QUESTION = [{"role": "user", "content": "Where does Ada Quill live?"}]
 
@@ -45,18 +48,26 @@ def versions(instance, loaded, trained, http):
     assert http.get("/v1/adapters").json() == {"adapters": []}
 
 
-def test_a_key_sees_the_versions_of_its_namespaces_and_only_one_of_all_sets_aliases(tmp_path):
-    files = tmp_path / "trained"
-    files.mkdir()
-    for name in FILES:
-        (files / name).write_text("{}")
+class AllFit:
+    """The replicas of a model that every version fits: here only the rights of keys are tested."""
+
+    async def check_version(self, digest):
+        pass
+
+
+def test_a_key_sees_the_versions_of_its_namespaces_and_only_one_of_all_sets_aliases(tmp_path, trained):
     store = AdapterStore(tmp_path / "adapters")
-    digest = store.publish(files, {"namespace": "b"})
+    digest = store.publish(trained[0], {"namespace": "b"})
     app = FastAPI()
     install_error_handlers(app)
     app.include_router(adapters.router)
     app.state.access = Access({"a": ["a"], "b": ["b"], "all": ["*"]})
-    parts = {"store": None, "engines": None, "embedder": None, "recall": None}  # none of them is reached
+    parts = {
+        "store": None,
+        "engines": AllFit(),
+        "embedder": None,
+        "recall": None,
+    }  # the others are not reached
     app.state.parts = Parts(config=config.load(env={}), adapters=store, **parts)
     requests = [
         ("GET", f"/v1/adapters/{digest}", {}),
@@ -99,6 +110,29 @@ def test_versions_are_listed_named_and_retired(http, versions, instance):
         assert http.get(f"/v1/adapters/{path}").json()["error"]["code"] == "adapter_not_found"
     assert http.post(f"/v1/adapters/{one}/alias", json={"alias": "../x"}).status_code == 400
     assert ask(http, "base:latest").status_code == 200
+
+
+def test_an_alias_never_names_what_does_not_load(http, versions, instance, loaded, tmp_path):
+    store, (one, two), _ = versions
+    manifest = {"namespace": "versions", "model_digest": loaded.digest}
+    narrow = LlamaConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, vocab_size=99)
+    narrow = store.publish(random_adapters(narrow, tmp_path)[0], manifest, alias=None)
+    other_base = tmp_path / "adapter-2"
+    other_base = store.publish(other_base, {**manifest, "model_digest": "0" * 16}, alias=None)
+    change_tensors(store.path(two), lambda tensors: tensors.pop(B))
+    for digest, code in [
+        (narrow, "adapter_does_not_fit"),
+        (other_base, "adapter_of_another_base"),
+        (two, "adapter_damaged"),
+    ]:
+        refused = http.post(f"/v1/adapters/{digest}/alias", json={"alias": "latest"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, code)
+        asked = ask(http, f"base:{digest}")
+        assert (asked.status_code, asked.json()["error"]["code"]) == (409, code)
+    listed = {row["id"] for row in http.get("/v1/models").json()["data"]}
+    assert f"base:{other_base}" not in listed and {f"base:{one}", "base:latest"} <= listed
+    assert http.get("/v1/adapters/latest").json()["digest"] == one
+    assert told(ask(http, "base:latest")) and told(ask(http, "base"))
 
 
 def wait_for_blocks(http):

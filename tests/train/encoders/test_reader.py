@@ -206,11 +206,12 @@ def test_a_folder_that_does_not_fit_is_reported_and_refused(small, tmp_path):
         {name: each for name, each in load_file(file).items() if "0.self_attn.q_proj" not in name}, file
     )
     part = load_report(small.model, folder)
-    assert part.missing == ["model.layers.0.self_attn.q_proj"] and len(part.loaded) == len(whole.loaded) - 2
+    gone = [f"base_model.model.model.layers.0.self_attn.q_proj.lora_{side}.weight" for side in "AB"]
+    assert part.missing == gone and len(part.loaded) == len(whole.loaded) - 2
     assert json.loads(json.dumps(part.to_dict()))["provenance"]["rank"] == CONFIG.rank
     store = AdapterStore(tmp_path / "adapters")
     digest = store.publish(folder, {"model_digest": small.digest}, alias=None)
-    with pytest.raises(Conflict, match="1 modules without a tensor"):
+    with pytest.raises(Conflict, match="2 missing"):
         ModelVersions(small, store, 1).hold(digest)
 
 
