@@ -12,7 +12,7 @@ import fcntl
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from common.files import read_json, sync_folder, write_bytes, write_json
 from models.weights.adapter_files import FILES, fault_of
 
 BASE = ""
+WITHDRAWN = "withdrawn.json"  # digests
 
 
 class AdapterStore:
@@ -73,20 +74,33 @@ class AdapterStore:
         shutil.rmtree(grave, ignore_errors=True)
 
     def withdraw(self, namespace: str, memory_ids: set[str]) -> list[str]:
-        """No alias names the versions trained on any of these memories any more: it moves to the newest other version
-        of the namespace, or without one to the base. Returns those versions; they can still be asked for by digest."""
+        """No alias names the versions trained on any of these memories any more: it moves to the newest version of the
+        namespace that was never withdrawn and is whole, or without one to the base. Returns the withdrawn versions;
+        they can still be asked for by digest, and named again."""
         outdated = self.holding(namespace, memory_ids)
         if not outdated:
             return []
         with self._changing():
-            clean = [m["digest"] for m in self.manifests() if m.get("namespace") == namespace]
-            clean = [digest for digest in clean if digest not in outdated]
-            moved = {
-                alias: clean[-1] if clean else BASE for alias, d in self.aliases().items() if d in outdated
-            }
+            withdrawn = sorted({*self._withdrawn(), *outdated})
+            write_json(self.folder / WITHDRAWN, withdrawn)
+            moved = [alias for alias, digest in self.aliases().items() if digest in outdated]
             if moved:
-                write_json(self.folder / "aliases.json", {**self.aliases(), **moved})
+                instead = self._newest_clean(namespace, withdrawn)
+                write_json(self.folder / "aliases.json", {**self.aliases(), **dict.fromkeys(moved, instead)})
         return outdated
+
+    def _newest_clean(self, namespace: str, withdrawn: Sequence[str]) -> str:
+        for manifest in reversed(self.manifests()):
+            digest = manifest["digest"]
+            if manifest.get("namespace") == namespace and digest not in withdrawn:
+                with contextlib.suppress(Conflict, NotFound):
+                    self.check_whole(digest)
+                    return str(digest)
+        return BASE
+
+    def _withdrawn(self) -> list[str]:
+        path = self.folder / WITHDRAWN
+        return read_json(path) if path.is_file() else []
 
     def aliases(self) -> dict[str, str]:
         path = self.folder / "aliases.json"
