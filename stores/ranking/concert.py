@@ -79,7 +79,8 @@ def bias_vector(weights: ArrayLike, values: ArrayLike) -> NDArray[np.float32]:
     weight is above 0."""
     chosen = np.asarray(weights, np.float64)
     vectors = np.asarray(values, np.float64)
-    total = chosen.sum()
-    if not total > 0.0:
+    largest = chosen.max(initial=0.0)
+    if not largest > 0.0:
         return np.zeros(vectors.shape[-1], np.float32)
-    return (chosen @ vectors / total).astype(np.float32)
+    shares = chosen / largest  # so that a sum of the smallest numbers does not vanish
+    return (shares @ vectors / shares.sum()).astype(np.float32)

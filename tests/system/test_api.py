@@ -229,7 +229,7 @@ BAD = [
     ("/v1/memories", {"memories": [{"kind": "olfactory", "text": "a"}]}, 400, "memories[0].kind"),
     ("/v1/memories", {"memories": [{"text": "x" * 100_000}]}, 413, "memories[0].text"),
     ("/v1/memories", {"memories": "many"}, 400, "memories"),
-    ("/v1/memories", {"memories": [{"text": "a"}], "namespace": "../etc"}, 400, "namespace"),
+    ("/v1/memories", {"memories": [{"text": "a"}], "namespace": " etc"}, 400, "namespace"),
     ("/v1/memories/search", {"query": "x", "kk": 1}, 400, "kk"),
     (
         "/v1/memories/search",

@@ -39,7 +39,7 @@ def test_the_best_come_in_the_order_of_the_cross_encoder(tmp_path: Path) -> None
     assert len(set(scores)) == 3 and [result["memory"]["id"] for result in results] == [
         str(i) for i in wanted
     ]
-    assert stages[-1]["stage"] == "rerank" and model.scores([], "x") == []
+    assert stages[-2]["stage"] == "rerank" and model.scores([], "x") == []
 
 
 def test_a_reranker_that_is_none_is_refused_with_its_name(tmp_path: Path) -> None:

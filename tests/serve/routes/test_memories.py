@@ -36,4 +36,4 @@ def test_the_application_has_them_all():
     described = app.openapi()["paths"]
     for router in (transfer.router, memories.router):
         for route in router.routes:
-            assert {method.lower() for method in route.methods} <= described[route.path].keys()
+            assert {method.lower() for method in route.methods} <= described[route.path_format].keys()
