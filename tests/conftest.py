@@ -13,7 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # Tests with a Ray cluster share one worker of `pytest -n`, in order, and so one cluster; they wait a lot, while the
 # other worker computes.
-CLUSTER = ("actors", "benchmarks", "jobs", "serve", "system", "train")
+CLUSTER = ("actors", "jobs", "serve", "system")
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -33,6 +33,7 @@ def test_too_short_a_limit_says_what_it_was_waiting_for(tmp_path):
     assert "in time" in error and ("Ray" in error or "waiting for" in error)
 
 
+@pytest.mark.slow  # a start of its own; the others cover the way the cause is found
 def test_a_damaged_log_is_named(tmp_path):
     """One record of a shard is not what was written; the model and the embedder are well."""
     folder = tmp_path / "store" / "shards" / "0000"

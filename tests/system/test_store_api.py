@@ -495,6 +495,8 @@ def routes():
     }
     for module in (operations, memories, stores, transfer):
         for route in module.router.routes:
+            if route.path == "/v1/namespaces":  # lists those that the key may use: `test_surface.py`
+                continue
             for method in route.methods:
                 yield method, route.path, bodies.get(route.path, {})
 
