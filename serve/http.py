@@ -95,10 +95,8 @@ def install_cors(app: FastAPI, origins: Sequence[str]) -> None:
 def explain(error: RequestValidationError, request: Request) -> InvalidInput:
     """The first validation error as name, value, rule; for an unknown field, with the valid ones."""
     first = error.errors()[0]
-    parts = [part for part in first["loc"] if part not in ("body", "query", "path")]
-    names = [str(part) for part in parts]
-    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts)
-    where = where.removeprefix(".") or "body"
+    names = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
+    where = ".".join(names) or "body"
     if first["type"] == "json_invalid":
         return InvalidInput(f"the body is not JSON: {first.get('ctx', {}).get('error', '')}", param="body")
     if first["type"] == "extra_forbidden":

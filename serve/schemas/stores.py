@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from serve.schemas.requests import Body, Namespace
-from serve.schemas.times import Time
+from serve.schemas.times import Time, UncheckedTime
 from stores.view.conversations import Role
 from stores.view.keyed import MAX_KEY
 
@@ -104,7 +104,7 @@ class LinesQueryBody(Body):
 class CandidateBody(Body):
     value: str = Field(min_length=1)
     context: Context | None = None
-    time: Time | None = None
+    time: UncheckedTime = None
 
 
 class RaceBody(Body):

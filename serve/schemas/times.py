@@ -15,10 +15,9 @@ def _parse(value: Any) -> float:
         raise PydanticCustomError("time", "{rule}", {"rule": str(error)}) from None
 
 
-Time = Annotated[
-    float,
-    BeforeValidator(_parse),
-    WithJsonSchema(
-        {"anyOf": [{"type": "string"}, {"type": "number"}], "description": "ISO 8601, or seconds, UTC"}
-    ),
-]
+_SCHEMA = WithJsonSchema(
+    {"anyOf": [{"type": "string"}, {"type": "number"}], "description": "ISO 8601, or seconds, UTC"}
+)
+Time = Annotated[float, BeforeValidator(_parse), _SCHEMA]
+UncheckedTime = Annotated[Any, _SCHEMA]
+"""Left to `parse_memory`, which names the memory that a bad time belongs to."""
