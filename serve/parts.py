@@ -76,12 +76,11 @@ class Parts:
             ]
             await self.engines.enqueue(namespace, items, versions)
 
-    def outdated(self, namespace: str, memory_ids: set[str]) -> list[str]:
+    async def outdated(self, namespace: str, memory_ids: set[str]) -> list[str]:
         """The versions trained on memories that are erased or have ended; no alias names them any more
         (`gate.withdraw`)."""
-        if self.config.gate.withdraw:
-            return self.adapters.withdraw(namespace, memory_ids)
-        return self.adapters.holding(namespace, memory_ids)
+        act = self.adapters.withdraw if self.config.gate.withdraw else self.adapters.holding
+        return await asyncio.to_thread(act, namespace, memory_ids)
 
     async def set_alias(self, alias: str, digest: str) -> None:
         """Have an alias name this version. Raises `NotFound`, and `Conflict` if it could not be loaded."""

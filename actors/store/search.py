@@ -64,7 +64,9 @@ class StoreSearch:
         results = [{**result, "memory": {**result["memory"]}} for result in results]
         await mark_unsupported(self._router, namespace, [result["memory"] for result in results], period)
         scores = [result["score"] for result in results]
-        results.sort(key=lambda result: bool(result["memory"].get("unsupported")))
+        if any(result["memory"].get("unsupported") for result in results):
+            results.sort(key=lambda result: bool(result["memory"].get("unsupported")))
+            scores.sort(reverse=True)
         return [{**result, "score": score} for result, score in zip(results, scores, strict=True)]
 
     async def complete(
@@ -84,4 +86,4 @@ class StoreSearch:
         hits = [hit for page in found for hit in page]
         first = max(hits, key=lambda hit: hit["scores"]["completed"], default=None)
         hits.sort(key=lambda hit: (hit is not first, -hit["score"], hit["memory"]["id"]))
-        return hits[:k]
+        return await self._supported_first(namespace, hits[:k], period)

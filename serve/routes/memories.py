@@ -43,7 +43,7 @@ async def write(body: WriteBody, asking: Asking, parts: Here) -> dict[str, Any]:
     for i in sorted(refused):
         results.insert(i, refused[i])
     ended = {id for result in results for id in result.get("closes", ())}
-    outdated = parts.outdated(body.namespace, ended) if ended else []
+    outdated = await parts.outdated(body.namespace, ended) if ended else []
     return {
         "memories": results,
         "written": len(results),
@@ -140,7 +140,7 @@ async def _forget(
     erasure = {"generation": receipt.pop("generation"), "heads": dict(receipt.pop("heads"))}
     # Also ids that the store no longer has: sending an interrupted call again erases the blocks that it left.
     receipt["kv_blocks"] = await parts.engines.forget(namespace, sorted({*forgotten, *(ids or ())}), erasure)
-    receipt["adapters"] = parts.outdated(namespace, set(forgotten))
+    receipt["adapters"] = await parts.outdated(namespace, set(forgotten))
     return receipt
 
 
@@ -196,7 +196,7 @@ async def update(memory_id: MemoryId, body: UpdateBody, asking: Asking, parts: H
     )
     await parts.encode_soon(body.namespace, [(memory.text, written)], generation=generation)
     # The text that a version was trained on is no longer what the memory says.
-    if outdated := parts.outdated(body.namespace, {memory_id, *written.get("closes", ())}):
+    if outdated := await parts.outdated(body.namespace, {memory_id, *written.get("closes", ())}):
         written["adapters"] = outdated
     return written
 

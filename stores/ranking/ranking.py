@@ -143,11 +143,7 @@ def full(
     final = np.sort(scores)[::-1]  # a score belongs to its place: results stay in order of their scores
     extra: dict[int, Json] = {i: {"concert": float(weights[i])} for i in order}
     if rerank is not None and query:
-        first = order[:RERANKED]
-        given = [float(score) for score in rerank([memories[i]["text"] for i in first], query)]
-        for i, score in zip(first, given, strict=True):
-            extra[i]["rerank"] = score
-        order = sorted(first, key=lambda i: -extra[i]["rerank"]) + order[RERANKED:]
+        order = _reranked(order, extra, memories, query, rerank)
         stage("rerank", [extra[i].get("rerank", -np.inf) for i in range(len(hits))])
     order = ruled(order, query, memories, [frozenset(text.counts) for text in texts], now)
     stage("order", -np.argsort(order).astype(np.float64))
@@ -157,6 +153,17 @@ def full(
         extra[i]["lexical"] = None if np.isnan(lexical[i]) else float(lexical[i])
     page = [*enumerate(order)][(offset or 0) :][: max(0, k)]
     return [_result(hits[i], float(final[place]), extra[i]) for place, i in page], stages
+
+
+def _reranked(
+    order: Sequence[int], extra: dict[int, Json], memories: Sequence[Json], query: str, rerank: Rerank
+) -> list[int]:
+    """The order with the first `RERANKED` sorted by the injected model, whose scores go to `extra`."""
+    first = order[:RERANKED]
+    given = rerank([memories[i]["text"] for i in first], query)
+    for i, score in zip(first, given, strict=True):
+        extra[i]["rerank"] = float(score)
+    return [*sorted(first, key=lambda i: -extra[i]["rerank"]), *order[RERANKED:]]
 
 
 def relevant(results: Hits, share: float) -> list[Json]:

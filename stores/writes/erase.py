@@ -10,7 +10,7 @@ from stores.memory.filters import Predicate
 from stores.view.conversations import Conversations
 from stores.view.view import View
 from stores.writes.group_commit import Planned
-from stores.writes.retell import choose, rewritten
+from stores.writes.retell import Rewritten, choose, rewritten
 from stores.writes.rewrite import replace_memories
 
 
@@ -22,10 +22,10 @@ def forget(
     both None the whole namespace is erased, short-term memory included."""
     space = view.spaces.get(namespace)
     chosen = choose(space, ids, keep)
-    left = rewritten(view, namespace, chosen, shard)
+    whole = ids is None and keep is None  # then nothing is left to be told again
+    left = Rewritten([], set(), {}) if whole else rewritten(view, namespace, chosen, shard)
     kept = replace_memories(view, left.rows, ())
     turns: Conversations = space.conversations if space else Conversations()
-    whole = ids is None and keep is None
     if whole:
         turned = forget_conversations(turns, namespace, turns.conversations)
     else:

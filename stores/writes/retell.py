@@ -8,7 +8,7 @@ An id erases the memory that answers show under it, with all its tellings; the i
 filter looks at each telling.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -130,11 +130,7 @@ def rewritten(view: View, namespace: str, chosen: Chosen, shard: int) -> Rewritt
             into, drafts = decision.into, drafts + closings(namespace, decision)
         groups.setdefault(into or telling.memory["id"], []).append(telling)
         went_on.setdefault(telling.of, into or telling.memory["id"])
-    rows = [
-        _row(view, changed[group[0].of], group, shard)
-        for id, group in groups.items()
-        if id not in changed or _ids(group) != [id, *(each["id"] for each in changed[id].assertions)]
-    ]
+    rows = [_row(view, changed[group[0].of], group, shard) for group in _to_write(groups, changed)]
     written = {row["memory"]["id"] for row in rows}
     return Rewritten(
         rows,
@@ -179,6 +175,20 @@ def _vector(entry: MemoryState, telling: Json, first: Vectors) -> Vectors:
     triple in other words."""
     kept = entry.telling_vectors.get(telling["id"])
     return first if kept is None else decode(kept)
+
+
+def _to_write(
+    groups: Mapping[str, list[Telling]], changed: Mapping[str, MemoryState]
+) -> Iterator[list[Telling]]:
+    """The groups of tellings that are no longer the memory that is there. Of facts that begin at one time the one that
+    was written last holds, so the facts told after one that is written anew are written after it."""
+    after = False
+    for id, group in groups.items():
+        fact = group[0].memory["kind"] == "relational"
+        there = id in changed and _ids(group) == [id, *(each["id"] for each in changed[id].assertions)]
+        if not there or (fact and after):
+            after = after or fact
+            yield group
 
 
 def _ids(group: Sequence[Telling]) -> list[str]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stores.index.passages import Passages, merged
+from stores.index.passages import Passages, encode, merged
 from stores.shard.shard import Shard
 from stores.writes.batch import MemoryBatch
 from tests.support.stores import DIM, NOW, axis, memory, open_shard, unit
@@ -74,8 +74,6 @@ def test_search_is_the_maximum_over_vectors():
         def __init__(self, seq, count):
             self.seq = seq
             vectors[seq] = [unit(100 * seq + i) for i in range(count)]
-            from stores.index.passages import encode
-
             self.passages = encode(vectors[seq])
 
     entries = [Entry(seq, int(rng.integers(0, 4))) for seq in range(1, 40)]

@@ -13,6 +13,7 @@ from stores.writes.batch import MemoryBatch
 from tests.support.stores import DIM, NOW, open_shard, unit
 
 YEAR = 365.25 * 86400.0
+LIVES = {"kind": "relational", "subject": "Ivo", "relation": "lives_in"}
 facts = st.builds(
     lambda who, relation, what, since, until, text: {
         "kind": "relational", "subject": who, "relation": relation, "object": what,
@@ -83,9 +84,27 @@ def seen(shard):
     return memories, told, vectors, places
 
 
+rivals = st.builds(
+    lambda what, since: {**LIVES, "object": what, "valid_from": since * YEAR},
+    st.sampled_from(["Oslo", "Turin"]),
+    st.integers(40, 43),
+)
+few = st.lists(st.tuples(st.just("tell"), rivals, st.integers(0, 2)), min_size=3, max_size=5)
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.one_of(tellings, tellings, erasures), min_size=4, max_size=10))
 def test_what_remains_is_what_would_be_there_without_the_erased(operations):
+    check_remains(operations)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(few, st.integers(0, 4))
+def test_what_remains_of_facts_that_end_each_other(told, gone):
+    check_remains([*told, ("ids", [gone])])
+
+
+def check_remains(operations):
     with tempfile.TemporaryDirectory() as folder:
         shard, alone = open_shard(Path(folder) / "a"), open_shard(Path(folder) / "b")
         left = {}
@@ -119,9 +138,6 @@ def shard(tmp_path):
     shard = open_shard(tmp_path / "0")
     yield shard
     shard.close()
-
-
-LIVES = {"kind": "relational", "subject": "Ivo", "relation": "lives_in"}
 
 
 def test_a_fact_stays_with_its_other_source(shard):
