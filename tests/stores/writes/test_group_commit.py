@@ -226,7 +226,12 @@ def test_any_writes_in_batches_leave_what_they_leave_one_by_one(first, then):
 def state(shard):
     """All that readers see, but for the anchors, which are salted."""
     memories = [
-        {**m, "anchor": None, "versions": [version["seq"] for version in m["versions"]]}
+        {
+            **m,
+            "anchor": None,
+            "origin": m["origin"] and {**m["origin"], "anchor": None},
+            "versions": [version["seq"] for version in m["versions"]],
+        }
         for namespace in ("acme", "other")
         for m in shard.memories.list(namespace)
     ]
