@@ -92,13 +92,14 @@ def idf(word: str, known: WordStatistics) -> float:
     return math.log1p((known.texts - having + 0.5) / (having + 0.5))
 
 
-def covered(text: Matched, words: Collection[str], known: WordStatistics) -> float:
-    """The share of the query's words that the text has, each weighed by its `idf`; 0 for a query without words."""
-    weights = {word: idf(word, known) for word in words}
-    total = sum(weights.values())
-    return (
-        sum(weights[word] * min(1.0, count) for word, count in text.counts.items()) / total if total else 0.0
-    )
+def covered(
+    texts: Sequence[Matched], words: Collection[str], known: WordStatistics, power: float = 1.0
+) -> list[float]:
+    """For each text the share of the query's words that it has, each weighed by its `idf` to the `power`; 0 for a query
+    without words."""
+    weights = {word: idf(word, known) ** power for word in words}
+    total = sum(weights.values()) or 1.0
+    return [sum(weights[word] * min(1.0, n) for word, n in text.counts.items()) / total for text in texts]
 
 
 def _schema() -> tantivy.Schema:

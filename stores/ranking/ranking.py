@@ -6,7 +6,8 @@ through these stages:
     lexical   BM25 by the statistics of the whole namespace (`words`)
     fuse      1 / (FUSE + rank by cosine) + 1 / (FUSE + rank by BM25), as a share of the best possible; equal scores
               share a rank
-    gate      times (1 + OVERLAP * share of the query's content words in the text) / (1 + OVERLAP);
+    gate      times (1 + OVERLAP * share) / (1 + OVERLAP), the share of the query's content words in the text, each
+              weighed by its idf to the power RARITY;
               a candidate that shares none and has a cosine below STRANGE is ranked last
     concert   times (1 + CONCERT * w), w the concert weight without novelty: of near ties the newer wins
     rerank    the best RERANKED by an injected model, if one is given
@@ -25,7 +26,7 @@ import numpy as np
 
 from common.errors import InvalidInput
 from common.types import Json
-from stores.index.bm25 import Matched, WordStatistics, bm25, covered, matched, query_words
+from stores.index.bm25 import WordStatistics, bm25, covered, matched, query_words
 from stores.index.terms import text_of
 from stores.ranking.concert import Concert, weights
 from stores.ranking.order import by_score, ruled
@@ -35,6 +36,7 @@ Rerank = Callable[[Sequence[str], str], Sequence[float]]
 
 FUSE = 10.0
 OVERLAP = 3.0
+RARITY = 0.5  # power of the idf by which a word counts in the gate: with 0, common parts of an identifier outweigh it
 STRANGE = 0.3
 CONCERT = 0.1
 RERANKED = 50
@@ -133,7 +135,8 @@ def full(
     hits, texts = [hits[i] for i in kept], [texts[i] for i in kept]
     cosines, lexical, fused = cosines[kept], lexical[kept], fused[kept]
     stage("fuse", fused)
-    gated, strange = overlap_gate(asked, texts, cosines, fused)
+    shares = np.array(covered(texts, asked, words, RARITY))
+    gated, strange = overlap_gate(asked, shares, cosines, fused)
     stage("gate", gated - strange)
     memories = [hit["memory"] for hit in hits]
     weights = concert_now(memories, cosines, now, concert)
@@ -147,8 +150,9 @@ def full(
         stage("rerank", [extra[i].get("rerank", -np.inf) for i in range(len(hits))])
     order = ruled(order, query, memories, [frozenset(text.counts) for text in texts], now)
     stage("order", -np.argsort(order).astype(np.float64))
-    for i in order[: reach(k, offset)]:
-        extra[i]["covered"] = covered(texts[i], asked, words)
+    shown = order[: reach(k, offset)]
+    for i, share in zip(shown, covered([texts[i] for i in shown], asked, words), strict=True):
+        extra[i]["covered"] = share
     for i in order:
         extra[i]["lexical"] = None if np.isnan(lexical[i]) else float(lexical[i])
     page = [*enumerate(order)][(offset or 0) :][: max(0, k)]
@@ -210,13 +214,12 @@ def fuse(channels: Sequence[np.ndarray], depth: int) -> np.ndarray:
 
 
 def overlap_gate(
-    asked: frozenset[str], texts: Sequence[Matched], cosines: np.ndarray, fused: np.ndarray
+    asked: frozenset[str], shares: np.ndarray, cosines: np.ndarray, fused: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores `[n]` after the strict-overlap gate, and which candidates are ranked last, `[n]` of 0 and 1. A query
-    without content words leaves all scores unchanged."""
+    """Scores `[n]` after the strict-overlap gate, and which candidates are ranked last, `[n]` of 0 and 1. `shares`
+    `[n]`: how much of the query each text covers. A query without content words leaves all scores unchanged."""
     if not asked:
-        return fused, np.zeros(len(texts))
-    shares = np.array([sum(min(1.0, n) for n in text.counts.values()) / len(asked) for text in texts])
+        return fused, np.zeros(len(shares))
     strange = (shares == 0.0) & (cosines < STRANGE)
     return fused * (1.0 + OVERLAP * shares) / (1.0 + OVERLAP), strange.astype(np.float64)
 

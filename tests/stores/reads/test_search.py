@@ -179,3 +179,21 @@ def test_a_write_is_seen_whole_or_not_at_all(tmp_path, spec, monkeypatch):
 def _close(vector: np.ndarray, seed: int) -> np.ndarray:
     moved = vector + 0.05 * unit(seed, DIM)
     return moved / np.linalg.norm(moved)
+
+
+def test_an_exact_identifier_is_before_those_that_share_its_common_parts(tmp_path):
+    """However near the vectors of the others are: rare words count more than ones that all of them have."""
+    shard = open_shard(tmp_path / "shard")
+    query, far = unit(0), unit(1)
+    others = [
+        (memory(f"o{i}", text=f"Note {i}: the reference is INV-2024-{i:05}."), unit(0) + 0.01 * unit(i + 2))
+        for i in range(100)
+    ]
+    wanted = (memory("wanted", text="The parcel of Nils has the reference INV-2024-48191."), far)
+    shard.memories.put(
+        MemoryBatch.of([(m, v / np.linalg.norm(v)) for m, v in [*others, wanted]]), op_id="all", now=NOW
+    )
+    for spelt in ("Whose is inv 2024 48191?", "INV-2024-48191", "inv-2024-48191 please"):
+        found = shard.search.find("acme", query, 3, query=spelt, retrieval="full", now=NOW)
+        assert found[0]["memory"]["id"] == "wanted"
+    shard.close()
