@@ -11,20 +11,22 @@ os.environ.setdefault(
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-# Tests with a Ray cluster share one worker of `pytest -n`, in order, and so one cluster; they wait a lot, while the
-# other worker computes.
-CLUSTER = ("actors", "jobs", "serve", "system")
+# Workers of `pytest -n` take whole folders, since the tests of one share what is expensive: the model, or in
+# tests/system one running instance. These files of it have processes of their own, and may run beside the others.
+APART = ("test_crash", "test_packaging", "test_reshard", "test_start", "test_two_nodes")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     from xdist.scheduler import LoadScopeScheduling
 
-    class ByCluster(LoadScopeScheduling):
+    class ByFolder(LoadScopeScheduling):
         def _split_scope(self, nodeid):
-            return "cluster" if nodeid.split("/")[1] in CLUSTER else "alone"
+            _, folder, *more = nodeid.partition("::")[0].split("/")
+            apart = folder == "system" and more[0].removesuffix(".py") in APART
+            return f"{folder}/{more[0]}" if apart else folder
 
-    return ByCluster(config, log)
+    return ByFolder(config, log)
 
 
 @pytest.fixture(scope="session")

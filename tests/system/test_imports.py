@@ -10,7 +10,7 @@ import time
 import pytest
 
 from jobs.commands.client import Client
-from jobs.commands.teach import teach_files
+from jobs.commands.teach import BATCH, FIRST_BATCH, teach_files
 from tests.support.exports import T0, chatgpt, claude, claude_message, letta, mem0, node
 
 WORDS = "amber birch cedar delta ember fjord grove heath inlet jetty kelp larch moor north ochre pine".split()
@@ -58,10 +58,10 @@ def teach(client: Client, file, namespace: str):
 
 def test_a_killed_teach_is_run_again_and_nothing_is_lost_or_doubled(instance, tmp_path):
     file = tmp_path / "conversations.json"
-    file.write_text(json.dumps(export(7)))
+    file.write_text(json.dumps(export(4)))
     with Client(instance.url) as client:
         whole, bad = teach(client, file, "import-whole")
-        assert not bad and whole.written == whole.stored > 120
+        assert not bad and whole.written == whole.stored > FIRST_BATCH + BATCH
 
         command = [
             sys.executable,
@@ -76,13 +76,13 @@ def test_a_killed_teach_is_run_again_and_nothing_is_lost_or_doubled(instance, tm
         ]
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
-        while len(contents(client, "import-killed")) < 40 and time.monotonic() < deadline:
+        while len(contents(client, "import-killed")) < FIRST_BATCH and time.monotonic() < deadline:
             assert process.poll() is None
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
         process.wait()
         between = len(contents(client, "import-killed"))
-        assert 40 <= between < whole.stored
+        assert FIRST_BATCH <= between < whole.stored
 
         again, bad = teach(client, file, "import-killed")
         assert not bad and again.written == whole.written
