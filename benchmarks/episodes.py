@@ -10,7 +10,7 @@ are written, changed and erased over HTTP, then every question is asked. Rates, 
     deleted, cascade   the answer does not hold the value that was erased, or concluded from it
     absent             the answer says that the model does not know
 
-No language model takes part in writing. mem0 and others can be measured with the same sets: `episodes(seed, count)`.
+No language model takes part in writing. `episodes_mem0.py` measures mem0 with the same questions.
 """
 
 import argparse
@@ -115,6 +115,10 @@ def main() -> None:
     report = {"model": model, "mode": args.mode, "seed": args.seed, "seconds": time.perf_counter() - started}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     write_json(args.out, {**report, "kinds": summary(rows), "rows": rows})
+    printed(rows)
+
+
+def printed(rows: list[Json]) -> None:
     for kind, found in summary(rows).items():
         print(f"{kind:8} {found['rate']:.2f} [{found['low']:.2f}, {found['high']:.2f}] n={found['n']}"
               f"  unknown {found['unknown']:.2f}  evidence {found['evidence']}")  # fmt: skip

@@ -1,6 +1,7 @@
 """What route handlers depend on: the parts behind the API (`Here`) and the caller's rights (`Asking`)."""
 
 import asyncio
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,9 +22,11 @@ from serve.access import Principal
 from serve.engines import Engines
 from serve.http import whole
 from serve.recall import Recall
+from stores.memory.period import holds
 
 Json = dict[str, Any]
 Vectors = NDArray[np.float32]
+LOOKED_UP = 64  # memories that are asked for at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +84,17 @@ class Parts:
         (`gate.withdraw`)."""
         act = self.adapters.withdraw if self.config.gate.withdraw else self.adapters.holding
         return await asyncio.to_thread(act, namespace, memory_ids)
+
+    async def outdated_since(self, namespace: str) -> list[str]:
+        """`outdated` where it is not known what has ended, as after an import: looks at all that was trained."""
+        trained = sorted(await asyncio.to_thread(self.adapters.trained_on, namespace))
+        now = time.time()
+        ended: set[str] = set()
+        for start in range(0, len(trained), LOOKED_UP):
+            some = trained[start : start + LOOKED_UP]
+            found = await asyncio.gather(*(self.store.memories.get(namespace, id) for id in some))
+            ended.update(memory["id"] for memory in found if memory and not holds(memory, (now, now)))
+        return await self.outdated(namespace, ended) if ended else []
 
     async def set_alias(self, alias: str, digest: str) -> None:
         """Have an alias name this version. Raises `NotFound`, and `Conflict` if it could not be loaded."""

@@ -68,6 +68,8 @@ class AdapterStore:
             if naming:
                 rest = {alias: named for alias, named in aliases.items() if named != digest}
                 write_json(self.folder / "aliases.json", rest)
+            if digest in (withdrawn := self._withdrawn()):
+                write_json(self.folder / WITHDRAWN, [other for other in withdrawn if other != digest])
             grave = Path(tempfile.mkdtemp(dir=self.folder, prefix=".retired-"))
             (self.folder / digest).rename(grave / digest)
             sync_folder(self.folder)
@@ -153,6 +155,16 @@ class AdapterStore:
             for manifest in self.manifests()
             if manifest.get("namespace") == namespace and memory_ids & set(manifest.get("memory_ids", ()))
         ]
+
+    def trained_on(self, namespace: str) -> set[str]:
+        """The memories that the versions of a namespace which have an alias were trained on."""
+        named = {*self.aliases().values()}
+        return {
+            id
+            for manifest in self.manifests()
+            if manifest.get("namespace") == namespace and manifest["digest"] in named
+            for id in manifest.get("memory_ids", ())
+        }
 
     def resolve(self, name: str, model_name: str) -> str | None:
         """Digest of the version that a request's `model` means, `BASE` for the base, None for an unknown name."""

@@ -90,7 +90,9 @@ def _import(path: Path, namespace: str, parts: Parts, loop: asyncio.AbstractEven
 
     _, rows = files.load(path, max_text_bytes=parts.config.store.max_text_bytes, into=namespace)
     read = files.import_rows(rows, take, op_id=fresh_op(), now=time.time(), embed=embed)
-    return {"namespace": namespace, "read": read, "new": statuses["new"], "existing": statuses["existing"]}
+    counts = {"namespace": namespace, "read": read, "new": statuses["new"], "existing": statuses["existing"]}
+    outdated = _wait(parts.outdated_since(namespace), loop) if statuses["new"] else []
+    return {**counts, **({"adapters": outdated} if outdated else {})}
 
 
 async def _received(request: Request) -> Path:

@@ -1,5 +1,7 @@
 """Versions that were trained on what is gone."""
 
+import shutil
+
 import pytest
 
 from common.errors import NotFound
@@ -35,6 +37,17 @@ def test_an_alias_never_moves_to_one_that_was_withdrawn(store):
     assert store.aliases() == {"latest": store.new}
     store.withdraw("n", {"only1"})
     assert store.aliases() == {"latest": BASE}
+
+
+def test_a_version_that_was_retired_is_no_longer_withdrawn(store, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(store.path(store.old), copy)
+    store.withdraw("n", {"only0"})
+    store.retire(store.old, with_aliases=True)
+    manifest = {"namespace": "n", "memory_ids": ["again"]}
+    assert store.publish(copy, manifest, alias=None) == store.old
+    assert store.withdraw("n", {"only1"}) == [store.new]
+    assert store.aliases()["latest"] == store.old
 
 
 def test_an_alias_does_not_move_to_a_damaged_version(store):

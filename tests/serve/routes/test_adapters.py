@@ -112,6 +112,51 @@ def test_versions_are_listed_named_and_retired(http, versions, instance):
     assert ask(http, "base:latest").status_code == 200
 
 
+def lives_in(town, since):
+    return {"id": town.lower(), "kind": "relational", "subject": "Ivo Brandt", "relation": "lives_in", "object": town,
+            "valid_from": since}  # fmt: skip
+
+
+def move(http):
+    http.post("/v1/memories", json={"namespace": "versions", "memories": [lives_in("Graz", "2023-01-01")]})
+
+
+def move_by_import(http):
+    """From another namespace, where the old fact is not known."""
+    moved = {"namespace": "moved", "memories": [lives_in("Graz", "2023-01-01")]}
+    http.post("/v1/memories", json=moved).raise_for_status()
+    file = http.post("/v1/memories/export", json={"namespace": "moved"}).content
+    http.post("/v1/memories/import", params={"namespace": "versions"}, content=file).raise_for_status()
+
+
+def patch(http):
+    changed = {"namespace": "versions", "generation": 0, "valid_to": "2024-01-01"}
+    generation = http.get("/v1/memories/oslo", params={"namespace": "versions"}).json()["statistics"][
+        "generation"
+    ]
+    http.patch("/v1/memories/oslo", json={**changed, "generation": generation}).raise_for_status()
+
+
+def erase(http):
+    http.delete("/v1/memories/oslo", params={"namespace": "versions"}).raise_for_status()
+
+
+@pytest.mark.parametrize("way", [move, move_by_import, patch, erase])
+def test_what_was_trained_on_a_fact_that_ends_loses_its_alias(http, versions, loaded, tmp_path, way):
+    store, (one, _), _ = versions
+    facts = {"namespace": "versions", "memories": [lives_in("Oslo", "2015-01-01")]}
+    http.post("/v1/memories", json=facts).raise_for_status()
+    manifest = {"namespace": "versions", "model_digest": loaded.digest, "memory_ids": ["oslo"]}
+    folder = random_adapters(loaded.model.config, tmp_path)[0]
+    change_tensors(folder, lambda tensors: [tensor.mul_(0.5) for tensor in tensors.values()])
+    trained = store.publish(folder, manifest, alias="latest")
+    assert store.aliases()["latest"] == trained != one
+    way(http)
+    assert store.aliases()["latest"] == one, "what was trained on other memories"
+    for namespace in ("versions", "moved"):
+        http.post("/v1/memories/forget", json={"namespace": namespace, "all": True}).raise_for_status()
+
+
 def test_an_alias_never_names_what_does_not_load(http, versions, instance, loaded, tmp_path):
     store, (one, two), _ = versions
     manifest = {"namespace": "versions", "model_digest": loaded.digest}
