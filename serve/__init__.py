@@ -9,6 +9,7 @@
 - `recall.py`: which memories a request gets
 - `pages.py`: all memories of a namespace, page by page
 - `access.py`: API keys and their namespaces
+- `model_names.py`: models whose names say the memory, as `base:off@acme`
 - `http.py`: error format, body limit, CORS
 - `encodings.py`: gzip bodies
 - `telemetry.py`: counters and their Prometheus text

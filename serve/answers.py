@@ -31,13 +31,14 @@ class Answers:
     ) -> Response:
         """Answer a request, as one response or as a stream. `counted`: count this as a use of the injected memories.
 
-        Raises `NotFound` for an unknown model, `Overloaded` if too many requests run.
+        Raises `NotFound` for an unknown model, `Forbidden` and `InvalidInput` as `Parts.remembering`, `Overloaded` if
+        too many requests run.
         """
-        asking.check(body.memory.namespace)
+        body.memory = self._parts.remembering(body, asking)
         config = self._parts.config
         prompts, samplings = body.prompts, body.sampling(config.serve.max_new_tokens)
         self._parts.version(body.model, asking)  # an unknown one is refused before anything is done
-        mode = body.memory.mode or config.recall.mode
+        mode = str(body.memory.mode)
         async with contextlib.AsyncExitStack() as stack:
             stack.enter_context(self.admitted(len(prompts) * len(samplings)))
             recalled = await asyncio.gather(

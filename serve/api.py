@@ -79,7 +79,7 @@ class Api:
         )
         self._answers = Answers(self._parts, self._telemetry)
         install_cors(app, config.serve.cors_origins)
-        app.state.access = Access(config.serve.api_keys)
+        app.state.access = Access(config.serve.api_keys, config.serve.default_namespace)
         app.state.max_body_bytes = config.serve.max_body_bytes
         app.state.max_import_bytes = config.serve.max_import_bytes
         app.state.parts = self._parts
@@ -123,7 +123,8 @@ class Api:
 
     async def ask(self, body: ChatBody) -> dict[str, Any]:
         """Answer a chat request of an evaluation: without an API key, and not counted as use of the memories."""
-        response = await self._answers.answer(body, Principal(frozenset([ALL])), counted=False)
+        everyone = Principal(frozenset([ALL]), self._config.serve.default_namespace)
+        response = await self._answers.answer(body, everyone, counted=False)
         return json.loads(bytes(response.body))
 
     async def set_alias(self, alias: str, digest: str) -> None:

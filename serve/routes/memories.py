@@ -30,8 +30,8 @@ async def namespaces(asking: Asking, parts: Here) -> dict[str, Any]:
 
 @router.post("/v1/memories")
 async def write(body: WriteBody, asking: Asking, parts: Here) -> dict[str, Any]:
-    asking.check(body.namespace)
-    memories, refused = _parse(body, parts.config.store.max_text_bytes)
+    space = asking.space(body.namespace)
+    memories, refused = _parse(body, space, parts.config.store.max_text_bytes)
     vectors, passages = await parts.embed_memories([memory.text for memory in memories])
     generation = parts.store.generation
     batch = MemoryBatch(memories, vectors, passages)
@@ -39,11 +39,11 @@ async def write(body: WriteBody, asking: Asking, parts: Here) -> dict[str, Any]:
     stored = sum(result["stored"] for result in results)
     # Not a memory that the store has under another id: its blocks would never be read, and never be erased.
     own = [(m.text, r) for m, r in zip(memories, results, strict=True) if r["stored"] and r["id"] == m.id]
-    await parts.encode_soon(body.namespace, own, generation=generation)
+    await parts.encode_soon(space, own, generation=generation)
     for i in sorted(refused):
         results.insert(i, refused[i])
     ended = {id for result in results for id in result.get("closes", ())}
-    outdated = await parts.outdated(body.namespace, ended) if ended else []
+    outdated = await parts.outdated(space, ended) if ended else []
     return {
         "memories": results,
         "written": len(results),
@@ -52,7 +52,7 @@ async def write(body: WriteBody, asking: Asking, parts: Here) -> dict[str, Any]:
     }
 
 
-def _parse(body: WriteBody, max_text_bytes: int) -> tuple[list[Memory], dict[int, Json]]:
+def _parse(body: WriteBody, namespace: str, max_text_bytes: int) -> tuple[list[Memory], dict[int, Json]]:
     """The memories, and the answers for refused items by index. If the call is not `partial`, the first bad item
     raises instead."""
     memories, refused, started = [], {}, time.time()
@@ -60,7 +60,7 @@ def _parse(body: WriteBody, max_text_bytes: int) -> tuple[list[Memory], dict[int
         try:
             # A microsecond apart, so that memories without a time keep the order of the request.
             now = started + i * 1e-6
-            parsed = parse_memory(item, namespace=body.namespace, now=now, max_text_bytes=max_text_bytes)
+            parsed = parse_memory(item, namespace=namespace, now=now, max_text_bytes=max_text_bytes)
             memories.append(parsed)
         except SharpwaveError as error:
             if not body.partial:
@@ -76,24 +76,24 @@ def _parse(body: WriteBody, max_text_bytes: int) -> tuple[list[Memory], dict[int
 async def list_memories(
     asking: Asking,
     parts: Here,
-    namespace: Namespace = "default",
+    namespace: Namespace | None = None,
     kind: str | None = None,
     conversation: str | None = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 50,
     cursor: str | None = None,
 ) -> dict[str, Any]:
-    asking.check(namespace)
+    space = asking.space(namespace)
     options: Json = {"kind": kind, "conversation": conversation, "limit": limit, "after": cursor}
-    return await parts.store.memories.list(namespace, **options)
+    return await parts.store.memories.list(space, **options)
 
 
 @router.post("/v1/memories/search")
 async def search(body: SearchBody, asking: Asking, parts: Here) -> dict[str, Any]:
-    asking.check(body.namespace)
+    space = asking.space(body.namespace)
     if body.complete:
-        return await _complete(body, parts)
+        return await _complete(body, space, parts)
     results, trace = await parts.recall.search(
-        body.namespace,
+        space,
         body.query,
         body.k,
         kinds=body.kinds,
@@ -106,14 +106,14 @@ async def search(body: SearchBody, asking: Asking, parts: Here) -> dict[str, Any
     return {"results": results, **({"trace": trace} if body.trace else {})}
 
 
-async def _complete(body: SearchBody, parts: Parts) -> Json:
+async def _complete(body: SearchBody, namespace: str, parts: Parts) -> Json:
     """Recall from a partial cue: the memory that the cue is completed to, then its nearest neighbours."""
     started, first = time.perf_counter(), body.offset or 0
     vector = await parts.embed_one(body.query)
     embedded = time.perf_counter()
     options: Json = {"kinds": body.kinds, "where": body.filter}
     options["period"] = period_of(body.query, at=body.at, history=body.history, where=body.filter)
-    found = await parts.store.search.complete(body.namespace, vector, first + body.k, **options)
+    found = await parts.store.search.complete(namespace, vector, first + body.k, **options)
     stages = [
         {"stage": "embed", "ms": 1e3 * (embedded - started)},
         {"stage": "complete", "ms": 1e3 * (time.perf_counter() - embedded), "candidates": len(found)},
@@ -124,10 +124,10 @@ async def _complete(body: SearchBody, parts: Parts) -> Json:
 
 @router.post("/v1/memories/forget")
 async def forget(body: ForgetBody, asking: Asking, parts: Here) -> dict[str, Any]:
-    asking.check(body.namespace)
+    space = asking.space(body.namespace)
     if sum((body.ids is not None, body.filter is not None, body.all)) != 1:
         raise InvalidInput("give exactly one of ids, filter, all", param="ids")
-    return await _forget(parts, body.namespace, ids=body.ids, where=body.filter, everything=body.all)
+    return await _forget(parts, space, ids=body.ids, where=body.filter, everything=body.all)
 
 
 async def _forget(
@@ -148,41 +148,41 @@ async def _forget(
 async def weakest(
     asking: Asking,
     parts: Here,
-    namespace: Namespace = "default",
+    namespace: Namespace | None = None,
     n: Annotated[int, Query(ge=1, le=1000)] = 10,
 ) -> dict[str, Any]:
     """The memories that decay has left least of, weakest first."""
-    asking.check(namespace)
-    return {"memories": await parts.store.memories.weakest(namespace, n, now=time.time())}
+    space = asking.space(namespace)
+    return {"memories": await parts.store.memories.weakest(space, n, now=time.time())}
 
 
 @router.get("/v1/memories/{memory_id:path}/history")
 async def history(
-    memory_id: MemoryId, asking: Asking, parts: Here, namespace: Namespace = "default"
+    memory_id: MemoryId, asking: Asking, parts: Here, namespace: Namespace | None = None
 ) -> dict[str, Any]:
     """Every version, newest first."""
-    asking.check(namespace)
-    versions = await parts.store.memories.history(namespace, memory_id)
+    space = asking.space(namespace)
+    versions = await parts.store.memories.history(space, memory_id)
     if not versions:
-        raise no_memory(memory_id, namespace)
-    return {"id": memory_id, "namespace": namespace, "versions": versions}
+        raise no_memory(memory_id, space)
+    return {"id": memory_id, "namespace": space, "versions": versions}
 
 
 @router.get("/v1/memories/{memory_id:path}")
 async def get(
-    memory_id: MemoryId, asking: Asking, parts: Here, namespace: Namespace = "default"
+    memory_id: MemoryId, asking: Asking, parts: Here, namespace: Namespace | None = None
 ) -> dict[str, Any]:
-    asking.check(namespace)
-    return await parts.get(namespace, memory_id)
+    space = asking.space(namespace)
+    return await parts.get(space, memory_id)
 
 
 @router.patch("/v1/memories/{memory_id:path}")
 async def update(memory_id: MemoryId, body: UpdateBody, asking: Asking, parts: Here) -> dict[str, Any]:
     """Write a new version; 409 where `generation` is no longer the latest."""
-    asking.check(body.namespace)
-    versions = await parts.store.memories.history(body.namespace, memory_id)
+    space = asking.space(body.namespace)
+    versions = await parts.store.memories.history(space, memory_id)
     if not versions:
-        raise no_memory(memory_id, body.namespace)
+        raise no_memory(memory_id, space)
     memory = changed(versions[0]["content"], body, parts.config.store.max_text_bytes)
     generation = parts.store.generation
     [vector], passages = await parts.embed_memories([memory.text])
@@ -194,9 +194,9 @@ async def update(memory_id: MemoryId, body: UpdateBody, asking: Asking, parts: H
         op_id=fresh_op(),
         now=time.time(),
     )
-    await parts.encode_soon(body.namespace, [(memory.text, written)], generation=generation)
+    await parts.encode_soon(space, [(memory.text, written)], generation=generation)
     # The text that a version was trained on is no longer what the memory says.
-    if outdated := await parts.outdated(body.namespace, {memory_id, *written.get("closes", ())}):
+    if outdated := await parts.outdated(space, {memory_id, *written.get("closes", ())}):
         written["adapters"] = outdated
     return written
 
@@ -218,10 +218,10 @@ def changed(content: Json, body: UpdateBody, max_text_bytes: int) -> Memory:
 
 @router.delete("/v1/memories/{memory_id:path}")
 async def delete(
-    memory_id: MemoryId, asking: Asking, parts: Here, namespace: Namespace = "default"
+    memory_id: MemoryId, asking: Asking, parts: Here, namespace: Namespace | None = None
 ) -> dict[str, Any]:
-    asking.check(namespace)
-    receipt = await _forget(parts, namespace, ids=[memory_id], where=None, everything=False)
+    space = asking.space(namespace)
+    receipt = await _forget(parts, space, ids=[memory_id], where=None, everything=False)
     if not receipt["forgotten"] and not receipt["kv_blocks"]:
-        raise no_memory(memory_id, namespace)
+        raise no_memory(memory_id, space)
     return receipt
