@@ -13,5 +13,8 @@
 - `http.py`: error format, body limit, CORS
 - `encodings.py`: gzip bodies
 - `telemetry.py`: counters and their Prometheus text
+- `queries.py`: unknown parameters of URLs are refused
+- `offline_docs.py`: `/docs` without the internet
+- `access_log.py`: where Serve's line for each request goes
 - `routes/`: the routes by subject; `schemas/`: request and response bodies
 """
