@@ -255,6 +255,7 @@ class ServeConfig(Section):
         "default",
         description="of requests that name none, without keys or with one for all namespaces; null: they must",
     )
+    mem0: bool = Field(False, description="also answer clients of mem0, on paths that end in a slash")
     cors_origins: list[str] = Field(
         default_factory=list,
         description="pages that browsers may call from, as https://example.org; ['*']: all",

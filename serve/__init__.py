@@ -6,6 +6,8 @@
 - `engines.py`: the client of all language model replicas: routing, and calls that every one must get
 - `parts.py`: what route handlers use: store, engines, embedder, adapters, recall, the caller's rights
 - `answers.py`: chat and completions: recall, engine, OpenAI's format
+- `writing.py`: memories out of a request; write, update, erase
+- `extraction.py`: what the served model finds stated in a conversation
 - `recall.py`: which memories a request gets
 - `pages.py`: all memories of a namespace, page by page
 - `access.py`: API keys and their namespaces
@@ -13,6 +15,7 @@
 - `http.py`: error format, body limit, CORS
 - `encodings.py`: gzip bodies
 - `telemetry.py`: counters and their Prometheus text
+- `mem0_filters.py`: mem0's filters and its shape of a memory
 - `queries.py`: unknown parameters of URLs are refused
 - `offline_docs.py`: `/docs` without the internet
 - `access_log.py`: where Serve's line for each request goes

@@ -35,7 +35,7 @@ from serve.pages import all_memories
 from serve.parts import Parts
 from serve.queries import only_known
 from serve.recall import Recall
-from serve.routes import adapters, language, memories, operations, stores, transfer
+from serve.routes import adapters, language, mem0, memories, operations, stores, transfer
 from serve.schemas.requests import ChatBody
 from serve.schemas.responses import ERRORS
 from serve.telemetry import CountRequests, Telemetry
@@ -55,7 +55,7 @@ app.add_middleware(CountRequests)
 install_error_handlers(app)
 
 # Above the class, as is everything else it uses: the ingress decorator captures this module as it is at that moment.
-for routes in (offline_docs, transfer, memories, stores, operations, language, adapters):
+for routes in (offline_docs, mem0, transfer, memories, stores, operations, language, adapters):
     app.include_router(routes.router)
 
 READY_S = 5.0  # a load balancer that asks `/ready` needs the answer soon
@@ -95,6 +95,7 @@ class Api:
         app.state.parts = self._parts
         app.state.answers = self._answers
         app.state.telemetry = self._telemetry
+        app.state.mem0 = config.serve.mem0
 
     # Operation
 

@@ -86,12 +86,13 @@ KEYS = {
 
 @pytest.fixture(scope="session")
 def guarded(tmp_path_factory):
-    """A running instance with API keys, one of each kind."""
+    """A running instance with API keys, one of each kind, and mem0's interface."""
     from common import config
     from jobs.instance import instance as instances
 
     store = tmp_path_factory.mktemp("guarded") / "store"
-    settings = config.load(overrides={"store.dir": str(store), "serve.port": 0, "serve.api_keys": KEYS})
+    overrides = {"store.dir": str(store), "serve.port": 0, "serve.api_keys": KEYS, "serve.mem0": True}
+    settings = config.load(overrides=overrides)
     try:
         yield instances.up(settings)
     finally:

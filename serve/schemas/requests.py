@@ -79,7 +79,14 @@ class Body(BaseModel):
 
 class WriteBody(Body):
     namespace: Namespace | None = None
-    memories: list[dict[str, Any]] = Field(min_length=1, max_length=10_000)
+    memories: list[dict[str, Any]] | None = Field(None, min_length=1, max_length=10_000)
+    messages: list[dict[str, Any]] | None = Field(
+        None, min_length=1, max_length=10_000, description="a conversation, in place of memories"
+    )
+    conversation: str | None = Field(None, description="its name; absent: made of its messages")
+    time: Time | None = Field(None, description="of its first message; a message may have its own")
+    context: dict[str, Any] | None = Field(None, description="of each memory that it gives")
+    infer: bool = Field(False, description="store what the served model finds stated in it, not its messages")
     partial: bool = False
 
 

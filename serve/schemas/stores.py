@@ -21,10 +21,11 @@ K = Annotated[int, Field(ge=1, le=1000)]
 
 
 class UpdateBody(Body):
-    """What is given replaces what the memory said; `generation` is the one that the change goes out from."""
+    """What is given replaces what the memory said; `generation` is the one that the change goes out from, absent: the
+    latest."""
 
     namespace: Namespace | None = None
-    generation: int = Field(ge=0)
+    generation: int | None = Field(None, ge=0)
     text: str | None = None
     subject: str | None = None
     relation: str | None = None
