@@ -17,7 +17,6 @@
 - `telemetry.py`: counters and their Prometheus text
 - `mem0_filters.py`: mem0's filters and its shape of a memory
 - `queries.py`: unknown parameters of URLs are refused
-- `offline_docs.py`: `/docs` without the internet
 - `access_log.py`: where Serve's line for each request goes
 - `routes/`: the routes by subject; `schemas/`: request and response bodies
 """

@@ -25,7 +25,6 @@ from common.config import Config
 from common.errors import NotReady, SharpwaveError
 from common.names import ALL
 from models.weights.adapters import AdapterStore
-from serve import offline_docs
 from serve.access import Access, Principal
 from serve.access_log import keep_off_stderr
 from serve.answers import Answers
@@ -35,7 +34,7 @@ from serve.pages import all_memories
 from serve.parts import Parts
 from serve.queries import only_known
 from serve.recall import Recall
-from serve.routes import adapters, language, mem0, memories, operations, stores, transfer
+from serve.routes import adapters, language, mem0, memories, offline_docs, operations, stores, transfer
 from serve.schemas.requests import ChatBody
 from serve.schemas.responses import ERRORS
 from serve.telemetry import CountRequests, Telemetry

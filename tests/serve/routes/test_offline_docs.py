@@ -5,8 +5,8 @@ import re
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from serve import offline_docs
 from serve.http import install_error_handlers
+from serve.routes import offline_docs
 
 
 def test_the_page_and_all_that_it_loads_are_here():
