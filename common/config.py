@@ -24,7 +24,9 @@ from pydantic import (
     model_validator,
 )
 
+from common.api_keys import KeyRights, ModeSetting
 from common.errors import InvalidInput
+from common.names import check_name
 
 ENV_PREFIX = "SHARPWAVE_"
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.\-]*://[^/?#@\s*]+")
@@ -178,7 +180,7 @@ class EmbedConfig(Section):
 class RecallConfig(Section):
     """Defaults of a request's `memory` field."""
 
-    mode: Literal["full", "text", "prefix", "hybrid", "off"] = "prefix"
+    mode: ModeSetting = "prefix"
     k: int = Field(8, ge=1, le=1000, description="memories at most, where the request gives no number")
     min_share: float = Field(
         0.6,
@@ -244,9 +246,16 @@ class RecallConfig(Section):
 class ServeConfig(Section):
     host: str = "127.0.0.1"
     port: int = Field(8099, ge=0, le=65535, description="0: a free port")
-    api_keys: dict[str, list[str]] = Field(
-        default_factory=dict, description="key -> namespaces it may use; ['*'] for all"
+    api_keys: dict[str, KeyRights] = Field(
+        default_factory=dict,
+        description="key -> namespaces it may use, ['*'] for all; or {namespaces, namespace, memory}: also the "
+        "namespace and the mode of its requests that say none",
     )
+    default_namespace: str | None = Field(
+        "default",
+        description="of requests that name none, without keys or with one for all namespaces; null: they must",
+    )
+    mem0: bool = Field(False, description="also answer clients of mem0, on paths that end in a slash")
     cors_origins: list[str] = Field(
         default_factory=list,
         description="pages that browsers may call from, as https://example.org; ['*']: all",
@@ -276,6 +285,11 @@ class ServeConfig(Section):
         description="extra replicas while an update rolls: 100 needs room for both; at 0 the old go first, and "
         "requests wait",
     )
+
+    @field_validator("default_namespace")
+    @classmethod
+    def _is_a_name(cls, namespace: str | None) -> str | None:
+        return namespace if namespace is None else check_name(namespace, "serve.default_namespace")
 
     @field_validator("cors_origins")
     @classmethod
@@ -444,10 +458,15 @@ def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
 
 def _explain(error: ValidationError) -> InvalidInput:
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
+    loc = [*first["loc"]]
+    if loc[:2] == ["serve", "api_keys"] and len(loc) > 2:
+        loc[2] = "KEY"  # a message must not hold it
+    where = ".".join(str(part) for part in loc)
     if first["type"] == "extra_forbidden":
         section = Config.model_fields.get(str(first["loc"][0]))
-        fields = Config.model_fields if len(first["loc"]) == 1 else section.annotation.model_fields  # type: ignore[union-attr]
+        fields = Config.model_fields if len(loc) == 1 else section.annotation.model_fields  # type: ignore[union-attr]
+        if "KEY" in loc:
+            fields = KeyRights.model_fields
         return InvalidInput(
             f"unknown config key {where!r}; valid here: {', '.join(sorted(fields))}", param=where
         )

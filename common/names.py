@@ -23,19 +23,20 @@ def normal(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def check_name(value: Any, name: str) -> str:
-    """The normal form of an `id` or a `namespace`. Raises `InvalidInput` with `name` as its parameter."""
+def check_name(value: Any, name: str, param: str | None = None) -> str:
+    """The normal form of an `id` or a `namespace`. Raises `InvalidInput` for `param`, else for `name`."""
+    param = param or name
     text = normal(value) if isinstance(value, str) else ""
     if not 0 < len(text) <= MAX_NAME or text != text.strip() or any(map(_refused, text)):
         shown = repr(value[:64] if isinstance(value, str) else value)[:80]
-        raise InvalidInput(f"{name} = {shown}: {RULE}", param=name)
+        raise InvalidInput(f"{name} = {shown}: {RULE}", param=param)
     if name == "id" and text in RESERVED_IDS:
         raise InvalidInput(
-            f"id = {text!r}: is reserved; valid is any other than {', '.join(RESERVED_IDS)}", param=name
+            f"id = {text!r}: is reserved; valid is any other than {', '.join(RESERVED_IDS)}", param=param
         )
     if name == "namespace" and text == ALL:
         raise InvalidInput(
-            f"namespace = {ALL!r}: means all of them to an API key; give another name", param=name
+            f"namespace = {ALL!r}: means all of them to an API key; give another name", param=param
         )
     return text
 

@@ -243,7 +243,10 @@ def _selected(client: Client, namespace: str, chosen: dict[str, Any]) -> Iterato
 def status(
     env: Annotated[
         bool,
-        typer.Option("--env", help='print what `ray job submit` needs: eval "$(sharpwave status --env)"'),
+        typer.Option(
+            "--env",
+            help='print what `ray job submit` and `serve status` need: eval "$(sharpwave status --env)"',
+        ),
     ] = False,
     store: Store = DEFAULT_STORE,
     url: Url = None,

@@ -23,7 +23,7 @@ class Answers:
     def __init__(self, parts: Parts, telemetry: Telemetry) -> None:
         self._parts = parts
         self._telemetry = telemetry
-        self._in_flight = 0
+        self.in_flight = 0
         self._background: set[asyncio.Task] = set()
 
     async def answer(
@@ -31,13 +31,15 @@ class Answers:
     ) -> Response:
         """Answer a request, as one response or as a stream. `counted`: count this as a use of the injected memories.
 
-        Raises `NotFound` for an unknown model, `Overloaded` if too many requests run.
+        Raises `NotFound` for an unknown model, `Forbidden` and `InvalidInput` as `Parts.remembering`, `Overloaded` if
+        too many requests run.
         """
-        asking.check(body.memory.namespace)
+        body.memory = self._parts.remembering(body, asking)
         config = self._parts.config
         prompts, samplings = body.prompts, body.sampling(config.serve.max_new_tokens)
         self._parts.version(body.model, asking)  # an unknown one is refused before anything is done
-        mode = body.memory.mode or config.recall.mode
+        mode = str(body.memory.mode)
+        started = time.perf_counter()
         async with contextlib.AsyncExitStack() as stack:
             stack.enter_context(self.admitted(len(prompts) * len(samplings)))
             recalled = await asyncio.gather(
@@ -55,6 +57,7 @@ class Answers:
                 for sampling in samplings
             ]
             first, pieces = await self._begun(body.model, asking, requests)
+            self._telemetry.began(mode, time.perf_counter() - started)
             await stack.enter_async_context(contextlib.aclosing(pieces))
             reply = self._reply(body, mode, recalled)
             if body.stream:
@@ -73,15 +76,15 @@ class Answers:
                 f"the call asks for {requests} answers, serve.max_queued is {limit}; send fewer at once",
                 param="n",
             )
-        if self._in_flight + requests > limit:
+        if self.in_flight + requests > limit:
             raise Overloaded(
-                f"{self._in_flight} requests are in flight, the limit is {limit}; retry after 1 s"
+                f"{self.in_flight} requests are in flight, the limit is {limit}; retry after 1 s"
             )
-        self._in_flight += requests
+        self.in_flight += requests
         try:
             yield
         finally:
-            self._in_flight -= requests
+            self.in_flight -= requests
 
     async def _begun(
         self, model: str, asking: Principal, requests: Sequence[Json]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import ray.exceptions
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.responses import HTMLResponse, PlainTextResponse
 from ray import serve as ray_serve
 from ray.serve.exceptions import RayServeException
@@ -26,31 +26,39 @@ from common.errors import NotReady, SharpwaveError
 from common.names import ALL
 from models.weights.adapters import AdapterStore
 from serve.access import Access, Principal
+from serve.access_log import keep_off_stderr
 from serve.answers import Answers
 from serve.engines import Engines
 from serve.http import BodyLimit, EncodedSlashes, install_cors, install_error_handlers, unwrap
 from serve.pages import all_memories
 from serve.parts import Parts
+from serve.queries import only_known
 from serve.recall import Recall
-from serve.routes import adapters, language, memories, operations, stores, transfer
+from serve.routes import adapters, language, mem0, memories, offline_docs, operations, stores, transfer
 from serve.schemas.requests import ChatBody
 from serve.schemas.responses import ERRORS
-from serve.telemetry import Telemetry
+from serve.telemetry import CountRequests, Telemetry
 from stores.memory.period import dated
 
 app = FastAPI(
-    title="Sharpwave", description="A memory for language models that ends in the weights.", responses=ERRORS
+    title="Sharpwave",
+    description="A memory for language models that ends in the weights.",
+    responses=ERRORS,
+    dependencies=[Depends(only_known)],
+    docs_url=None,  # `offline_docs.py`
+    redoc_url=None,
 )
 app.add_middleware(BodyLimit)
 app.add_middleware(EncodedSlashes)
+app.add_middleware(CountRequests)
 install_error_handlers(app)
 
 # Above the class, as is everything else it uses: the ingress decorator captures this module as it is at that moment.
-for routes in (transfer, memories, stores, operations, language, adapters):
+for routes in (offline_docs, mem0, transfer, memories, stores, operations, language, adapters):
     app.include_router(routes.router)
 
 READY_S = 5.0  # a load balancer that asks `/ready` needs the answer soon
-METRICS_STORE_S = 5.0  # then a scrape gets the metrics without the store's counts
+METRICS_S = 5.0  # then a scrape gets the metrics without the store's, or the engine's
 PAGE = Path(__file__).with_name("page.html")
 
 
@@ -65,6 +73,7 @@ class Api:
     """One replica of the HTTP application; also called by jobs through a deployment handle."""
 
     def __init__(self, config: Config, engine: DeploymentHandle, embedder: DeploymentHandle) -> None:
+        keep_off_stderr()
         self._config = config
         self._engines = Engines(engine, config.serve.deadline_s)
         self._store = ShardedStore(config)
@@ -79,11 +88,13 @@ class Api:
         )
         self._answers = Answers(self._parts, self._telemetry)
         install_cors(app, config.serve.cors_origins)
-        app.state.access = Access(config.serve.api_keys)
+        app.state.access = Access(config.serve.api_keys, config.serve.default_namespace)
         app.state.max_body_bytes = config.serve.max_body_bytes
         app.state.max_import_bytes = config.serve.max_import_bytes
         app.state.parts = self._parts
         app.state.answers = self._answers
+        app.state.telemetry = self._telemetry
+        app.state.mem0 = config.serve.mem0
 
     # Operation
 
@@ -105,11 +116,16 @@ class Api:
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics(self) -> PlainTextResponse:
-        store = None
-        with contextlib.suppress(TimeoutError, SharpwaveError, ray.exceptions.RayError):
-            async with asyncio.timeout(METRICS_STORE_S):
+        silent = (TimeoutError, SharpwaveError, ray.exceptions.RayError, RayServeException)
+        engine = store = None
+        with contextlib.suppress(*silent):
+            async with asyncio.timeout(METRICS_S):
+                engine = await self._engines.status()
+        with contextlib.suppress(*silent):
+            async with asyncio.timeout(METRICS_S):
                 store = await self._store.counts()
-        return PlainTextResponse(self._telemetry.prometheus(store), media_type="text/plain; version=0.0.4")
+        told = self._telemetry.prometheus(store, engine, in_flight=self._answers.in_flight)
+        return PlainTextResponse(told, media_type="text/plain; version=0.0.4")
 
     @app.get("/", include_in_schema=False)
     async def page(self) -> HTMLResponse:
@@ -123,7 +139,8 @@ class Api:
 
     async def ask(self, body: ChatBody) -> dict[str, Any]:
         """Answer a chat request of an evaluation: without an API key, and not counted as use of the memories."""
-        response = await self._answers.answer(body, Principal(frozenset([ALL])), counted=False)
+        everyone = Principal(frozenset([ALL]), self._config.serve.default_namespace)
+        response = await self._answers.answer(body, everyone, counted=False)
         return json.loads(bytes(response.body))
 
     async def set_alias(self, alias: str, digest: str) -> None:

@@ -12,6 +12,7 @@ from ray.serve.handle import DeploymentHandle
 
 from common.config import Config, ServeConfig
 from serve.access import check_bind
+from serve.access_log import logging_config
 from serve.api import Api
 from serve.replicas import EmbedderReplica, EngineReplica
 
@@ -28,6 +29,7 @@ def build(config: Config) -> ray_serve.Application:
     rolling = {
         "graceful_shutdown_timeout_s": config.serve.deadline_s,
         "max_surge_percent": config.serve.surge_percent,
+        "logging_config": logging_config(config),
     }
     engine = ENGINE.options(**rolling, **engine_options(config.serve)).bind(config)
     embedder = EMBEDDER.options(**rolling).bind(config)

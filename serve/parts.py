@@ -18,10 +18,12 @@ from common.config import Config
 from common.errors import NotFound
 from common.names import normal
 from models.weights.adapters import BASE, AdapterStore
-from serve.access import Principal
+from serve.access import Access, Principal
 from serve.engines import Engines
 from serve.http import whole
+from serve.model_names import parse
 from serve.recall import Recall
+from serve.schemas.requests import GenerateBody, MemoryField
 from stores.memory.period import holds
 
 Json = dict[str, Any]
@@ -101,14 +103,29 @@ class Parts:
         await self.engines.check_version(digest)
         await asyncio.to_thread(self.adapters.set_alias, alias, digest)
 
+    def remembering(self, body: GenerateBody, asking: Principal) -> MemoryField:
+        """The `memory` of a request with its namespace and its mode, which the request says, the name of its model, a
+        header, the API key or the configuration, in this order. Raises as `Principal.space`, but nothing in mode `off`
+        where no namespace is said: there none is read."""
+        asked, named = body.memory, parse(body.model, self.config.model.name)
+        mode = asked.mode or named.mode or asking.mode or self.config.recall.mode
+        said = asked.namespace or named.namespace
+        namespace = "" if mode == "off" and said is None else asking.space(said)
+        return asked.model_copy(update={"namespace": namespace, "mode": mode})
+
     def version(self, name: str, asking: Principal) -> str:
-        """The digest of the version that a request's `model` names. Raises `NotFound`, also for a version of a
-        namespace that the API key may not use."""
-        digest = self.adapters.resolve(name, self.config.model.name)
+        """The digest of the version that a request's `model` names, whatever it says of the memory. Raises `NotFound`,
+        also for a version of a namespace that the API key may not use, and `Forbidden` for a namespace after `@`."""
+        named = parse(name, self.config.model.name)
+        if named.namespace is not None:
+            asking.check(named.namespace)
+        digest = self.adapters.resolve(named.version, self.config.model.name)
         if digest is None or (digest != BASE and not self.visible(digest, asking)):
             known = ", ".join(self.names(asking))
             raise NotFound(
-                f"model {name!r} does not exist; known: {known}", param="model", code="model_not_found"
+                f"model {name!r} does not exist; known: {known}; each also with :MODE and @NAMESPACE behind it",
+                param="model",
+                code="model_not_found",
             )
         return digest
 
@@ -143,9 +160,10 @@ def parts_of(request: Request) -> Parts:
 
 
 def principal(request: Request) -> Principal:
-    """The caller. Raises `Unauthorized` if API keys are configured and the request has none of them."""
-    found: Principal = request.app.state.access.principal(request.headers.get("authorization"))
-    return found
+    """The caller, with what the headers say of the memory. Raises `Unauthorized` if API keys are configured and the
+    request has none of them."""
+    access: Access = request.app.state.access
+    return access.principal(request.headers.get("authorization")).told(request.headers)
 
 
 def no_memory(memory_id: str, namespace: str) -> NotFound:

@@ -25,6 +25,7 @@ from models.text.rerank import Reranker
 from models.weights.adapters import AdapterStore
 from models.weights.load import load_model
 from models.weights.versions import ModelVersions
+from serve.access_log import keep_off_stderr
 from stores.log.open import block_keyring
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class EngineReplica:
     """
 
     def __init__(self, config: Config) -> None:
+        keep_off_stderr()
         # Ray gives a replica as many threads as it books CPUs, which is less than one.
         torch.set_num_threads(config.model.threads or os.cpu_count() or 1)
         loaded = load_model(config.model.name, config.model.dtype)
@@ -167,6 +169,7 @@ class EmbedderReplica:
     """A thin shell around `models.embed.Embedder`, for memories and queries alike, and around the reranker."""
 
     def __init__(self, config: Config) -> None:
+        keep_off_stderr()
         self._embedder = Embedder(config.embed.model, threads=config.model.threads)
         self._reranker = Reranker(config.recall.reranker) if config.recall.reranker else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="embedder")

@@ -77,6 +77,30 @@ def instance(tmp_path_factory):
         instances.down(store)
 
 
+KEYS = {
+    "key-anna": ["anna"],
+    "key-ben": {"namespaces": ["ben"], "memory": "text"},
+    "key-both": ["anna", "ben"],
+    "key-quiet": {"namespaces": ["anna", "ben"], "namespace": "ben", "memory": "off"},
+    "key-all": ["*"],
+}
+
+
+@pytest.fixture(scope="session")
+def guarded(tmp_path_factory):
+    """A running instance with API keys, one of each kind, and mem0's interface."""
+    from common import config
+    from jobs.instance import instance as instances
+
+    store = tmp_path_factory.mktemp("guarded") / "store"
+    overrides = {"store.dir": str(store), "serve.port": 0, "serve.api_keys": KEYS, "serve.mem0": True}
+    settings = config.load(overrides=overrides)
+    try:
+        yield instances.up(settings)
+    finally:
+        instances.down(store)
+
+
 @pytest.fixture
 def http(instance):
     """An HTTP client on the running instance."""

@@ -2,13 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from common.config import Config, StoreConfig, load
 from common.errors import InvalidInput, NotReady
 from common.names import check_name
+from common.types import Mode as Mode
 from jobs.commands.client import Client
 from jobs.instance import instance as instances
 from jobs.instance.instance import Instance
@@ -40,7 +41,6 @@ Settings = Annotated[
 Out = Annotated[
     Path | None, typer.Option("--out", file_okay=False, help="folder of the report [default: runs/...]")
 ]
-Mode = Literal["full", "text", "prefix", "hybrid", "off"]
 DEFAULT_STORE = Path(StoreConfig().dir)
 
 

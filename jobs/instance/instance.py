@@ -45,6 +45,7 @@ DEADLINE_S = 300.0  # of `up` and `update`; on an idle machine a small model tak
 # time; with fewer logical CPUs they would wait for each other's reservation forever.
 MIN_LOGICAL_CPUS = 4
 LONGEST_TEMP = 24  # Ray's sockets lie 60 characters deeper, and a Unix socket's path ends at 107
+DASHBOARD = ("RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS")  # as `ray job` and as `serve status` read it
 Say = Callable[[str], None]
 
 
@@ -78,7 +79,7 @@ class Instance:
 
     def ray_environment(self) -> dict[str, str]:
         """Environment variables with which a process reaches this instance's Ray."""
-        found = {"RAY_ADDRESS": self.ray_address, "RAY_API_SERVER_ADDRESS": self.dashboard}
+        found = {"RAY_ADDRESS": self.ray_address} | dict.fromkeys(DASHBOARD, self.dashboard)
         if self.head is not None:
             found |= _local_ray(self.token_path)
         return {name: value for name, value in found.items() if value}
@@ -395,7 +396,7 @@ def head_environment(config: Config, token_path: Path) -> dict[str, str]:
     inherited = {
         name: value
         for name, value in os.environ.items()
-        if name not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_JOB_ID")
+        if name not in ("RAY_ADDRESS", *DASHBOARD, "RAY_JOB_ID")
         and not (name.startswith(ENV_PREFIX) and "__" in name)
     }
     return {

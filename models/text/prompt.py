@@ -65,7 +65,8 @@ class PromptBuilder:
         return self._ids(self._render(_with_system(check_messages(asked)), generate=True))
 
     def transcript(self, messages: Sequence[Message], *, memories: bool) -> Transcript:
-        """A conversation to score. With `memories` the tail follows the memory list, else it is the whole prompt.
+        """A conversation to score. With `memories` the tail follows the memory list, else it is the whole prompt as the
+        model's chat template has it: where no system turn is given, with the template's own, if it has one.
 
         Raises `InvalidInput` where no assistant message has content.
         """
@@ -77,19 +78,20 @@ class PromptBuilder:
             {**message, "content": RESPONSE} if message["role"] == "assistant" else message
             for message in checked
         ]
-        text = (
-            self._after_head(marked, generate=False)
-            if memories
-            else self._render(_with_system(marked), generate=False)
-        )
+        text = self._after_head(marked, generate=False) if memories else self._render(marked, generate=False)
         pieces = text.split(RESPONSE)
         if len(pieces) != len(entries) + 1:
             raise InvalidInput(
                 "this model's chat template drops or repeats assistant messages", param="messages"
             )
+        contents = [checked[entry]["content"] for entry in entries]
+        stripped = [content.strip() for content in contents]
+        if contents != stripped and not memories:  # some templates strip what they are given
+            whole = self._render(checked, generate=False)
+            contents = stripped if _joined(pieces, stripped) == whole else contents
         tail, responses = self._ids(pieces[0]), []
-        for entry, following in zip(entries, pieces[1:], strict=True):
-            content = self._ids(checked[entry]["content"])
+        for entry, said, following in zip(entries, contents, pieces[1:], strict=True):
+            content = self._ids(said)
             responses.append(Response(entry, len(tail), len(tail) + len(content)))
             tail += content + self._ids(following)
         # Nothing after the last response changes its probability.
@@ -126,6 +128,10 @@ def _split_system(messages: list[dict]) -> tuple[str, list[dict]]:
     if messages[0]["role"] == "system":
         return messages[0]["content"], messages[1:]
     return DEFAULT_SYSTEM, messages
+
+
+def _joined(pieces: Sequence[str], contents: Sequence[str]) -> str:
+    return pieces[0] + "".join(map("".join, zip(contents, pieces[1:], strict=True)))
 
 
 def _with_system(messages: list[dict]) -> list[dict]:

@@ -18,6 +18,7 @@ from typing import Any
 
 from common.errors import Conflict, InvalidInput, NotFound
 from common.files import read_json, sync_folder, write_bytes, write_json
+from common.types import MODES
 from models.weights.adapter_files import FILES, fault_of
 
 BASE = ""
@@ -46,7 +47,13 @@ class AdapterStore:
         return digest
 
     def set_alias(self, alias: str, digest: str) -> None:
-        """Point `alias` at this version. Raises `NotFound` if it does not exist, `Conflict` if it is damaged."""
+        """Point `alias` at this version. Raises `NotFound` if it does not exist, `Conflict` if it is damaged, and
+        `InvalidInput` for an alias that means a memory mode in a model's name."""
+        if alias in MODES:
+            raise InvalidInput(
+                f"alias = {alias!r}: must be none of {', '.join(MODES)}, which mean memory modes in a model's name",
+                param="alias",
+            )
         with self._changing():
             self.check(digest)
             self.check_whole(digest)

@@ -5,5 +5,7 @@
 - `stores.py`: facts, places, memory lines, short-term memory of conversations
 - `transfer.py`: export and import of a namespace
 - `adapters.py`: adapter versions and their aliases
+- `mem0.py`: mem0's interface, where the configuration asks for it
+- `offline_docs.py`: `/docs` without the internet
 - `operations.py`: seal, verify, snapshot, probe, restart of a shard, key rotation
 """

@@ -64,5 +64,5 @@ async def probe(body: ProbeBody, asking: Asking, parts: Here) -> dict[str, Any]:
 async def rotate_key(body: RotateBody, asking: Asking, parts: Here) -> dict[str, Any]:
     """Wrap everything that the shards hold of a namespace by a fresh data key, and destroy the old one; `rotated`
     is false where a disk had no room to: there the old key stays beside the new one."""
-    asking.check(body.namespace)
-    return {"namespace": body.namespace, "rotated": await parts.store.erasure.rotate_key(body.namespace)}
+    space = asking.space(body.namespace)
+    return {"namespace": space, "rotated": await parts.store.erasure.rotate_key(space)}

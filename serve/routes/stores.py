@@ -43,12 +43,12 @@ PLACE_FIELDS = {  # op -> what it needs, what it takes beside that
 @router.post("/v1/facts/query")
 async def facts(body: FactsBody, asking: Asking, parts: Here) -> dict[str, Any]:
     """Facts of a pattern, near a question, or along a path; those that hold at `at` (now), or all of them."""
-    asking.check(body.namespace)
+    space = asking.space(body.namespace)
     if body.history and body.at is not None:
         raise InvalidInput("at: not together with history, which has every time", param="at")
     at = None if body.history else time.time() if body.at is None else body.at
     _check_question(body)
-    store, space = parts.store, body.namespace
+    store = parts.store
     if body.query is not None:
         return {"facts": await store.graph.recall_facts(space, body.query, k=body.k, at=at)}
     if body.source is not None and body.target is not None:
@@ -78,9 +78,9 @@ def _check_question(body: FactsBody) -> None:
 
 @router.post("/v1/places/query")
 async def places(body: PlacesBody, asking: Asking, parts: Here) -> dict[str, Any]:
-    asking.check(body.namespace)
+    space = asking.space(body.namespace)
     asked = _place_options(body)
-    return {"op": body.op, "result": await parts.store.graph.query_places(body.namespace, body.op, **asked)}
+    return {"op": body.op, "result": await parts.store.graph.query_places(space, body.op, **asked)}
 
 
 def _place_options(body: PlacesBody) -> Json:
@@ -106,9 +106,9 @@ def _place_options(body: PlacesBody) -> Json:
 @router.post("/v1/lines")
 async def put_line(body: LineBody, asking: Asking, parts: Here) -> dict[str, Any]:
     """Make `value` the line of `key`; 409 where `prev_anchor` is no longer the present one."""
-    asking.check(body.namespace)
+    space = asking.space(body.namespace)
     now, limit = time.time(), parts.config.store.max_text_bytes
-    line = (body.namespace, body.key, body.value)
+    line = (space, body.key, body.value)
     line_memory(*line, body.context, time=body.time, now=now, max_text_bytes=limit)  # before it is embedded
     return await parts.store.keyed.put(
         *line,
@@ -126,42 +126,42 @@ async def line(
     asking: Asking,
     parts: Here,
     key: Annotated[str, Query(min_length=1, max_length=MAX_KEY)],
-    namespace: Namespace = "default",
+    namespace: Namespace | None = None,
 ) -> dict[str, Any]:
     """The line of `key`, with the anchor and the generation that a next write goes out from."""
-    asking.check(namespace)
-    found = await parts.store.keyed.get(namespace, key)
+    space = asking.space(namespace)
+    found = await parts.store.keyed.get(space, key)
     if found is None:
-        raise NotFound(f"no line {key[:64]!r} in namespace {namespace!r}", param="key", code="line_not_found")
+        raise NotFound(f"no line {key[:64]!r} in namespace {space!r}", param="key", code="line_not_found")
     return found
 
 
 @router.post("/v1/lines/query")
 async def query_lines(body: LinesQueryBody, asking: Asking, parts: Here) -> dict[str, Any]:
     """The lines of highest concert weight, best first."""
-    asking.check(body.namespace)
+    space = asking.space(body.namespace)
     vector = await _cue(body, parts)
-    return {"lines": await parts.store.keyed.query(body.namespace, vector, body.k, now=time.time())}
+    return {"lines": await parts.store.keyed.query(space, vector, body.k, now=time.time())}
 
 
 @router.post("/v1/lines/bias")
 async def bias(body: LinesQueryBody, asking: Asking, parts: Here) -> dict[str, Any]:
     """The mean of the value vectors of those lines, by their weights; zeros where there are none."""
-    asking.check(body.namespace)
+    space = asking.space(body.namespace)
     vector = await _cue(body, parts)
-    found = await parts.store.keyed.bias_vector(body.namespace, vector, body.k, now=time.time())
+    found = await parts.store.keyed.bias_vector(space, vector, body.k, now=time.time())
     return {"vector": [float(value) for value in found], "dim": len(found)}
 
 
 @router.post("/v1/lines/race")
 async def race(body: RaceBody, asking: Asking, parts: Here) -> dict[str, Any]:
     """Commit the heaviest candidate as the next value of `key`; 409 where `generation` is stale."""
-    asking.check(body.namespace)
+    space = asking.space(body.namespace)
     now, limit = time.time(), parts.config.store.max_text_bytes
     memories = []
     for i, each in enumerate(body.candidates):
         try:
-            given = (body.namespace, body.key, each.value, each.context)
+            given = (space, body.key, each.value, each.context)
             memories.append(line_memory(*given, time=each.time, now=now, max_text_bytes=limit))
         except SharpwaveError as error:
             error.message, error.param = f"candidates[{i}]: {error.message}", f"candidates[{i}].{error.param}"
@@ -169,7 +169,7 @@ async def race(body: RaceBody, asking: Asking, parts: Here) -> dict[str, Any]:
     texts = [memory.text for memory in memories] + ([body.cue] if body.cue else [])
     vectors = await parts.embed(texts)
     return await parts.store.keyed.race(
-        body.namespace,
+        space,
         body.key,
         [candidate(memory, vector) for memory, vector in zip(memories, vectors, strict=False)],
         generation=body.generation,
@@ -194,44 +194,40 @@ async def _cue(body: LinesQueryBody, parts: Parts) -> Vectors:
 @router.post("/v1/conversations/{conversation:path}/push")
 async def push(conversation: Conversation, body: PushBody, asking: Asking, parts: Here) -> dict[str, Any]:
     """Add turns to the conversation's short-term memory."""
-    asking.check(body.namespace)
+    space = asking.space(body.namespace)
     turns = [turn.model_dump(exclude_none=True) for turn in body.turns]
-    return await parts.store.conversations.push(
-        body.namespace, conversation, turns, op_id=fresh_op(), now=time.time()
-    )
+    return await parts.store.conversations.push(space, conversation, turns, op_id=fresh_op(), now=time.time())
 
 
 @router.post("/v1/conversations/{conversation:path}/pop")
 async def pop(conversation: Conversation, body: PopBody, asking: Asking, parts: Here) -> dict[str, Any]:
     """Take the newest turn off."""
-    asking.check(body.namespace)
-    return await parts.store.conversations.pop(
-        body.namespace, conversation, op_id=fresh_op(), now=time.time()
-    )
+    space = asking.space(body.namespace)
+    return await parts.store.conversations.pop(space, conversation, op_id=fresh_op(), now=time.time())
 
 
 @router.post("/v1/conversations/{conversation:path}/peek")
 async def peek(conversation: Conversation, body: PeekBody, asking: Asking, parts: Here) -> dict[str, Any]:
     """The newest `n` turns, the oldest of them first."""
-    asking.check(body.namespace)
-    return {"turns": await parts.store.conversations.peek(body.namespace, conversation, body.n)}
+    space = asking.space(body.namespace)
+    return {"turns": await parts.store.conversations.peek(space, conversation, body.n)}
 
 
 @router.delete("/v1/conversations/{conversation:path}")
 async def forget_conversation(
-    conversation: Conversation, asking: Asking, parts: Here, namespace: Namespace = "default"
+    conversation: Conversation, asking: Asking, parts: Here, namespace: Namespace | None = None
 ) -> dict[str, Any]:
     """Erase the conversation's short-term memory, what was popped and rewound included; the receipt."""
-    asking.check(namespace)
+    space = asking.space(namespace)
     return await parts.store.erasure.forget_turns(
-        namespace, conversations=[conversation], op_id=fresh_op(), now=time.time()
+        space, conversations=[conversation], op_id=fresh_op(), now=time.time()
     )
 
 
 @router.post("/v1/conversations/{conversation:path}/rewind")
 async def rewind(conversation: Conversation, body: RewindBody, asking: Asking, parts: Here) -> dict[str, Any]:
     """Go back by `n` turns."""
-    asking.check(body.namespace)
+    space = asking.space(body.namespace)
     return await parts.store.conversations.rewind(
-        body.namespace, conversation, body.n, op_id=fresh_op(), now=time.time()
+        space, conversation, body.n, op_id=fresh_op(), now=time.time()
     )

@@ -35,10 +35,10 @@ Answer = TypeVar("Answer")
 async def export(body: ExportBody, asking: Asking, parts: Here) -> StreamingResponse:
     """The namespace's memories, or those of one conversation, with statistics, versions and, if wanted, vectors,
     as one file."""
-    asking.check(body.namespace)
-    rows = _pages(parts, body, asyncio.get_running_loop())
+    space = asking.space(body.namespace)
+    rows = _pages(parts, space, body, asyncio.get_running_loop())
     file = await _in_thread(partial(saved, body.format, rows, body.vectors))
-    name = f"{encoded(body.namespace)}.{body.format}"
+    name = f"{encoded(space)}.{body.format}"
     headers = {
         "content-length": str(os.fstat(file.fileno()).st_size),
         "content-disposition": f'attachment; filename="{name}"',
@@ -62,14 +62,14 @@ def _pieces(file: BinaryIO) -> Iterator[bytes]:
 
 @router.post("/v1/memories/import")
 async def import_file(
-    request: Request, asking: Asking, parts: Here, namespace: Namespace = "default"
+    request: Request, asking: Asking, parts: Here, namespace: Namespace | None = None
 ) -> dict[str, Any]:
     """Take over the memories of a file that export gave; those that are there already are passed over."""
-    asking.check(namespace)
+    space = asking.space(namespace)
     path = await _received(request)
     loop = asyncio.get_running_loop()
     try:
-        return await _in_thread(partial(_import, path, namespace, parts, loop))
+        return await _in_thread(partial(_import, path, space, parts, loop))
     finally:
         path.unlink(missing_ok=True)
 
@@ -112,8 +112,8 @@ async def _received(request: Request) -> Path:
         raise
 
 
-def _pages(parts: Parts, body: ExportBody, loop: asyncio.AbstractEventLoop) -> Iterator[Json]:
-    rows = parts.store.memories.export_rows(body.namespace, conversation=body.conversation)
+def _pages(parts: Parts, namespace: str, body: ExportBody, loop: asyncio.AbstractEventLoop) -> Iterator[Json]:
+    rows = parts.store.memories.export_rows(namespace, conversation=body.conversation)
     while page := _wait(_some(rows), loop):
         yield from page
 

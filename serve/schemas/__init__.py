@@ -2,6 +2,7 @@
 
 - `requests.py`: bodies of memories, chat, completions, embeddings and scores
 - `stores.py`: bodies of facts, places, lines, conversations and operations
+- `mem0.py`: bodies of mem0's interface
 - `responses.py`: models of the responses, for `/openapi.json`
 - `times.py`: the type of every time in a request
 """

@@ -12,16 +12,17 @@ from pydantic import (
     ConfigDict,
     Field,
     WithJsonSchema,
+    field_validator,
     model_validator,
 )
 
 from common.errors import InvalidInput
 from common.names import MAX_NAME, check_name, normal
+from common.types import MODES, Mode
 from models.text.messages import Messages as PromptMessages
 from models.text.messages import check_messages, check_text
 from serve.schemas.times import Time
 
-Mode = Literal["full", "text", "prefix", "hybrid", "off"]
 Kind = Literal["episodic", "relational", "spatial"]
 Filter = dict[str, Any]
 MAX_CHOICES = 128
@@ -77,13 +78,20 @@ class Body(BaseModel):
 
 
 class WriteBody(Body):
-    namespace: Namespace = "default"
-    memories: list[dict[str, Any]] = Field(min_length=1, max_length=10_000)
+    namespace: Namespace | None = None
+    memories: list[dict[str, Any]] | None = Field(None, min_length=1, max_length=10_000)
+    messages: list[dict[str, Any]] | None = Field(
+        None, min_length=1, max_length=10_000, description="a conversation, in place of memories"
+    )
+    conversation: str | None = Field(None, description="its name; absent: made of its messages")
+    time: Time | None = Field(None, description="of its first message; a message may have its own")
+    context: dict[str, Any] | None = Field(None, description="of each memory that it gives")
+    infer: bool = Field(False, description="store what the served model finds stated in it, not its messages")
     partial: bool = False
 
 
 class SearchBody(Body):
-    namespace: Namespace = "default"
+    namespace: Namespace | None = None
     query: str = Field(min_length=1)
     k: int = Field(10, ge=1, le=1000)
     kinds: list[Kind] | None = None
@@ -97,16 +105,20 @@ class SearchBody(Body):
 
 
 class ForgetBody(Body):
-    namespace: Namespace = "default"
+    namespace: Namespace | None = None
     ids: list[MemoryId] | None = Field(None, min_length=1)
     filter: Filter | None = None
     all: bool = False
 
 
-class MemoryField(Body):
-    """The `memory` field of a chat request; what is absent comes from the configuration."""
+def _without_default(schema: dict[str, Any]) -> None:
+    del schema["default"]
 
-    namespace: Namespace = "default"
+
+class MemoryField(Body):
+    """The `memory` field of a chat request; what is absent `Parts.remembering` fills in."""
+
+    namespace: Namespace = Field("", json_schema_extra=_without_default)
     mode: Mode | None = None
     k: int | None = Field(None, ge=1, le=1000)
     kinds: list[Kind] | None = None
@@ -236,3 +248,10 @@ class AliasBody(Body):
     """The alias that comes to name the version."""
 
     alias: str = Field(min_length=1, max_length=64, pattern=r"^[a-z][a-z0-9_\-]*$")
+
+    @field_validator("alias")
+    @classmethod
+    def _is_free(cls, alias: str) -> str:
+        if alias in MODES:
+            raise ValueError(f"must be none of {', '.join(MODES)}, which mean memory modes in a model's name")
+        return alias

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from serve.schemas.requests import Mode
+from common.types import Mode
 
 Finish = Literal["stop", "length"]
 

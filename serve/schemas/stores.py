@@ -21,10 +21,11 @@ K = Annotated[int, Field(ge=1, le=1000)]
 
 
 class UpdateBody(Body):
-    """What is given replaces what the memory said; `generation` is the one that the change goes out from."""
+    """What is given replaces what the memory said; `generation` is the one that the change goes out from, absent: the
+    latest."""
 
-    namespace: Namespace = "default"
-    generation: int = Field(ge=0)
+    namespace: Namespace | None = None
+    generation: int | None = Field(None, ge=0)
     text: str | None = None
     subject: str | None = None
     relation: str | None = None
@@ -45,7 +46,7 @@ class UpdateBody(Body):
 
 
 class ExportBody(Body):
-    namespace: Namespace = "default"
+    namespace: Namespace | None = None
     format: Literal["jsonl", "parquet"] = "jsonl"
     vectors: bool = True
     conversation: Name | None = None
@@ -55,7 +56,7 @@ class FactsBody(Body):
     """A pattern (`subject`, `relation`, `object`), several joined by their variables `?x` (`patterns`), a question
     over several hops (`query`), or a path (`source`, `target`)."""
 
-    namespace: Namespace = "default"
+    namespace: Namespace | None = None
     subject: Name | None = None
     relation: Name | None = None
     object: Name | None = None
@@ -72,7 +73,7 @@ class FactsBody(Body):
 class PlacesBody(Body):
     """Which fields an `op` takes is in docs/api.md."""
 
-    namespace: Namespace = "default"
+    namespace: Namespace | None = None
     op: Literal["position", "nearest", "within", "relation", "path", "where", "macros"]
     place: Name | None = None
     other: Name | None = None
@@ -84,7 +85,7 @@ class PlacesBody(Body):
 
 
 class LineBody(Body):
-    namespace: Namespace = "default"
+    namespace: Namespace | None = None
     key: Key
     value: str = Field(min_length=1)
     context: Context | None = None
@@ -95,7 +96,7 @@ class LineBody(Body):
 class LinesQueryBody(Body):
     """Exactly one of `query` (text) and `vector` (unit norm, of the embedder's dimension)."""
 
-    namespace: Namespace = "default"
+    namespace: Namespace | None = None
     query: str | None = Field(None, min_length=1)
     vector: Vector | None = None
     k: K = 10
@@ -108,7 +109,7 @@ class CandidateBody(Body):
 
 
 class RaceBody(Body):
-    namespace: Namespace = "default"
+    namespace: Namespace | None = None
     key: Key
     generation: int = Field(ge=0)
     candidates: list[CandidateBody] = Field(min_length=1, max_length=MAX_CANDIDATES)
@@ -122,21 +123,21 @@ class TurnBody(Body):
 
 
 class PushBody(Body):
-    namespace: Namespace = "default"
+    namespace: Namespace | None = None
     turns: list[TurnBody] = Field(min_length=1, max_length=MAX_TURNS)
 
 
 class PopBody(Body):
-    namespace: Namespace = "default"
+    namespace: Namespace | None = None
 
 
 class PeekBody(Body):
-    namespace: Namespace = "default"
+    namespace: Namespace | None = None
     n: int = Field(1, ge=0, le=MAX_TURNS)
 
 
 class RewindBody(Body):
-    namespace: Namespace = "default"
+    namespace: Namespace | None = None
     n: int = Field(1, ge=0)
 
 
@@ -145,7 +146,7 @@ class NothingBody(Body):
 
 
 class RotateBody(Body):
-    namespace: Namespace = "default"
+    namespace: Namespace | None = None
 
 
 class ProbeBody(Body):

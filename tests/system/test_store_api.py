@@ -508,7 +508,8 @@ def test_every_route_asks_for_a_key_of_its_namespace(method, path, body):
     install_error_handlers(app)
     for module in (operations, memories, stores, transfer):
         app.include_router(module.router)
-    app.state.access, app.state.parts = Access({"k1": ["a"]}), None
+    app.state.access = Access({"k1": ["a"]})
+    app.state.parts = app.state.answers = None
     operator = path in {route.path for route in operations.router.routes} - {"/v1/keys/rotate"}
     url = path.replace("{memory_id:path}", "m").replace("{conversation:path}", "c").replace("{shard}", "0")
     query = "" if operator else "?namespace=b&key=k"

@@ -99,7 +99,11 @@ def test_a_lost_node_loses_nothing_and_an_old_owner_is_refused(cluster, config):
     ghosts = [memory(f"ghost-{i}", namespace="acme") for i in range(5)]
     late = [
         actor.write.remote(
-            Call(1, time.time() + 300), "put", [ghost], unit(i)[None], op_id=f"ghost-{i}", now=NOW
+            Call(1, time.time() + 300),
+            "memories.put",
+            MemoryBatch.of([(ghost, unit(i))]),
+            op_id=f"ghost-{i}",
+            now=NOW,
         )
         for i, ghost in enumerate(ghosts)
     ]

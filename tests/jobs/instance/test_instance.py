@@ -229,7 +229,9 @@ def test_the_environment_for_ray_job_submit_names_the_token(tmp_path: Path) -> N
     local = Instance(
         store=str(tmp_path), config_hash="", model="", head=(1, 0.0), dashboard="http://127.0.0.1:1"
     )
-    assert local.ray_environment()["RAY_AUTH_TOKEN_PATH"] == str(tmp_path / "ray_token")
+    told = local.ray_environment()
+    assert told["RAY_AUTH_TOKEN_PATH"] == str(tmp_path / "ray_token")
+    assert told["RAY_API_SERVER_ADDRESS"] == told["RAY_DASHBOARD_ADDRESS"] == "http://127.0.0.1:1"
     attached = Instance(store=str(tmp_path), config_hash="", model="", ray_address="auto")
     assert attached.ray_environment() == {"RAY_ADDRESS": "auto"}
     assert json.dumps(local.ray_environment())

@@ -4,7 +4,8 @@ import shutil
 
 import pytest
 
-from common.errors import NotFound
+from common.errors import InvalidInput, NotFound
+from common.types import MODES
 from models.weights.adapters import BASE, AdapterStore
 
 
@@ -56,3 +57,10 @@ def test_an_alias_does_not_move_to_a_damaged_version(store):
     assert store.aliases() == {"latest": BASE}
     with pytest.raises(NotFound):
         store.check("0123456789abcdef")
+
+
+@pytest.mark.parametrize("alias", MODES)
+def test_an_alias_is_never_called_like_a_memory_mode(store, alias):
+    with pytest.raises(InvalidInput, match="memory modes"):
+        store.set_alias(alias, store.old)
+    assert store.aliases() == {"latest": store.new}
