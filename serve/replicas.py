@@ -114,6 +114,10 @@ class EngineReplica:
             await self._run(partial(self._engine.enqueue, namespace, written, adapter))
         self._wanted.set()
 
+    async def token_texts(self, prompts: list[list[int]]) -> list[str]:
+        """See `Engine.token_text`."""
+        return [self._engine.token_text(ids) for ids in prompts]
+
     async def score(self, messages: list[dict[str, Any]], adapter: str) -> list[dict[str, Any]]:
         return await self._run(lambda: self._engine.score(messages, adapter))
 
