@@ -58,7 +58,7 @@ Messages = Annotated[  # `check_messages` says which message is wrong, and what 
 ]
 Text = Annotated[str, Field(min_length=1)]
 _IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
-Prompt = Annotated[  # `_prompts` says which one is wrong
+TextsOrIds = Annotated[  # `texts_or_ids` says which one is wrong
     Any,
     WithJsonSchema(
         {
@@ -75,14 +75,6 @@ Stops = Annotated[
     list[str],
     BeforeValidator(_listed, json_schema_input_type=str | Annotated[list[str], Field(max_length=MAX_STOPS)]),
     Field(max_length=MAX_STOPS),
-]
-Texts = Annotated[
-    list[Text],
-    BeforeValidator(
-        _listed,
-        json_schema_input_type=Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS)],
-    ),
-    Field(min_length=1, max_length=MAX_TEXTS),
 ]
 
 
@@ -221,7 +213,9 @@ class ChatBody(GenerateBody):
 
 
 class CompletionBody(GenerateBody):
-    prompt: Prompt = Field(description="texts to continue, one or several, or token ids of the served model")
+    prompt: TextsOrIds = Field(
+        description="texts to continue, one or several, or token ids of the served model"
+    )
     max_tokens: int | None = Field(None, ge=0, description="0: the prompt alone, for its log-probabilities")
     logprobs: int | None = Field(None, ge=0, le=20)
     echo: bool = False
@@ -231,7 +225,7 @@ class CompletionBody(GenerateBody):
     @property
     def prompts(self) -> Sequence[PromptMessages]:
         """Raises `InvalidInput` for a text that no model takes, and for what is neither text nor token ids."""
-        return _prompts(self.prompt)
+        return texts_or_ids(self.prompt, "prompt")
 
     def sampling(self, max_new_tokens: int) -> list[dict[str, Any]]:
         """As chat's; the token that ends a text is reported, since clients take the last one for the answer's."""
@@ -250,9 +244,14 @@ class CompletionBody(GenerateBody):
 
 class EmbeddingsBody(OpenAIBody):
     model: str = ""
-    input: Texts
+    input: TextsOrIds
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1)
+
+    @property
+    def texts(self) -> list[str | TokenText]:
+        """Raises `InvalidInput` for what is neither text nor token ids."""
+        return texts_or_ids(self.input, "input")
 
 
 class ScoreBody(OpenAIBody):
@@ -260,23 +259,23 @@ class ScoreBody(OpenAIBody):
     logprobs: int = 1
 
 
-def _prompts(given: Any) -> list[str | TokenText]:
+def texts_or_ids(given: Any, name: str) -> list[str | TokenText]:
     """One text, several, the token ids of one, or of several."""
     one = isinstance(given, str) or (isinstance(given, list) and given and all(map(_is_id, given)))
     several = [given] if one else given
     if not isinstance(several, list) or not 0 < len(several) <= MAX_TEXTS:
-        raise InvalidInput(
-            f"prompt: a text, token ids, or a list of 1 to {MAX_TEXTS} of either", param="prompt"
-        )
-    return [_prompt(each, f"prompt[{i}]") for i, each in enumerate(several)]
+        raise InvalidInput(f"{name}: a text, token ids, or a list of 1 to {MAX_TEXTS} of either", param=name)
+    return [_text_or_ids(each, f"{name}[{i}]") for i, each in enumerate(several)]
 
 
-def _prompt(given: Any, name: str) -> str | TokenText:
+def _text_or_ids(given: Any, name: str) -> str | TokenText:
     if isinstance(given, str) and given:
         return check_text(given, name)
     if isinstance(given, list) and given and all(map(_is_id, given)):
         return TokenText(tuple(given))
-    raise InvalidInput(f"{name} = {str(given)[:40]!r}: a text or token ids, not empty", param="prompt")
+    raise InvalidInput(
+        f"{name} = {str(given)[:40]!r}: a text or token ids, not empty", param=name.partition("[")[0]
+    )
 
 
 def _is_id(value: Any) -> bool:
