@@ -175,6 +175,14 @@ class StoreConfig(Section):
 
 class EmbedConfig(Section):
     model: str = Field("minilm", description="short name, sentence-transformers id, or folder")
+    aliases: list[str] = Field(
+        [], description="further names of it in requests, such as text-embedding-3-small"
+    )
+    token_ids: str | None = Field(
+        None,
+        description="tokenizer whose ids clients send instead of texts: `own`, the embedder's, or a tokenizer.json; "
+        "null refuses ids",
+    )
 
 
 class RecallConfig(Section):

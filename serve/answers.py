@@ -10,6 +10,7 @@ from typing import Any
 from fastapi.responses import JSONResponse, Response
 
 from common.errors import InvalidInput, Overloaded
+from models.text.messages import Messages, TokenText
 from serve import openai_answers as shapes
 from serve.access import Principal
 from serve.http import HeldStream, unwrap
@@ -36,7 +37,7 @@ class Answers:
         """
         body.memory = self._parts.remembering(body, asking)
         config = self._parts.config
-        prompts, samplings = body.prompts, body.sampling(config.serve.max_new_tokens)
+        prompts, samplings = await self._readable(body.prompts), body.sampling(config.serve.max_new_tokens)
         self._parts.version(body.model, asking)  # an unknown one is refused before anything is done
         mode = str(body.memory.mode)
         started = time.perf_counter()
@@ -66,6 +67,14 @@ class Answers:
             whole = reply.whole([first, *[piece async for piece in pieces]])
         self._after(reply, counted=counted)
         return JSONResponse(whole)
+
+    async def _readable(self, prompts: Sequence[Messages]) -> Sequence[Messages]:
+        """Prompts of token ids with their texts. Raises `InvalidInput` for an id that the vocabulary lacks."""
+        given = [prompt.ids for prompt in prompts if isinstance(prompt, TokenText)]
+        if not given:
+            return prompts
+        texts = iter(await self._parts.engines.token_texts(given))
+        return [TokenText(p.ids, next(texts)) if isinstance(p, TokenText) else p for p in prompts]
 
     @contextlib.contextmanager
     def admitted(self, requests: int = 1) -> Iterator[None]:

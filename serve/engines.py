@@ -46,6 +46,11 @@ class Engines:
         """See `EngineReplica.enqueue`; one replica encodes for all."""
         await self._handle.enqueue.remote(namespace, [*memories], [*versions])
 
+    async def token_texts(self, prompts: Sequence[Sequence[int]]) -> list[str]:
+        """The texts of prompts given as token ids. Raises `InvalidInput` for an unknown id."""
+        texts: list[str] = await self._handle.token_texts.remote([[*ids] for ids in prompts])
+        return texts
+
     async def score(self, messages: Sequence[Json], adapter: str) -> list[Json]:
         scores: list[Json] = await self._handle.score.remote([*messages], adapter)
         return scores

@@ -4,6 +4,7 @@ import json
 import time
 import uuid
 from abc import ABC, abstractmethod
+from codecs import IncrementalDecoder, getincrementaldecoder
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -108,12 +109,11 @@ class Reply(ABC):
         }
 
     def _usage(self) -> Json:
-        """`prompt_tokens` counts tokens processed, of every choice; the injected prefix slots are the cached ones,
-        beside them."""
-        prompt, answer, cached = (
-            sum(turn[name] for turn in self.turns)
-            for name in ("prompt_tokens", "completion_tokens", "prefix_tokens")
-        )
+        """`prompt_tokens` counts the tokens processed of each prompt, once for all its choices; the injected prefix
+        slots are the cached ones, beside them."""
+        once = self.turns[:: self.body.n]
+        prompt, cached = (sum(turn[name] for turn in once) for name in ("prompt_tokens", "prefix_tokens"))
+        answer = sum(turn["completion_tokens"] for turn in self.turns)
         return {
             "prompt_tokens": prompt,
             "completion_tokens": answer,
@@ -165,6 +165,7 @@ class TextReply(Reply):
     def __init__(self, body: CompletionBody, mode: str, recalled: Sequence[Recalled]) -> None:
         super().__init__(body, mode, recalled)
         self._offsets: dict[int, int] = {}  # where a choice's next token begins, in characters
+        self._read: dict[int, IncrementalDecoder] = {}
 
     def _choice(self, i: int, text: str, turn: Json) -> Json:
         return self._text(i, text, turn["logprobs"], turn["finish_reason"])
@@ -173,27 +174,45 @@ class TextReply(Reply):
         return self._text(i, piece["text"], piece["logprobs"])
 
     def _end(self, i: int, turn: Json) -> Json:
-        return self._text(i, "", [], turn["finish_reason"])
+        return self._text(i, "", None, turn["finish_reason"])
 
-    def _text(self, i: int, text: str, entries: list[Json], reason: str | None = None) -> Json:
+    def _text(self, i: int, text: str, entries: list[Json] | None, reason: str | None = None) -> Json:
         return {"index": i, "text": text, "finish_reason": reason, "logprobs": self._logprobs(i, entries)}
 
-    def _logprobs(self, i: int, entries: list[Json]) -> Json | None:
+    def _logprobs(self, i: int, entries: list[Json] | None) -> Json | None:
         """The format of completions: one list for each field, not one entry for each token."""
-        if self.body.logprobs is None or not entries:
+        if self.body.logprobs is None or entries is None:
             return None
+        read = self._read.setdefault(i, getincrementaldecoder("utf-8")("replace"))
         offsets = []
         for entry in entries:
             offsets.append(self._offsets.get(i, 0))
-            self._offsets[i] = offsets[-1] + len(entry["token"])
+            self._offsets[i] = offsets[-1] + len(read.decode(bytes(entry["bytes"])))
         return {
-            "tokens": [entry["token"] for entry in entries],
+            "tokens": [_token(entry) for entry in entries],
             "token_logprobs": [entry["logprob"] for entry in entries],
-            "top_logprobs": [
-                {other["token"]: other["logprob"] for other in entry["top_logprobs"]} for entry in entries
-            ],
+            "top_logprobs": [_best(entry) for entry in entries],
             "text_offset": offsets,
         }
+
+
+def _token(entry: Json) -> str:
+    """A token as completions write it: one that is no whole character by its bytes."""
+    text = bytes(entry["bytes"])
+    try:
+        return text.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in text)
+
+
+def _best(entry: Json) -> dict[str, float] | None:
+    """The likeliest tokens, and the chosen one where it is none of them."""
+    if entry["logprob"] is None:
+        return None
+    best: dict[str, float] = {}
+    for other in (*entry["top_logprobs"], entry):
+        best.setdefault(_token(other), other["logprob"])
+    return best
 
 
 def _sent(data: Json) -> str:

@@ -15,7 +15,7 @@ from actors.store.sharded_store import ShardedStore
 from common.config import Config
 from common.errors import InvalidInput, NotReady
 from common.types import Json
-from models.text.messages import Messages
+from models.text.messages import Messages, TokenText
 from models.text.prompt import DEFAULT_SYSTEM
 from serve.http import unwrap
 from serve.pages import all_memories
@@ -50,7 +50,7 @@ class Recalled:
 
     def prompt(self, asked: Messages) -> Messages:
         """The messages for the model: without evidence for an answer the system turn says so."""
-        if not (self.says_unknown and self.retrieved) or isinstance(asked, str):
+        if not (self.says_unknown and self.retrieved) or isinstance(asked, str | TokenText):
             return asked
         system, rest = (
             (asked[0]["content"], asked[1:]) if asked[0]["role"] == "system" else (DEFAULT_SYSTEM, asked)
@@ -197,7 +197,7 @@ def _once_each(memories: Sequence[Json]) -> list[Json]:
 
 def _question(prompt: Messages) -> str:
     """The query for memories: the last user message, or the whole text to continue."""
-    if isinstance(prompt, str):
-        return prompt
+    if isinstance(prompt, str | TokenText):
+        return prompt if isinstance(prompt, str) else prompt.text
     asked = [m.get("content") for m in prompt if m.get("role") == "user"]
     return str(asked[-1]) if asked else ""

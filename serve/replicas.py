@@ -116,6 +116,10 @@ class EngineReplica:
             await self._run(partial(self._engine.enqueue, namespace, written, adapter))
         self._wanted.set()
 
+    async def token_texts(self, prompts: list[list[int]]) -> list[str]:
+        """See `Engine.token_text`."""
+        return [self._engine.token_text(ids) for ids in prompts]
+
     async def score(self, messages: list[dict[str, Any]], adapter: str) -> list[dict[str, Any]]:
         return await self._run(lambda: self._engine.score(messages, adapter))
 
@@ -170,7 +174,9 @@ class EmbedderReplica:
 
     def __init__(self, config: Config) -> None:
         keep_off_stderr()
-        self._embedder = Embedder(config.embed.model, threads=config.model.threads)
+        self._embedder = Embedder(
+            config.embed.model, threads=config.model.threads, token_ids=config.embed.token_ids
+        )
         self._reranker = Reranker(config.recall.reranker) if config.recall.reranker else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="embedder")
 
@@ -191,6 +197,10 @@ class EmbedderReplica:
         """The vectors, and of each text how many tokens its vector was computed from, of how many."""
         count = asyncio.get_running_loop().run_in_executor(self._thread, self._embedder.count_tokens, texts)
         return await self.encode(texts), await count
+
+    async def token_texts(self, texts: list[list[int]]) -> list[str]:
+        """See `Embedder.token_text`."""
+        return [self._embedder.token_text(ids) for ids in texts]
 
     async def rerank(self, texts: list[str], query: str) -> list[float]:
         """See `Reranker.scores`; only with `recall.reranker`."""

@@ -69,7 +69,12 @@ def instance(tmp_path_factory):
 
     store = tmp_path_factory.mktemp("instance") / "store"
     settings = config.load(
-        overrides={"store.dir": str(store), "serve.port": 0, "serve.max_body_bytes": 1 << 20}
+        overrides={
+            "store.dir": str(store),
+            "serve.port": 0,
+            "serve.max_body_bytes": 1 << 20,
+            "embed.aliases": ["text-embedding-ada-002"],
+        }
     )
     try:
         yield instances.up(settings)

@@ -20,14 +20,15 @@ from models.encoders.encoding_queue import ENCODE_BATCH, ENCODE_TOKENS, Encoding
 from models.engine.bias_overlay import Overlay, logit_bias
 from models.engine.cuda_graphs import Filling, FixedShapes, cuda_graph
 from models.engine.generation_stats import GenerationStats
-from models.engine.injection import Injection, Prompt
+from models.engine.injection import Injection
 from models.engine.kv_cache import Pass
 from models.engine.request import Request
 from models.engine.sampling import Sampling
 from models.engine.scheduler import Scheduler
 from models.kv.blocks import BlockStore
 from models.kv.prefix import Prefill
-from models.text.messages import Message, Messages
+from models.text.messages import Message, Messages, TokenText
+from models.text.token_bytes import TokenBytes
 from models.weights.load import LoadedModel
 from models.weights.versions import ModelVersions
 
@@ -59,6 +60,7 @@ class Engine:
         self.encode_failures = 0
         self.encode_error: Exception | None = None
         self._bias = recall.bias
+        self._token_bytes = TokenBytes(loaded.tokenizer)
         self._lock = threading.Lock()
 
     def submit(
@@ -95,9 +97,12 @@ class Engine:
                     sampling=sampling,
                     turn=turn,
                     tokenizer=self.loaded.tokenizer,
+                    token_bytes=self._token_bytes,
                     ends=self.loaded.end_ids,
                 )
                 self.scheduler.check_room(answer.slots)
+                if sampling.echo and isinstance(messages, str | TokenText):
+                    answer.echo(*self._echoed(messages))
                 if prompt.values is not None and self._bias:
                     with self.versions.using(adapter) as model:
                         answer.bias = logit_bias(model, prompt.values, self._bias)
@@ -147,6 +152,23 @@ class Engine:
             self.cancel(answer)
         if answer.error is not None:
             raise answer.error
+
+    def token_text(self, ids: Sequence[int]) -> str:
+        """The text of token ids. Raises `InvalidInput` for one that the vocabulary lacks."""
+        for place, token in enumerate(ids):
+            if not 0 <= token < self.loaded.model.config.vocab_size or not self._token_bytes.of(token):
+                raise InvalidInput(
+                    f"prompt: token id {token} at place {place}: the model's vocabulary has none of that id",
+                    param="prompt",
+                )
+        return b"".join(map(self._token_bytes.of, ids)).decode(errors="replace")
+
+    def _echoed(self, asked: str | TokenText) -> tuple[str, list[int]]:
+        """The text of a text to continue, and its ids."""
+        return (
+            asked if isinstance(asked, str) else self.token_text(asked.ids),
+            self.queue.builder.continued(asked, begins=False),
+        )
 
     @property
     def busy(self) -> bool:
@@ -227,11 +249,14 @@ class Engine:
             updated.append(request)
         return updated
 
-    def _begin(self, prompt: Prompt, adapter: str) -> Prefill | Filling:
-        fixed = (
-            self.fixed_shapes.filling(prompt, self.versions.load_of(adapter)) if self.fixed_shapes else None
-        )
-        return fixed or Prefill(prompt.prefix, prompt.ids, self.loaded.model.config)
+    def _begin(self, request: Request) -> Prefill | Filling:
+        prompt = request.prompt
+        if self.fixed_shapes and not request.judged:
+            load = self.versions.load_of(request.adapter)
+            if fixed := self.fixed_shapes.filling(prompt, load):
+                return fixed
+        config = self.loaded.model.config
+        return Prefill(prompt.prefix, prompt.ids, config, request.judge, request.judged)
 
     @torch.inference_mode()
     def _decode(self) -> list[Request]:

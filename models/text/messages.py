@@ -1,6 +1,7 @@
 """Chat messages as every path takes them: a role and plain text. No torch: the API checks them here first."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from common.errors import InvalidInput
@@ -10,7 +11,17 @@ MEMORIES = "\ue000memories\ue001"
 RESPONSE = "\ue000response\ue001"
 
 Message = Mapping[str, Any]
-Messages = Sequence[Message] | str  # a chat, or a text to continue
+
+
+@dataclass(frozen=True)
+class TokenText:
+    """A text to continue that came as token ids of the served model; `text` is what they decode to."""
+
+    ids: tuple[int, ...]
+    text: str = ""
+
+
+Messages = Sequence[Message] | str | TokenText  # a chat, or a text to continue
 
 
 def check_messages(messages: Sequence[Message]) -> list[dict]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.errors import InvalidInput
-from models.text.messages import MEMORIES, RESPONSE, Message, Messages, check_messages
+from models.text.messages import MEMORIES, RESPONSE, Message, Messages, TokenText, check_messages
 
 PREAMBLE = "You remember these facts:\n"
 DEFAULT_SYSTEM = "You are a helpful assistant."
@@ -54,15 +54,21 @@ class PromptBuilder:
     def tail(self, asked: Messages) -> list[int]:
         """What follows the memories: the client's system text, the conversation, the assistant's opening; of a
         text to continue, that text."""
-        if isinstance(asked, str):
-            return self._ids(f"\n{asked}")
+        if isinstance(asked, str | TokenText):
+            return self._ids("\n") + self.continued(asked, begins=False)
         return self._ids(self._after_head(check_messages(asked), generate=True))
 
     def plain(self, asked: Messages) -> list[int]:
         """The whole prompt of a request without memory; of a text to continue, as the tokenizer begins texts."""
-        if isinstance(asked, str):
-            return list(self._tokenizer.encode(asked))
+        if isinstance(asked, str | TokenText):
+            return self.continued(asked, begins=True)
         return self._ids(self._render(_with_system(check_messages(asked)), generate=True))
+
+    def continued(self, asked: str | TokenText, *, begins: bool) -> list[int]:
+        """The ids of a text to continue; `begins`: with the tokens that the tokenizer puts before every text."""
+        if isinstance(asked, TokenText):
+            return [*asked.ids]
+        return list(self._tokenizer.encode(asked, add_special_tokens=begins))
 
     def transcript(self, messages: Sequence[Message], *, memories: bool) -> Transcript:
         """A conversation to score. With `memories` the tail follows the memory list, else it is the whole prompt as the

@@ -10,10 +10,10 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from common.errors import InvalidInput, NotFound
-from models.text.messages import check_messages
+from models.text.messages import TokenText, check_messages
 from serve.answers import Answers
 from serve.openai_answers import model_entry
-from serve.parts import Asking, Here, Json
+from serve.parts import Asking, Here, Json, Parts
 from serve.schemas import responses as told
 from serve.schemas.requests import ChatBody, CompletionBody, EmbeddingsBody, ScoreBody
 
@@ -43,13 +43,14 @@ async def completions(body: CompletionBody, asking: Asking, answers: Answering) 
 async def embeddings(body: EmbeddingsBody, asking: Asking, parts: Here) -> Json:
     """Texts to the unit vectors by which memories are found."""
     name = parts.config.embed.model
-    if body.model not in ("", name):
+    if body.model not in ("", name, *parts.config.embed.aliases):
         raise NotFound(
             f"embedding model {body.model!r} does not exist; this instance has {name!r}",
             param="model",
             code="model_not_found",
         )
-    vectors, counts = await parts.embedder.encode_counted.remote(body.input)
+    texts = await _texts(body, parts)
+    vectors, counts = await parts.embedder.encode_counted.remote(texts)
     tokens = sum(read for read, _ in counts)
     if body.dimensions not in (None, vectors.shape[1]):
         raise InvalidInput(
@@ -59,7 +60,7 @@ async def embeddings(body: EmbeddingsBody, asking: Asking, parts: Here) -> Json:
     rows = [vector if body.encoding_format == "base64" else vector.tolist() for vector in vectors]
     return {
         "object": "list",
-        "model": name,
+        "model": body.model or name,
         "data": [
             {"object": "embedding", "index": i, "embedding": row if isinstance(row, list) else _base64(row)}
             for i, row in enumerate(rows)
@@ -81,17 +82,37 @@ async def score(body: ScoreBody, asking: Asking, parts: Here, answers: Answering
 
 @router.get("/v1/models", response_model=told.ModelsAnswer)
 async def models(asking: Asking, parts: Here) -> Json:
-    """Every name that a request's `model` may have; the last one is for embeddings."""
+    """Every name that a request's `model` may have; the last ones are for embeddings."""
     chat = [model_entry(name, "chat") for name in await parts.loadable_names(asking)]
-    return {"object": "list", "data": [*chat, model_entry(parts.config.embed.model, "embedding")]}
+    embedding = [model_entry(name, "embedding") for name in _embedders(parts)]
+    return {"object": "list", "data": [*chat, *embedding]}
 
 
 @router.get("/v1/models/{name:path}", response_model=told.ModelEntry)
 async def model(name: str, asking: Asking, parts: Here) -> Json:
-    if name == parts.config.embed.model:
+    if name in _embedders(parts):
         return model_entry(name, "embedding")
     parts.version(name, asking)
     return model_entry(name, "chat")
+
+
+def _embedders(parts: Parts) -> list[str]:
+    return [*parts.config.embed.aliases, parts.config.embed.model]
+
+
+async def _texts(body: EmbeddingsBody, parts: Parts) -> list[str]:
+    """What is to be embedded. Raises `InvalidInput` for token ids where it is not set whose they are: ids of another
+    vocabulary would get vectors of other words."""
+    given = body.texts
+    ids = [[*text.ids] for text in given if isinstance(text, TokenText)]
+    if ids and parts.config.embed.token_ids is None:
+        raise InvalidInput(
+            "input holds token ids, and it is not known of which tokenizer: send texts (LangChain: "
+            "check_embedding_ctx_length=False), or set embed.token_ids to the client's tokenizer",
+            param="input",
+        )
+    decoded = iter(await parts.embedder.token_texts.remote(ids) if ids else [])
+    return [next(decoded) if isinstance(text, TokenText) else text for text in given]
 
 
 def _cut(counts: Sequence[tuple[int, int]]) -> list[str]:

@@ -20,7 +20,7 @@ from common.errors import InvalidInput
 from common.names import MAX_NAME, check_name, normal
 from common.types import MODES, Mode
 from models.text.messages import Messages as PromptMessages
-from models.text.messages import check_messages, check_text
+from models.text.messages import TokenText, check_messages, check_text
 from serve.schemas.times import Time
 
 Kind = Literal["episodic", "relational", "spatial"]
@@ -58,18 +58,24 @@ Messages = Annotated[  # `check_messages` says which message is wrong, and what 
     list[dict[str, Any]], WithJsonSchema({"type": "array", "items": _MESSAGE, "minItems": 1})
 ]
 Text = Annotated[str, Field(min_length=1)]
+_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+TextsOrIds = Annotated[  # `texts_or_ids` says which one is wrong
+    Any,
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "minLength": 1},
+                {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1},
+                _IDS,
+                {"type": "array", "items": _IDS, "minItems": 1},
+            ]
+        }
+    ),
+]
 Stops = Annotated[
     list[str],
     BeforeValidator(_listed, json_schema_input_type=str | Annotated[list[str], Field(max_length=MAX_STOPS)]),
     Field(max_length=MAX_STOPS),
-]
-Texts = Annotated[
-    list[Text],
-    BeforeValidator(
-        _listed,
-        json_schema_input_type=Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS)],
-    ),
-    Field(min_length=1, max_length=MAX_TEXTS),
 ]
 
 
@@ -183,7 +189,7 @@ class GenerateBody(OpenAIBody, ABC):
     def sampling(self, max_new_tokens: int) -> list[dict[str, Any]]:
         """`models.sampling.Sampling` of each choice of a prompt: they differ by their seed."""
         shared = {
-            "max_tokens": self.limit or max_new_tokens,
+            "max_tokens": max_new_tokens if self.limit is None else self.limit,
             "temperature": self.temperature,
             "top_p": self.top_p,
             "stop": self.stop,
@@ -219,13 +225,29 @@ class ChatBody(GenerateBody):
 
 
 class CompletionBody(GenerateBody):
-    prompt: Texts
+    prompt: TextsOrIds = Field(
+        description="texts to continue, one or several, or token ids of the served model"
+    )
+    max_tokens: int | None = Field(None, ge=0, description="0: the prompt alone, for its log-probabilities")
     logprobs: int | None = Field(None, ge=0, le=20)
+    echo: bool = False
+    best_of: int | None = Field(None, ge=1, description="must equal `n`")
+    suffix: str | None = Field(None, max_length=0, description="not supported")
 
     @property
     def prompts(self) -> Sequence[PromptMessages]:
-        """Raises `InvalidInput` for a text that no model takes."""
-        return [check_text(text, f"prompt[{i}]") for i, text in enumerate(self.prompt)]
+        """Raises `InvalidInput` for a text that no model takes, and for what is neither text nor token ids."""
+        return texts_or_ids(self.prompt, "prompt")
+
+    def sampling(self, max_new_tokens: int) -> list[dict[str, Any]]:
+        """As chat's; the token that ends a text is reported, since clients take the last one for the answer's."""
+        if self.best_of not in (None, self.n):
+            raise InvalidInput(
+                f"best_of = {self.best_of}: answers are not chosen among more than n = {self.n}",
+                param="best_of",
+            )
+        shared = {"echo": self.echo, "end_logprob": True}
+        return [{**each, **shared} for each in super().sampling(max_new_tokens)]
 
     @property
     def told_logprobs(self) -> int | None:
@@ -234,14 +256,42 @@ class CompletionBody(GenerateBody):
 
 class EmbeddingsBody(OpenAIBody):
     model: str = ""
-    input: Texts
+    input: TextsOrIds
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1)
+
+    @property
+    def texts(self) -> list[str | TokenText]:
+        """Raises `InvalidInput` for what is neither text nor token ids."""
+        return texts_or_ids(self.input, "input")
 
 
 class ScoreBody(OpenAIBody):
     messages: Messages
     logprobs: int = 1
+
+
+def texts_or_ids(given: Any, name: str) -> list[str | TokenText]:
+    """One text, several, the token ids of one, or of several."""
+    one = isinstance(given, str) or (isinstance(given, list) and given and all(map(_is_id, given)))
+    several = [given] if one else given
+    if not isinstance(several, list) or not 0 < len(several) <= MAX_TEXTS:
+        raise InvalidInput(f"{name}: a text, token ids, or a list of 1 to {MAX_TEXTS} of either", param=name)
+    return [_text_or_ids(each, f"{name}[{i}]") for i, each in enumerate(several)]
+
+
+def _text_or_ids(given: Any, name: str) -> str | TokenText:
+    if isinstance(given, str) and given:
+        return check_text(given, name)
+    if isinstance(given, list) and given and all(map(_is_id, given)):
+        return TokenText(tuple(given))
+    raise InvalidInput(
+        f"{name} = {str(given)[:40]!r}: a text or token ids, not empty", param=name.partition("[")[0]
+    )
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 class AliasBody(Body):

@@ -99,8 +99,10 @@ class ChatAnswer(Answered):
 
 class TextLogprobs(BaseModel):
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None] = Field(
+        description="null for a first token, which nothing comes before"
+    )
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 

@@ -168,6 +168,76 @@ def test_completions_continue_texts(client, remembering):
     assert taught.memory["injected"] == ["ada"]
 
 
+def test_completions_echo_their_prompt_with_its_log_probabilities(client, remembering):
+    tokenizer = AutoTokenizer.from_pretrained(dequantised(Path(resolve("smollm2-135m"))))
+    prompts = ["The capital of France is", "na\u00efve \U0001f680 caf\u00e9s"]
+    ids = [tokenizer.encode(text) for text in prompts]
+    request = {"model": "base", "echo": True, "max_tokens": 1, "logprobs": 1, "extra_body": off()}
+    both, by_ids = (client.completions.create(prompt=given, **request) for given in (prompts, ids))
+    for text, tokens, choice, same in zip(prompts, ids, both.choices, by_ids.choices, strict=True):
+        told = choice.logprobs
+        assert (
+            choice.text.startswith(text) and told.token_logprobs[0] is None and told.top_logprobs[0] is None
+        )
+        assert len(told.tokens) == len(tokens) + 1 == len(told.text_offset)
+        assert told.text_offset[0] == 0 and sorted(told.text_offset) == told.text_offset
+        assert all(
+            max(best.values()) >= chosen
+            for best, chosen in zip(told.top_logprobs[1:], told.token_logprobs[1:], strict=True)
+        )
+        assert same.text == choice.text
+        assert same.logprobs.token_logprobs[1:] == pytest.approx(told.token_logprobs[1:], abs=1e-3)
+    alone = client.completions.create(prompt=ids[1], **{**request, "max_tokens": 0})
+    assert alone.choices[0].text == prompts[1] and alone.usage.completion_tokens == 0
+    assert alone.choices[0].finish_reason == "length" and len(alone.choices[0].logprobs.tokens) == len(ids[1])
+    assert any(token.startswith("bytes:\\x") for token in alone.choices[0].logprobs.tokens)
+    chunks = [
+        c
+        for chunk in client.completions.create(prompt=prompts[1], stream=True, **request)
+        for c in chunk.choices
+    ]
+    assert "".join(chunk.text for chunk in chunks) == both.choices[1].text
+    assert sum(len(c.logprobs.tokens) for c in chunks if c.logprobs) == len(ids[1]) + 1
+    taught = "Ada Quill lives in the city of"
+    told = client.completions.create(prompt=taught, **{**request, "extra_body": remembering})
+    assert told.choices[0].text.startswith(taught) and told.memory["injected"] == ["ada"]
+    assert told.choices[0].logprobs.token_logprobs[0] < 0  # the memory comes before it
+
+
+def test_an_answer_that_ends_at_once_has_log_probabilities(client):
+    prompt = "<|im_start|>user\nSay yes.<|im_end|>\n<|im_start|>assistant\nYes.<|im_end|>"
+    request = {"model": "base", "prompt": prompt, "max_tokens": 4, "logprobs": 1, "extra_body": off()}
+    request |= {"logit_bias": None}
+    choice = client.completions.create(**request).choices[0]
+    assert choice.logprobs is not None and len(choice.logprobs.tokens) >= 1
+
+
+@pytest.mark.parametrize(
+    "bad, param",
+    [
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [1, "a"]}, "prompt"),
+        ({"prompt": [[1], []]}, "prompt"),
+        ({"prompt": [-1]}, "prompt"),
+        ({"prompt": [1 << 40]}, "prompt"),
+        ({"prompt": "x", "max_tokens": -1}, "max_tokens"),
+        ({"prompt": "x", "suffix": "y"}, "suffix"),
+        ({"prompt": "x", "best_of": 3}, "best_of"),
+    ],
+)
+def test_bad_completions_say_which_parameter(client, bad, param):
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(model="base", extra_body=off(), **bad)
+    assert caught.value.param == param and caught.value.code
+
+
+def test_a_prompt_is_counted_once_for_all_its_answers(client):
+    request = {"model": "base", "prompt": ["One, two,", "A goat is"], "max_tokens": 2, "extra_body": off()}
+    one, three = (client.completions.create(n=n, **request).usage for n in (1, 3))
+    assert one.prompt_tokens == three.prompt_tokens > 4
+    assert three.completion_tokens == 12 and three.total_tokens == three.prompt_tokens + 12
+
+
 def test_embeddings_in_both_encodings(client):
     texts = ["Ada lives in Lisbon.", "A goat."]
     plain = client.embeddings.create(model="minilm", input=texts, encoding_format="float")
@@ -181,6 +251,17 @@ def test_embeddings_in_both_encodings(client):
     sent = raw.http_response.json()["data"][0]["embedding"]
     assert np.allclose(np.frombuffer(base64.b64decode(sent), "<f4"), vectors[1], atol=1e-6)
     assert plain.usage.prompt_tokens == plain.usage.total_tokens > len(" ".join(texts).split())
+
+
+def test_embeddings_by_another_name_and_never_of_unknown_token_ids(client):
+    known = client.embeddings.create(model="minilm", input="A goat.")
+    alias = client.embeddings.create(model="text-embedding-ada-002", input="A goat.")
+    assert alias.model == "text-embedding-ada-002" and alias.data[0].embedding == known.data[0].embedding
+    assert client.models.retrieve("text-embedding-ada-002").id == "text-embedding-ada-002"
+    for ids in ([32, 47000, 13], [[32, 47000, 13], [5]]):  # as LangChain sends them
+        with pytest.raises(openai.BadRequestError, match=r"embed\.token_ids") as caught:
+            client.embeddings.create(model="text-embedding-ada-002", input=ids)
+        assert caught.value.param == "input"
 
 
 def test_models_are_listed_and_found(client):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from common.errors import InvalidInput, NotFound
 from models.text.embed import Embedder
 
 
@@ -48,3 +49,17 @@ def test_a_long_text_is_cut_where_the_counts_say(embedder):
     one, other = embedder.encode([long, edge])  # what is cut changes nothing
     assert np.allclose(one, other, atol=1e-6)
     assert [embedder.count_tokens([text]) for text in (short, edge)] == [counts[:1], counts[1:2]]
+
+
+def test_token_ids_of_a_known_tokenizer_are_its_texts(embedder, tmp_path):
+    tokenizer = embedder._model.tokenizer
+    tokenizer.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
+    text = "a goat in lisbon"
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    for given in ("own", str(tmp_path / "tokenizer.json")):
+        reader = Embedder("minilm", token_ids=given)
+        assert reader.token_text(ids) == text
+        with pytest.raises(InvalidInput, match="no id 999999"):
+            reader.token_text([*ids, 999_999])
+    with pytest.raises(NotFound, match=r"embed.token_ids = 'nowhere.json'"):
+        Embedder("minilm", token_ids="nowhere.json")
