@@ -6,6 +6,7 @@
 - `engines.py`: the client of all language model replicas: routing, and calls that every one must get
 - `parts.py`: what route handlers use: store, engines, embedder, adapters, recall, the caller's rights
 - `answers.py`: chat and completions: recall, engine, OpenAI's format
+- `openai_answers.py`: that format, whole or streamed; `tool_calls.py`: calls of tools in an answer's text
 - `writing.py`: memories out of a request; write, update, erase
 - `extraction.py`: what the served model finds stated in a conversation
 - `recall.py`: which memories a request gets

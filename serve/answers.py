@@ -53,6 +53,7 @@ class Answers:
                     "namespace": body.memory.namespace,
                     "mode": mode,
                     "sampling": sampling,
+                    "tools": body.shown_tools,
                 }
                 for prompt, found in zip(prompts, recalled, strict=True)
                 for sampling in samplings

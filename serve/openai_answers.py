@@ -10,6 +10,7 @@ from typing import Any
 
 from serve.recall import Recalled
 from serve.schemas.requests import ChatBody, CompletionBody, GenerateBody
+from serve.tool_calls import CallReader
 
 Json = dict[str, Any]
 # A choice's number, and what the engine said of it: `{text, logprobs}`, at the end a turn.
@@ -129,19 +130,37 @@ class ChatReply(Reply):
     def __init__(self, body: ChatBody, mode: str, recalled: Sequence[Recalled]) -> None:
         super().__init__(body, mode, recalled)
         self._opened: set[int] = set()
+        self._readers: dict[int, CallReader] = {}  # of choices that may call tools
+        self._calls = bool(body.shown_tools)
 
     def event(self, i: int, piece: Json) -> str:
         opening = ""
         if i not in self._opened:
             self._opened.add(i)
-            opening = self._chunk(self._delta(i, {"role": "assistant", "content": ""}))
-        return opening + super().event(i, piece)
+            content = None if self._calls else ""
+            opening = self._chunk(self._delta(i, {"role": "assistant", "content": content}))
+        if not self._calls:
+            return opening + super().event(i, piece)
+        reader = self._readers.setdefault(i, CallReader())
+        deltas = reader.push(piece["text"]) if "text" in piece else reader.finish()
+        told = self._logprobs(piece["logprobs"]) if "text" in piece else None
+        if told and not deltas:
+            deltas = [{}]
+        for place, delta in enumerate(deltas):
+            opening += self._chunk(self._delta(i, delta, logprobs=None if place else told))
+        return opening if "text" in piece else opening + super().event(i, piece)
 
     def _choice(self, i: int, text: str, turn: Json) -> Json:
+        message = {"content": text}
+        if self._calls:
+            reader = self._readers[i] = CallReader()
+            reader.push(text)
+            reader.finish()
+            message = reader.message()
         return {
             "index": i,
-            "message": {"role": "assistant", "content": text},
-            "finish_reason": turn["finish_reason"],
+            "message": {"role": "assistant", **message},
+            "finish_reason": self._reason(i, turn),
             "logprobs": self._logprobs(turn["logprobs"]),
         }
 
@@ -149,7 +168,11 @@ class ChatReply(Reply):
         return self._delta(i, {"content": piece["text"]}, logprobs=self._logprobs(piece["logprobs"]))
 
     def _end(self, i: int, turn: Json) -> Json:
-        return self._delta(i, {}, finish_reason=turn["finish_reason"])
+        return self._delta(i, {}, finish_reason=self._reason(i, turn))
+
+    def _reason(self, i: int, turn: Json) -> str:
+        called = i in self._readers and self._readers[i].calls
+        return "tool_calls" if called and turn["finish_reason"] == "stop" else str(turn["finish_reason"])
 
     def _delta(self, i: int, delta: Json, **more: Any) -> Json:
         return {"index": i, "delta": delta, "finish_reason": None, "logprobs": None, **more}

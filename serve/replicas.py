@@ -56,6 +56,8 @@ class EngineReplica:
         )
         self._engine = Engine(loaded, weights, blocks, config.recall, config.serve)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        # A large grammar takes long to compile: two such need not keep the other ones waiting.
+        self._compiling = ThreadPoolExecutor(3, thread_name_prefix="grammars")
         self._news: dict[Request, asyncio.Event] = {}
         self._answered = 0
         self._wanted = asyncio.Event()
@@ -87,14 +89,19 @@ class EngineReplica:
         yield dataclasses.asdict(turn)
 
     async def _submit(self, request: dict[str, Any], turn: GenerationStats) -> Request:
+        sampling = Sampling(**request["sampling"])
+        if sampling.grammar:  # before it takes the engine's time; from then on it is known there
+            compile = partial(self._engine.grammars.matcher, sampling.grammar)
+            await asyncio.get_running_loop().run_in_executor(self._compiling, compile)
         submitted = self._thread.submit(
             self._engine.submit,
             request["messages"],
             [RecalledMemory(**memory) for memory in request["memories"]],
             namespace=request["namespace"],
             adapter=request["adapter"],
-            sampling=Sampling(**request["sampling"]),
+            sampling=sampling,
             turn=turn,
+            tools=request["tools"],
         )
         try:
             return await asyncio.wrap_future(submitted)

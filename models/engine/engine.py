@@ -22,6 +22,7 @@ from models.engine.cuda_graphs import Filling, FixedShapes, cuda_graph
 from models.engine.generation_stats import GenerationStats
 from models.engine.injection import Injection
 from models.engine.kv_cache import Pass
+from models.engine.masks import Grammars, Masks, best_allowed
 from models.engine.request import Request
 from models.engine.sampling import Sampling
 from models.engine.scheduler import Scheduler
@@ -29,6 +30,7 @@ from models.kv.blocks import BlockStore
 from models.kv.prefix import Prefill
 from models.text.messages import Message, Messages, TokenText
 from models.text.token_bytes import TokenBytes
+from models.text.tools import Tool
 from models.weights.load import LoadedModel
 from models.weights.versions import ModelVersions
 
@@ -55,6 +57,8 @@ class Engine:
         self.overlay = Overlay(loaded.model, recall.overlay) if recall.overlay else None
         # An overlay's vectors are other ones at every pass, which a graph would not notice.
         graphs = loaded.device.type == "cuda" and self._serve.cuda_graphs and not self.overlay
+        self.grammars = Grammars(loaded)
+        self._masks = Masks(loaded.model.config.vocab_size, loaded.device)
         self.fixed_shapes = FixedShapes(loaded.model, cuda_graph) if graphs else None
         self.steps = 0
         self.encode_failures = 0
@@ -72,12 +76,16 @@ class Engine:
         adapter: str,
         sampling: Sampling,
         turn: GenerationStats,
+        tools: Sequence[Tool] = (),
     ) -> Request:
-        """Queue a request. `memories` come most relevant first (mode `full`: in order of time).
+        """Queue a request. `memories` come most relevant first (mode `full`: in order of time). The prompt tells the
+        model of `tools`.
 
-        Raises `InvalidInput` if prompt and answer exceed the model's context or the KV cache, `NotFound` if the
-        version does not exist.
+        Raises `InvalidInput` if prompt and answer exceed the model's context or the KV cache, for a grammar that cannot
+        be followed and a bias of no token, `NotFound` if the version does not exist.
         """
+        sampling.check(self.loaded.model.config.vocab_size)
+        matcher = self.grammars.matcher(sampling.grammar) if sampling.grammar else None
         with self._lock:
             self.versions.hold(adapter)
             try:
@@ -90,6 +98,7 @@ class Engine:
                         adapter=adapter,
                         max_tokens=sampling.max_tokens,
                         turn=turn,
+                        tools=tools,
                     )
                 answer = Request(
                     prompt,
@@ -99,6 +108,7 @@ class Engine:
                     tokenizer=self.loaded.tokenizer,
                     token_bytes=self._token_bytes,
                     ends=self.loaded.end_ids,
+                    matcher=matcher,
                 )
                 self.scheduler.check_room(answer.slots)
                 if sampling.echo and isinstance(messages, str | TokenText):
@@ -138,10 +148,17 @@ class Engine:
         adapter: str,
         sampling: Sampling,
         turn: GenerationStats,
+        tools: Sequence[Tool] = (),
     ) -> Iterator[str]:
         """Yield one request's text as it grows, and fill in `turn`. Other requests may run at the same time."""
         answer = self.submit(
-            messages, memories, namespace=namespace, adapter=adapter, sampling=sampling, turn=turn
+            messages,
+            memories,
+            namespace=namespace,
+            adapter=adapter,
+            sampling=sampling,
+            turn=turn,
+            tools=tools,
         )
         try:
             while not answer.done:
@@ -240,7 +257,8 @@ class Engine:
                 if not prefill.done:
                     break
                 self.scheduler.end_prefill()
-                request.first(prefill.logits, prefill.position)
+                masks = self._masks.begin([request.matcher] if request.matcher else [])
+                request.first(prefill.logits, prefill.position, masks.result()[0] if masks else None)
                 if not request.done:
                     self.scheduler.start_decoding(request, prefill.states)
             except Exception as error:
@@ -264,10 +282,15 @@ class Engine:
         batch = [*self.scheduler.running]
         if not batch:
             return []
+        rows = [i for i, request in enumerate(batch) if request.matcher is not None]
+        begun = self._masks.begin([request.matcher for request in batch if request.matcher is not None])
         try:
             logits = self._pass(batch)
-            for request, row, best in zip(batch, logits, logits.argmax(-1).tolist(), strict=True):
-                request.next(row, best)
+            masks = begun.result() if begun else None
+            allowed = dict(zip(rows, masks if masks is not None else [], strict=True))
+            best = best_allowed(logits, rows, masks)
+            for i, (request, row) in enumerate(zip(batch, logits, strict=True)):
+                request.next(row, best[i], allowed.get(i))
         except Exception as error:  # half a step: what the rows hold is unknown
             self.scheduler.drop_running()
             for request in batch:

@@ -14,6 +14,7 @@ from models.engine.bias_overlay import Values, values_of
 from models.engine.generation_stats import GenerationStats
 from models.kv import prefix as kv
 from models.text.messages import Messages
+from models.text.tools import Tool
 from models.weights.load import LoadedModel
 
 
@@ -64,13 +65,14 @@ class Injection:
         adapter: str,
         max_tokens: int,
         turn: GenerationStats,
+        tools: Sequence[Tool] = (),
     ) -> Prompt:
         """Build the prompt of a request in mode `turn.mode`; records the outcome in `turn`. Raises `InvalidInput` if
         prompt and answer exceed the model's context."""
         mode = turn.mode
         if mode == "off" or not memories:
-            return self._checked(Prompt(self._builder.plain(messages)), max_tokens, turn)
-        tail = self._builder.tail(messages)
+            return self._checked(Prompt(self._builder.plain(messages, tools)), max_tokens, turn)
+        tail = self._builder.tail(messages, tools)
         if mode == "hybrid":
             if self._queue.encoder.history:
                 raise InvalidInput(
@@ -90,7 +92,7 @@ class Injection:
                 values = self._values(blocks)
                 if mode == "values":
                     return self._checked(
-                        Prompt(self._builder.plain(messages), None, values), max_tokens, turn
+                        Prompt(self._builder.plain(messages, tools), None, values), max_tokens, turn
                     )
                 policy = kv.INDEPENDENT if mode == "hybrid" else self._policy
                 head = self._queue.head(model, adapter)

@@ -7,19 +7,21 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from llguidance import LLMatcher
 from torch import Tensor
 
+from common.errors import InvalidInput
 from models.engine.cuda_graphs import Filling
 from models.engine.generation_stats import GenerationStats
 from models.engine.injection import Prompt
-from models.engine.sampling import Sampling, TextStream, choose
+from models.engine.sampling import Controls, Sampling, TextStream, choose
 from models.kv.prefix import Prefill
 from models.text.token_bytes import TokenBytes
 
 
 class Request:
     """A generation request and its answer so far. `pieces`: final texts not yet fetched by the client. `done`: no
-    more text will follow. `error`: the reason if it ended early."""
+    more text will follow. `error`: the reason if it ended early. `matcher`: where the answer stands in its grammar."""
 
     def __init__(
         self,
@@ -31,6 +33,7 @@ class Request:
         tokenizer: Any,
         token_bytes: TokenBytes,
         ends: set[int],
+        matcher: LLMatcher | None = None,
     ) -> None:
         self.prompt, self.adapter, self.sampling, self.turn = prompt, adapter, sampling, turn
         self.slots = prompt.slots + sampling.max_tokens  # of keys and values, that it may come to use
@@ -42,9 +45,11 @@ class Request:
         self.bias: Tensor | None = None  # of the logits, [vocabulary]
         self.judged = 0  # of the prompt's last ids, to be given to `judge`
         self.token = self.position = 0  # the last token chosen, which has not run yet, and where it stands
-        self._ends = ends
+        self.matcher = matcher
+        self._ends = set() if sampling.ignore_eos else ends
         self._tokenizer, self._bytes = tokenizer, token_bytes
-        self._stream = TextStream(tokenizer, sampling.stop)
+        self._controls = Controls(sampling, ends)
+        self._stream = TextStream(tokenizer, sampling)
         self._generator = sampling.generator()
         self._submitted = self._started = time.perf_counter()
 
@@ -71,8 +76,9 @@ class Request:
             self._logprobs(token, row, top) for token, row in zip(tokens, logits, strict=True)
         ]
 
-    def first(self, logits: Tensor, position: int) -> None:
-        """Take the first token from the prompt's last logits, `[vocabulary]`. `position`: the one after the prompt."""
+    def first(self, logits: Tensor, position: int, allowed: Tensor | None) -> None:
+        """Take the first token from the prompt's last logits, `[vocabulary]`, of which the grammar allows those.
+        `position`: the one after the prompt."""
         self.prefill = None
         # The cache has its states; blocks that were read from the disk belong to no one else.
         self.prompt = replace(self.prompt, prefix=None)
@@ -82,16 +88,17 @@ class Request:
             self._end("length")
             return
         logits = self._biased(logits)
-        token = choose(logits, self.sampling, self._generator)
+        token = self._choose(logits, allowed)
         self.turn.prefill_s = time.perf_counter() - self._started  # a GPU has finished now, and not before
         self._take(token, logits)
 
-    def next(self, logits: Tensor, best: int) -> None:
-        """Take the next token from the logits `[vocabulary]` of its last token; `best` is their argmax."""
+    def next(self, logits: Tensor, best: int, allowed: Tensor | None) -> None:
+        """Take the next token from the logits `[vocabulary]` of its last token; `best` is the argmax of those that
+        are `allowed`, which None leaves open."""
         self.position += 1
         logits = self._biased(logits)
-        greedy = self.sampling.temperature == 0.0 and self.bias is None
-        self._take(best if greedy else choose(logits, self.sampling, self._generator), logits)
+        greedy = self.sampling.temperature == 0.0 and self.bias is None and self._controls.idle
+        self._take(best if greedy else self._choose(logits, allowed), logits)
 
     def fail(self, error: Exception) -> None:
         self.error, self.done, self.prefill = error, True, None
@@ -99,9 +106,18 @@ class Request:
     def _biased(self, logits: Tensor) -> Tensor:
         return logits if self.bias is None else logits.float() + self.bias
 
+    def _choose(self, logits: Tensor, allowed: Tensor | None) -> int:
+        if not self._controls.idle or allowed is not None:
+            logits = self._controls.apply(logits, allowed)
+        return choose(logits, self.sampling, self._generator)
+
     def _take(self, token: int, logits: Tensor) -> None:
+        if self.matcher is not None and not self.matcher.consume_token(token):
+            self.fail(_too_complex(self.matcher))
+            return
         self.token = token
         self.tokens.append(token)
+        self._controls.count(token)
         ended = token in self._ends
         if self.sampling.logprobs is not None and (not ended or self.sampling.end_logprob):
             self.turn.logprobs.append(self._logprobs(token, logits, self.sampling.logprobs))
@@ -112,6 +128,8 @@ class Request:
         self._append(self._stream.push(token))
         if self._stream.stopped:
             self._end("stop", finish=False)
+        elif self.matcher is not None and self.matcher.is_stopped():  # nothing may follow
+            self._end("stop")
         elif self.turn.completion_tokens >= self.sampling.max_tokens:
             self._end("length")
 
@@ -127,7 +145,8 @@ class Request:
             self.pieces.append(text)
 
     def _logprobs(self, token: int, logits: Tensor, top: int) -> dict[str, Any]:
-        """OpenAI's entry for one token. Of the model's own distribution, before temperature and top_p."""
+        """OpenAI's entry for one token. Of the model's own distribution: before temperature, top_p, penalties, biases
+        of the request and the mask of its grammar."""
         scores = torch.log_softmax(logits.float(), dim=-1)
         best = scores.topk(top)
         others = zip(best.indices.tolist(), best.values.tolist(), strict=True)
@@ -143,3 +162,11 @@ class Request:
             "logprob": logprob,
             "bytes": list(self._bytes.of(token)),
         }
+
+
+def _too_complex(matcher: LLMatcher) -> InvalidInput:
+    """The grammar's limits were met on the way (its own errors are found before)."""
+    return InvalidInput(
+        f"the schema became too complex to follow: {matcher.get_error().splitlines()[0]}; simplify it",
+        param="response_format",
+    )

@@ -11,11 +11,17 @@ two best sums lie within 2 d / temperature, which happens about that often. (A d
 probabilities would change whenever two near-equal tokens swap places.)
 """
 
+from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from common.errors import InvalidInput
+from models.text.grammar import Grammar
+from models.text.tools import OPENER
 
 REPLACEMENT = "\ufffd"  # what a tokenizer shows for the bytes of an unfinished character
 
@@ -25,7 +31,9 @@ class Sampling:
     """OpenAI's sampling parameters. `temperature` 0 is greedy and ignores `top_p` and `seed`. `logprobs`: how
     many of the best tokens to report beside each chosen one; None: no log-probabilities at all. `max_tokens` 0:
     only the prompt runs. `echo`: a text to continue comes before its answer, with its own log-probabilities.
-    `end_logprob`: the token that ends an answer is reported as well."""
+    `end_logprob`: the token that ends an answer is reported as well. `grammar`: what the answer may be. `min_tokens`,
+    `ignore_eos` are vLLM's: no end token and no stop string before so many tokens, and no end token at all ends the
+    answer."""
 
     max_tokens: int
     temperature: float = 0.0
@@ -35,6 +43,21 @@ class Sampling:
     logprobs: int | None = None
     echo: bool = False
     end_logprob: bool = False
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    grammar: Grammar | None = None
+
+    def check(self, vocabulary: int) -> None:
+        """Raise `InvalidInput` for a token id that the model does not have."""
+        for token in self.logit_bias:
+            if not 0 <= token < vocabulary:
+                raise InvalidInput(
+                    f"logit_bias: {token} is no token id; the model has 0 to {vocabulary - 1}",
+                    param="logit_bias",
+                )
 
     def generator(self) -> torch.Generator | None:
         if self.seed is None:
@@ -67,35 +90,88 @@ def exponential_noise(size: int, generator: torch.Generator | None) -> Tensor:
     return torch.rand(size, generator=generator, dtype=torch.float64).log_().neg_()
 
 
-class TextStream:
-    """Incremental decoding of tokens to text. Holds back incomplete characters and possible starts of stop strings."""
+class Controls:
+    """Penalties, biases and bans of one request, on its logits before the choice.
 
-    def __init__(self, tokenizer: Any, stop: list[str]) -> None:
+    OpenAI's formula (its API reference, "frequency and presence penalties"): `logit[j] - count[j] * frequency_penalty -
+    (count[j] > 0) * presence_penalty + logit_bias[j]`, where `count[j]` is how often token j is in the answer so far.
+    End tokens are banned before `min_tokens`, unless the grammar allows nothing else."""
+
+    def __init__(self, sampling: Sampling, ends: Collection[int]) -> None:
+        self._presence, self._frequency = sampling.presence_penalty, sampling.frequency_penalty
+        self._bias = sampling.logit_bias
+        self._min_tokens = 0 if sampling.ignore_eos else sampling.min_tokens
+        self._ends = sorted(ends)
+        self._counts: Counter[int] = Counter()
+
+    @property
+    def idle(self) -> bool:
+        """Whether the next choice is that of the logits as they are."""
+        penalised = bool(self._presence or self._frequency) and bool(self._counts)
+        return not (penalised or self._bias or self._counts.total() < self._min_tokens)
+
+    def count(self, token: int) -> None:
+        self._counts[token] += 1
+
+    def apply(self, logits: Tensor, allowed: Tensor | None) -> Tensor:
+        """`[vocabulary]` logits, and which of them the grammar allows, to those to choose from."""
+        added = dict(self._bias)
+        if self._presence or self._frequency:
+            for token, count in self._counts.items():
+                added[token] = added.get(token, 0.0) - count * self._frequency - self._presence
+        scores = logits.float()
+        if added:
+            ids = torch.tensor([*added], device=logits.device)
+            scores = scores.index_add(0, ids, torch.tensor([*added.values()], device=logits.device))
+        if allowed is not None:
+            scores = scores.masked_fill(~allowed, -torch.inf)
+        if self._counts.total() < self._min_tokens:
+            longer = scores.index_fill(0, torch.tensor(self._ends, device=logits.device), -torch.inf)
+            scores = longer if allowed is None or bool(longer.isfinite().any()) else scores
+        return scores
+
+
+class TextStream:
+    """Incremental decoding of tokens to text. Holds back incomplete characters and possible starts of stop strings.
+
+    Stop strings are looked for where they end behind `min_tokens` tokens, and not in a call of a tool."""
+
+    def __init__(self, tokenizer: Any, sampling: Sampling) -> None:
         self._tokenizer = tokenizer
-        self._stop = [text for text in stop if text]
+        self._stop = [text for text in sampling.stop if text]
+        self._min_tokens = sampling.min_tokens
+        self._calls = sampling.grammar is not None and bool(sampling.grammar.tools)
+        self._plain = sampling.grammar is None  # else a tokenizer may have special tokens that mark a call
         self._tokens: list[int] = []
-        self._sent = 0
+        self._sent = self._early = 0  # characters sent; those of the first `min_tokens` tokens
         self.stopped = False
 
     def push(self, token: int) -> str:
         """Return the text that this token makes final; sets `stopped` when a stop string is complete."""
         self._tokens.append(token)
         text = self._text()
-        ends = [found for stop in self._stop if (found := text.find(stop)) >= 0]
+        if len(self._tokens) <= self._min_tokens:
+            self._early = len(text)
+        searched = text.partition(OPENER)[0] if self._calls else text
+        ends = [found for stop in self._stop if (found := self._find(searched, stop)) >= 0]
         if ends:
             self.stopped = True
             return self._send(text[: min(ends)])
         if text.endswith(REPLACEMENT):
             return ""
-        held = max((_overlap(text, stop) for stop in self._stop), default=0)
+        called = len(searched) < len(text)
+        held = 0 if called else max((_overlap(text, stop) for stop in self._stop), default=0)
         return self._send(text[: len(text) - held])
 
     def finish(self) -> str:
         """Return the text held back; call after the last token."""
         return self._send(self._text())
 
+    def _find(self, text: str, stop: str) -> int:
+        return text.find(stop, max(0, self._early - len(stop) + 1) if self._early else 0)
+
     def _text(self) -> str:
-        return str(self._tokenizer.decode(self._tokens, skip_special_tokens=True))
+        return str(self._tokenizer.decode(self._tokens, skip_special_tokens=self._plain))
 
     def _send(self, text: str) -> str:
         piece = text[self._sent :]

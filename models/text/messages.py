@@ -1,5 +1,7 @@
-"""Chat messages as every path takes them: a role and plain text. No torch: the API checks them here first."""
+"""Chat messages as every path takes them: a role and plain text, calls of tools and their results. No torch: the API
+checks them here first."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +11,7 @@ from common.errors import InvalidInput
 # Private-use characters: they mark where a piece is cut out of a rendered chat template.
 MEMORIES = "\ue000memories\ue001"
 RESPONSE = "\ue000response\ue001"
+ROLES = ("system", "developer", "user", "assistant", "tool")
 
 Message = Mapping[str, Any]
 
@@ -25,24 +28,94 @@ Messages = Sequence[Message] | str | TokenText  # a chat, or a text to continue
 
 
 def check_messages(messages: Sequence[Message]) -> list[dict]:
-    """Normalise to role and plain text. Raises `InvalidInput` naming the first bad message."""
+    """Normalise to role, plain text, `tool_calls` of an assistant (only where there are some, their arguments as JSON
+    of an object) and `tool_call_id` of a tool; what is normal stays as it is. Raises `InvalidInput` naming the first
+    bad message."""
     if not messages:
         raise InvalidInput("messages is empty; give at least one", param="messages")
-    return [_check_message(i, message) for i, message in enumerate(messages)]
+    checked, called = [], set[str]()
+    for i, message in enumerate(messages):
+        checked.append(_check_message(f"messages[{i}]", message, called))
+        called.update(call["id"] for call in checked[-1].get("tool_calls", []))
+    return checked
 
 
-def _check_message(i: int, message: Message) -> dict:
-    role, content = message.get("role"), message.get("content")
-    if role not in ("system", "developer", "user", "assistant"):
-        raise InvalidInput(f"messages[{i}].role = {role!r}; one of system, user, assistant", param="messages")
+def _check_message(name: str, message: Message, called: set[str]) -> dict:
+    role = message.get("role")
+    if role == "function" or message.get("function_call") is not None:
+        raise InvalidInput(
+            f"{name} is of OpenAI's deprecated function calls; use tool_calls and the role tool",
+            param="messages",
+        )
+    if role not in ROLES:
+        raise InvalidInput(f"{name}.role = {role!r}; one of {', '.join(ROLES)}", param="messages")
+    calls = message.get("tool_calls") or []
+    if calls and role != "assistant":
+        raise InvalidInput(f"{name} has tool_calls; only an assistant calls tools", param="messages")
+    content = _content(name, message)
+    checked = {"role": "system" if role == "developer" else role, "content": content}
+    if calls:
+        checked["tool_calls"] = _check_calls(f"{name}.tool_calls", calls)
+    if role == "tool":
+        answers = message.get("tool_call_id")
+        if not isinstance(answers, str) or answers not in called:
+            raise InvalidInput(
+                f"{name}.tool_call_id = {answers!r} is no id of a call in an assistant message before it",
+                param="messages",
+            )
+        checked["tool_call_id"] = answers
+    return checked
+
+
+def _content(name: str, message: Message) -> str:
+    """The text of a message: its content, or the text parts of it; of an assistant also a refusal, or nothing."""
+    content = message.get("content")
+    assistant = message["role"] == "assistant"
+    if content is None and assistant:
+        content = message.get("refusal") or ""
     if isinstance(content, list):  # OpenAI's content parts
-        if not all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
-            raise InvalidInput(f"messages[{i}].content has parts that are not text", param="messages")
-        content = "".join(str(part.get("text", "")) for part in content)
+        content = "".join(_part(f"{name}.content[{j}]", part, assistant) for j, part in enumerate(content))
     if not isinstance(content, str):
-        raise InvalidInput(f"messages[{i}].content must be a string", param="messages")
-    check_text(content, f"messages[{i}].content")
-    return {"role": "system" if role == "developer" else role, "content": content}
+        raise InvalidInput(f"{name}.content must be a string, or a list of text parts", param="messages")
+    return check_text(content, f"{name}.content")
+
+
+def _part(name: str, part: Any, assistant: bool) -> str:
+    kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+    if kind not in (("text", "refusal") if assistant else ("text",)):
+        raise InvalidInput(f"{name} is of type {kind!r}; this model reads text only", param="messages")
+    text = part.get(kind)
+    if not isinstance(text, str):
+        raise InvalidInput(f"{name}.{kind} must be a string", param="messages")
+    return text
+
+
+def _check_calls(name: str, calls: Any) -> list[dict]:
+    if not isinstance(calls, list):
+        raise InvalidInput(f"{name} must be a list", param="messages")
+    return [_check_call(f"{name}[{j}]", call) for j, call in enumerate(calls)]
+
+
+def _check_call(name: str, call: Any) -> dict:
+    """`{id, type, function: {name, arguments}}`."""
+    if not isinstance(call, Mapping) or call.get("type", "function") != "function":
+        raise InvalidInput(f"{name} is no call of a function; its type must be 'function'", param="messages")
+    function = call.get("function")
+    asked = function if isinstance(function, Mapping) else {}
+    said = {"id": call.get("id"), "name": asked.get("name"), "arguments": asked.get("arguments")}
+    for field, value in said.items():
+        if not isinstance(value, str):
+            raise InvalidInput(f"{name}: {field} = {value!r} must be a string", param="messages")
+        check_text(value, f"{name}.{field}")
+    try:
+        read = json.loads(str(said["arguments"]))
+    except ValueError:
+        read = None
+    if not isinstance(read, dict):
+        raise InvalidInput(f"{name}.function.arguments is not the JSON of an object", param="messages")
+    check_text(json.dumps(read, ensure_ascii=False), f"{name}.function.arguments")
+    called = {"name": said["name"], "arguments": said["arguments"]}
+    return {"id": said["id"], "type": "function", "function": called}
 
 
 def check_text(text: str, name: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from common.errors import InvalidInput
 from models.text.messages import MEMORIES, RESPONSE, Message, Messages, TokenText, check_messages
+from models.text.tools import Tool, as_text, for_template, renders_tools
 
 PREAMBLE = "You remember these facts:\n"
 DEFAULT_SYSTEM = "You are a helpful assistant."
@@ -39,11 +40,15 @@ class PromptBuilder:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+        self._native_tools = False
         head = self._render([{"role": "system", "content": PREAMBLE + MEMORIES}], generate=False).partition(
             MEMORIES
         )[0]
         self.head_text = head
         self.head = self._ids(head)
+        self._native_tools = renders_tools(
+            lambda messages, tools: self._apply(messages, True, tools), head, PREAMBLE + MEMORIES
+        )
 
     def memory(self, text: str) -> list[int]:
         """One memory as a list item. Special tokens inside the text stay plain text: a memory cannot end the turn."""
@@ -51,18 +56,18 @@ class PromptBuilder:
             f"- {text.strip()}\n", add_special_tokens=False, split_special_tokens=True
         )
 
-    def tail(self, asked: Messages) -> list[int]:
-        """What follows the memories: the client's system text, the conversation, the assistant's opening; of a
-        text to continue, that text."""
+    def tail(self, asked: Messages, tools: Sequence[Tool] = ()) -> list[int]:
+        """What follows the memories: the client's system text, the tools, the conversation, the assistant's opening;
+        of a text to continue, that text."""
         if isinstance(asked, str | TokenText):
             return self._ids("\n") + self.continued(asked, begins=False)
-        return self._ids(self._after_head(check_messages(asked), generate=True))
+        return self._ids(self._after_head(check_messages(asked), generate=True, tools=tools))
 
-    def plain(self, asked: Messages) -> list[int]:
+    def plain(self, asked: Messages, tools: Sequence[Tool] = ()) -> list[int]:
         """The whole prompt of a request without memory; of a text to continue, as the tokenizer begins texts."""
         if isinstance(asked, str | TokenText):
             return self.continued(asked, begins=True)
-        return self._ids(self._render(_with_system(check_messages(asked)), generate=True))
+        return self._ids(self._render(_with_system(check_messages(asked)), generate=True, tools=tools))
 
     def continued(self, asked: str | TokenText, *, begins: bool) -> list[int]:
         """The ids of a text to continue; `begins`: with the tokens that the tokenizer puts before every text."""
@@ -103,11 +108,10 @@ class PromptBuilder:
         # Nothing after the last response changes its probability.
         return Transcript(tail[: responses[-1].stop], responses)
 
-    def _after_head(self, messages: list[dict], *, generate: bool) -> str:
+    def _after_head(self, messages: list[dict], *, generate: bool, tools: Sequence[Tool] = ()) -> str:
         system, rest = _split_system(messages)
-        text = self._render(
-            [{"role": "system", "content": f"{PREAMBLE}{MEMORIES}\n{system}"}, *rest], generate=generate
-        )
+        first = {"role": "system", "content": f"{PREAMBLE}{MEMORIES}\n{system}"}
+        text = self._render([first, *rest], generate=generate, tools=tools)
         head, _, tail = text.partition(MEMORIES)
         if head != self.head_text:
             raise InvalidInput(
@@ -115,16 +119,23 @@ class PromptBuilder:
             )
         return tail
 
-    def _render(self, messages: list[dict], *, generate: bool) -> str:
+    def _render(self, messages: list[dict], *, generate: bool, tools: Sequence[Tool] = ()) -> str:
+        """`messages` begin with a system message."""
         try:
-            text = self._tokenizer.apply_chat_template(
-                messages, add_generation_prompt=generate, tokenize=False
-            )
+            if self._native_tools:
+                return self._apply(for_template(messages), generate, tools)
+            return self._apply(as_text(messages, tools), generate)
         except Exception as error:  # Jinja raises whatever the template's author chose
             raise InvalidInput(
                 f"the model's chat template refuses these messages: {error}", param="messages"
             ) from error
-        return str(text)
+
+    def _apply(self, messages: list[dict], generate: bool, tools: Sequence[Tool] = ()) -> str:
+        return str(
+            self._tokenizer.apply_chat_template(
+                messages, tools=[*tools] or None, add_generation_prompt=generate, tokenize=False
+            )
+        )
 
     def _ids(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False)

@@ -19,9 +19,21 @@ from pydantic import (
 from common.errors import InvalidInput
 from common.names import MAX_NAME, check_name, normal
 from common.types import MODES, Mode
+from models.text.grammar import Grammar
+from models.text.messages import ROLES, TokenText, check_messages, check_text
 from models.text.messages import Messages as PromptMessages
-from models.text.messages import TokenText, check_messages, check_text
 from serve.schemas.times import Time
+from serve.schemas.tools import (
+    LogitBias,
+    ResponseFormat,
+    ToolChoice,
+    Tools,
+    answer_schema,
+    check_honoured,
+    chosen_tools,
+    grammar_of,
+    is_harmless,
+)
 
 Kind = Literal["episodic", "relational", "spatial"]
 Filter = dict[str, Any]
@@ -49,10 +61,12 @@ _PART = {
 _MESSAGE = {
     "type": "object",
     "properties": {
-        "role": {"enum": ["system", "developer", "user", "assistant"]},
-        "content": {"anyOf": [{"type": "string"}, {"type": "array", "items": _PART}]},
+        "role": {"enum": [*ROLES]},
+        "content": {"anyOf": [{"type": "string"}, {"type": "array", "items": _PART}, {"type": "null"}]},
+        "tool_calls": {"type": "array", "items": {"type": "object"}},
+        "tool_call_id": {"type": "string"},
     },
-    "required": ["role", "content"],
+    "required": ["role"],
 }
 Messages = Annotated[  # `check_messages` says which message is wrong, and what of it
     list[dict[str, Any]], WithJsonSchema({"type": "array", "items": _MESSAGE, "minItems": 1})
@@ -140,8 +154,8 @@ class StreamOptions(BaseModel):
 
 
 class OpenAIBody(BaseModel):
-    """Accepts OpenAI's whole request: what it does not act on is listed in the response's `warnings`. Null means
-    what an absent parameter means."""
+    """Accepts OpenAI's whole request: what it does not act on is listed in the response's `warnings`, unless it changes
+    nothing. Null means what an absent parameter means."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -154,7 +168,9 @@ class OpenAIBody(BaseModel):
 
     def warnings(self) -> list[str]:
         return [
-            f"parameter {name!r} is accepted and has no effect" for name in sorted(self.model_extra or {})
+            f"parameter {name!r} is accepted and has no effect"
+            for name, value in sorted((self.model_extra or {}).items())
+            if not is_harmless(name, value)
         ]
 
 
@@ -167,6 +183,12 @@ class GenerateBody(OpenAIBody, ABC):
     top_p: float = Field(1.0, gt=0.0, le=1.0)
     seed: int | None = Field(None, ge=0, lt=SEEDS)
     stop: Stops = []
+    presence_penalty: float = Field(0.0, ge=-2.0, le=2.0)
+    frequency_penalty: float = Field(0.0, ge=-2.0, le=2.0)
+    logit_bias: LogitBias = {}
+    min_tokens: int = Field(0, ge=0, description="no end token and no stop string before so many tokens")
+    ignore_eos: bool = Field(False, description="the answer ends at max_tokens or a stop string only")
+    response_format: ResponseFormat = None
     n: int = Field(1, ge=1, le=MAX_CHOICES)
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -186,14 +208,43 @@ class GenerateBody(OpenAIBody, ABC):
         """Tokens of an answer, where the request says it."""
         return self.max_tokens
 
+    @property
+    def grammar(self) -> Grammar | None:
+        """What the answer may be. Raises `InvalidInput` for a schema that cannot be kept to."""
+        schema = answer_schema(self.response_format)
+        return grammar_of([], must_call=False, several=False, schema=schema)
+
+    @property
+    def shown_tools(self) -> list[dict[str, Any]]:
+        """Those that the model is told of."""
+        return []
+
     def sampling(self, max_new_tokens: int) -> list[dict[str, Any]]:
-        """`models.sampling.Sampling` of each choice of a prompt: they differ by their seed."""
+        """`models.sampling.Sampling` of each choice of a prompt: they differ by their seed. Raises `InvalidInput` for
+        what cannot be honoured."""
+        check_honoured(self.model_extra or {})
+        limit, grammar = max_new_tokens if self.limit is None else self.limit, self.grammar
+        if self.min_tokens > limit:
+            raise InvalidInput(
+                f"min_tokens = {self.min_tokens} is more than max_tokens = {limit}", param="min_tokens"
+            )
+        if self.ignore_eos and grammar is not None:
+            raise InvalidInput(
+                "ignore_eos: not together with tools or response_format, whose answers have an end",
+                param="ignore_eos",
+            )
         shared = {
-            "max_tokens": max_new_tokens if self.limit is None else self.limit,
+            "max_tokens": limit,
             "temperature": self.temperature,
             "top_p": self.top_p,
             "stop": self.stop,
             "logprobs": self.told_logprobs,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+            "logit_bias": self.logit_bias,
+            "min_tokens": self.min_tokens,
+            "ignore_eos": self.ignore_eos,
+            "grammar": grammar,
         }
         seeds = [None if self.seed is None else (self.seed + i) % SEEDS for i in range(self.n)]
         return [{**shared, "seed": seed} for seed in seeds]
@@ -204,6 +255,20 @@ class ChatBody(GenerateBody):
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
+    tools: Tools = []
+    tool_choice: ToolChoice = None
+    parallel_tool_calls: bool = True
+
+    @property
+    def grammar(self) -> Grammar | None:
+        """What the answer may be: text or JSON, or calls of tools. Raises `InvalidInput`."""
+        tools, must_call = chosen_tools(self.tools, self.tool_choice)
+        schema = answer_schema(self.response_format)
+        return grammar_of(tools, must_call=must_call, several=self.parallel_tool_calls, schema=schema)
+
+    @property
+    def shown_tools(self) -> list[dict[str, Any]]:
+        return [tool.shown() for tool in chosen_tools(self.tools, self.tool_choice)[0]]
 
     @property
     def prompts(self) -> Sequence[PromptMessages]:

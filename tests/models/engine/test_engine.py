@@ -198,10 +198,10 @@ def test_nucleus_keeps_the_best_token_at_any_top_p():
 def test_text_stream_holds_back_unfinished_characters_and_stop_strings(loaded):
     text = "naïve 東京 🙂 END tail"
     tokens = loaded.tokenizer.encode(text, add_special_tokens=False)
-    stream = TextStream(loaded.tokenizer, [])
+    stream = TextStream(loaded.tokenizer, Sampling(max_tokens=9, stop=[]))
     pieces = [stream.push(token) for token in tokens] + [stream.finish()]
     assert "".join(pieces) == text and not any("\ufffd" in piece for piece in pieces)
-    stream = TextStream(loaded.tokenizer, [" END"])
+    stream = TextStream(loaded.tokenizer, Sampling(max_tokens=9, stop=[" END"]))
     sent = ""
     for token in tokens:
         sent += stream.push(token)

@@ -1,0 +1,105 @@
+"""From the text of an answer to calls of tools, as it grows. The grammar guarantees its form: see
+`models.text.tools`."""
+
+import json
+import uuid
+from typing import Any
+
+from models.text.tools import AFTER_ARGUMENTS, BEFORE_ARGUMENTS, BEFORE_NAME, OPENER
+
+Json = dict[str, Any]
+
+
+class CallReader:
+    """Reads one answer. `push` and `finish` give deltas of OpenAI's streams, `{content}` or `{tool_calls}`; `content`
+    and `calls` hold what has come so far. A call that `max_tokens` cuts has the beginning of its arguments; one whose
+    name is cut is left out. White space before a call is no content."""
+
+    def __init__(self) -> None:
+        self.content = ""
+        self.calls: list[Json] = []
+        self._unread = ""
+        self._state = self._text
+
+    def push(self, text: str) -> list[Json]:
+        self._unread += text
+        deltas: list[Json] = []
+        while (delta := self._state()) is not None:
+            deltas += [delta] if delta else []
+        return deltas
+
+    def finish(self) -> list[Json]:
+        """What is left when no more text comes."""
+        left, self._unread = self._unread, ""
+        if self._state == self._text:
+            self.content += left
+            return [{"content": left}] if left else []
+        if self._state == self._arguments and left and not _is_json(self.calls[-1]["function"]["arguments"]):
+            return [self._grow(left[:1])]  # a brace that could have ended the call was one of the arguments'
+        return []
+
+    def message(self) -> Json:
+        """The fields of the whole message."""
+        calls = {"tool_calls": self.calls} if self.calls else {}
+        return {"content": None if self.calls and not self.content else self.content, **calls}
+
+    # Each state consumes what it can of the unread text and gives a delta, empty where only the state changed, or None
+    # where it needs more text.
+
+    def _text(self) -> Json | None:
+        text, found, rest = self._unread.partition(OPENER)
+        if found:
+            self._unread, self._state = rest, self._name
+            text = text.rstrip()
+        else:
+            text = text[: len(text) - _overlap(text, OPENER)].rstrip()
+            self._unread = self._unread[len(text) :]
+            if not text:
+                return None
+        self.content += text
+        return {"content": text} if text else {}
+
+    def _name(self) -> Json | None:
+        name, found, rest = self._unread.partition(BEFORE_ARGUMENTS)
+        if not found:
+            return None
+        self._unread, self._state = rest, self._arguments
+        function = {"name": name.removeprefix(BEFORE_NAME), "arguments": ""}
+        call = {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
+        self.calls.append(call)
+        return {"tool_calls": [{"index": len(self.calls) - 1, **call, "function": {**function}}]}
+
+    def _arguments(self) -> Json | None:
+        text, found, rest = self._unread.partition(AFTER_ARGUMENTS)
+        if found:
+            self._unread, self._state = rest, self._between
+        else:
+            text = text[: len(text) - _overlap(text, AFTER_ARGUMENTS)]
+            self._unread = self._unread[len(text) :]
+            if not text:
+                return None
+        return self._grow(text) if text else {}
+
+    def _between(self) -> Json | None:
+        _, found, rest = self._unread.partition(OPENER)
+        if not found:
+            return None
+        self._unread, self._state = rest, self._name
+        return {}
+
+    def _grow(self, text: str) -> Json:
+        self.calls[-1]["function"]["arguments"] += text
+        return {"tool_calls": [{"index": len(self.calls) - 1, "function": {"arguments": text}}]}
+
+
+def _overlap(text: str, mark: str) -> int:
+    """Length of the longest end of `text` that begins `mark`."""
+    return next((n for n in range(min(len(text), len(mark) - 1), 0, -1) if text.endswith(mark[:n])), 0)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
