@@ -16,10 +16,15 @@ def test_joined_they_are_the_text(loaded):
         ids = loaded.tokenizer.encode(text, add_special_tokens=False)
         found = b"".join(map(known.of, ids))
         assert found.decode(errors="replace") == loaded.tokenizer.decode(ids)
-        if max(text, default="") < "\u3000":  # the vocabulary lacks some bytes of rarer characters
-            assert found == text.encode()
 
     joined()
+    for text in (
+        "na\u00efve caf\u00e9s",
+        "\u65e5\u672c \U0001f469\u200d\U0001f680",
+        "a\n\t b",
+    ):  # the vocabulary has all their bytes
+        ids = loaded.tokenizer.encode(text, add_special_tokens=False)
+        assert b"".join(map(known.of, ids)) == text.encode()
     assert known.of(loaded.tokenizer.eos_token_id) == loaded.tokenizer.eos_token.encode()
     assert known.of(10**9) == b""
 
