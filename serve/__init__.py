@@ -7,6 +7,7 @@
 - `parts.py`: what route handlers use: store, engines, embedder, adapters, recall, the caller's rights
 - `answers.py`: chat and completions: recall, engine, OpenAI's format
 - `openai_answers.py`: that format, whole or streamed; `tool_calls.py`: calls of tools in an answer's text
+- `openai_responses.py`: responses of `/v1/responses`, and the conversations they continue
 - `writing.py`: memories out of a request; write, update, erase
 - `extraction.py`: what the served model finds stated in a conversation
 - `recall.py`: which memories a request gets

@@ -2,9 +2,8 @@
 
 import asyncio
 import contextlib
-import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 from fastapi.responses import JSONResponse, Response
@@ -19,6 +18,9 @@ from serve.recall import Recalled
 from serve.schemas.requests import ChatBody, CompletionBody
 from serve.telemetry import Telemetry
 
+Form = Callable[[Any, str, Sequence[Recalled]], shapes.Reply]
+Keep = Callable[[shapes.Reply], Awaitable[None]]
+
 
 class Answers:
     def __init__(self, parts: Parts, telemetry: Telemetry) -> None:
@@ -28,9 +30,17 @@ class Answers:
         self._background: set[asyncio.Task] = set()
 
     async def answer(
-        self, body: ChatBody | CompletionBody, asking: Principal, *, counted: bool = True
+        self,
+        body: ChatBody | CompletionBody,
+        asking: Principal,
+        *,
+        counted: bool = True,
+        form: Form | None = None,
+        keep: Keep | None = None,
     ) -> Response:
         """Answer a request, as one response or as a stream. `counted`: count this as a use of the injected memories.
+        `form`: of the response, where it is not that of the body's route; `keep` is awaited once all answers have ended
+        and before the client is told.
 
         Raises `NotFound` for an unknown model, `Forbidden` and `InvalidInput` as `Parts.remembering`, `Overloaded` if
         too many requests run.
@@ -61,11 +71,14 @@ class Answers:
             first, pieces = await self._begun(body.model, asking, requests)
             self._telemetry.began(mode, time.perf_counter() - started)
             await stack.enter_async_context(contextlib.aclosing(pieces))
-            reply = self._reply(body, mode, recalled)
+            reply = (form or _form_of(body))(body, mode, recalled)
             if body.stream:
                 held = stack.pop_all()  # the stream ends after this function does
-                return HeldStream(self._events(reply, first, pieces), held, media_type="text/event-stream")
+                events = self._events(reply, first, pieces, keep)
+                return HeldStream(events, held, media_type="text/event-stream")
             whole = reply.whole([first, *[piece async for piece in pieces]])
+            if keep:
+                await keep(reply)
         self._after(reply, counted=counted)
         return JSONResponse(whole)
 
@@ -115,25 +128,25 @@ class Answers:
                 if adapter == before:
                     raise
 
-    def _reply(
-        self, body: ChatBody | CompletionBody, mode: str, recalled: Sequence[Recalled]
-    ) -> shapes.Reply:
-        if isinstance(body, ChatBody):
-            return shapes.ChatReply(body, mode, recalled)
-        return shapes.TextReply(body, mode, recalled)
-
     async def _events(
-        self, reply: shapes.Reply, first: shapes.Piece, pieces: AsyncGenerator[shapes.Piece]
+        self,
+        reply: shapes.Reply,
+        first: shapes.Piece,
+        pieces: AsyncGenerator[shapes.Piece],
+        keep: Keep | None,
     ) -> AsyncIterator[str]:
         try:
             yield reply.event(*first)
             async for piece in pieces:
-                yield reply.event(*piece)
+                text = reply.event(*piece)
+                if keep and reply.done:
+                    await keep(reply)
+                yield text
         except Exception as error:  # the status line is gone: the stream itself has to say what failed
-            yield f"data: {json.dumps(unwrap(error).to_dict())}\n\n"
+            yield reply.failed(unwrap(error).to_dict())
         else:
             self._after(reply)
-        yield "data: [DONE]\n\n"
+        yield reply.ending
 
     def _after(self, reply: shapes.Reply, *, counted: bool = True) -> None:
         """Count a use of each memory that was injected into a prompt."""
@@ -155,6 +168,10 @@ class Answers:
         self._background.discard(task)
         if not task.cancelled() and task.exception() is not None:
             self._telemetry.background_failed(task.exception())
+
+
+def _form_of(body: ChatBody | CompletionBody) -> Form:
+    return shapes.ChatReply if isinstance(body, ChatBody) else shapes.TextReply
 
 
 async def side_by_side(streams: Sequence[AsyncGenerator[Json]]) -> AsyncGenerator[shapes.Piece]:

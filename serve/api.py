@@ -34,7 +34,17 @@ from serve.pages import all_memories
 from serve.parts import Parts
 from serve.queries import only_known
 from serve.recall import Recall
-from serve.routes import adapters, language, mem0, memories, offline_docs, operations, stores, transfer
+from serve.routes import (
+    adapters,
+    language,
+    mem0,
+    memories,
+    offline_docs,
+    openai_responses,
+    operations,
+    stores,
+    transfer,
+)
 from serve.schemas.requests import ChatBody
 from serve.schemas.responses import ERRORS
 from serve.telemetry import CountRequests, Telemetry
@@ -54,7 +64,17 @@ app.add_middleware(CountRequests)
 install_error_handlers(app)
 
 # Above the class, as is everything else it uses: the ingress decorator captures this module as it is at that moment.
-for routes in (offline_docs, mem0, transfer, memories, stores, operations, language, adapters):
+for routes in (
+    offline_docs,
+    mem0,
+    transfer,
+    memories,
+    stores,
+    operations,
+    language,
+    openai_responses,
+    adapters,
+):
     app.include_router(routes.router)
 
 READY_S = 5.0  # a load balancer that asks `/ready` needs the answer soon

@@ -18,18 +18,15 @@ Piece = tuple[int, Json]
 
 
 class Reply(ABC):
-    """All choices of one response; every part of it has the same id, time and model. Choice i answers prompt i // n.
-    Call `whole` with all pieces from the engine, or `event` with each one."""
+    """One response to a request with `n` answers to each prompt: answer i is to prompt i // n. Call `whole` with all
+    pieces from the engine, or `event` with each one. `ending`: what a stream ends with."""
 
-    object: str
-    chunk_object: str
-    id_prefix: str
+    ending = "data: [DONE]\n\n"
 
     def __init__(self, body: GenerateBody, mode: str, recalled: Sequence[Recalled]) -> None:
         self.body = body
         self._mode = mode
         self._recalled = recalled
-        self._id = f"{self.id_prefix}-{uuid.uuid4().hex}"
         self._created = int(time.time())
         self._turns: dict[int, Json] = {}
 
@@ -38,50 +35,22 @@ class Reply(ABC):
         """Generation statistics of the finished choices, in order."""
         return [self._turns[i] for i in sorted(self._turns)]
 
-    def whole(self, pieces: Iterable[Piece]) -> Json:
-        texts: dict[int, str] = {}
-        for i, piece in pieces:
-            if "text" in piece:
-                texts[i] = texts.get(i, "") + piece["text"]
-            else:
-                self._turns[i] = piece
-        choices = [self._choice(i, texts.get(i, ""), turn) for i, turn in sorted(self._turns.items())]
-        return {**self._common(self.object), "choices": choices, **self._outcome(), "usage": self._usage()}
-
-    def event(self, i: int, piece: Json) -> str:
-        """The chunks for one piece; the last chunk of the stream has what applies to all choices."""
-        if "text" in piece:
-            return self._chunk(self._growth(i, piece))
-        self._turns[i] = piece
-        last = len(self._turns) == len(self._recalled) * self.body.n
-        text = self._chunk(self._end(i, piece), **(self._outcome() if last else {}))
-        if last and self._tells_usage:
-            usage = {**self._common(self.chunk_object), "choices": [], "usage": self._usage()}
-            text += _sent(usage)
-        return text
-
-    @abstractmethod
-    def _choice(self, i: int, text: str, turn: Json) -> Json:
-        """A whole choice."""
-
-    @abstractmethod
-    def _growth(self, i: int, piece: Json) -> Json:
-        """The choice of a chunk that carries more text."""
-
-    @abstractmethod
-    def _end(self, i: int, turn: Json) -> Json:
-        """The choice of the chunk that ends it."""
-
     @property
-    def _tells_usage(self) -> bool:
-        return bool(self.body.stream_options and self.body.stream_options.include_usage)
+    def done(self) -> bool:
+        """Whether all answers have ended."""
+        return len(self._turns) == len(self._recalled) * self.body.n
 
-    def _chunk(self, choice: Json, **more: Any) -> str:
-        usage = {"usage": None} if self._tells_usage else {}
-        return _sent({**self._common(self.chunk_object), "choices": [choice], **more, **usage})
+    @abstractmethod
+    def whole(self, pieces: Iterable[Piece]) -> Json:
+        """The response."""
 
-    def _common(self, kind: str) -> Json:
-        return {"id": self._id, "object": kind, "created": self._created, "model": self.body.model}
+    @abstractmethod
+    def event(self, i: int, piece: Json) -> str:
+        """What a stream says of one piece."""
+
+    def failed(self, error: Json) -> str:
+        """What a stream says of an error, which is the last thing it says."""
+        return _sent(error)
 
     def _outcome(self) -> Json:
         memories = [self._memory(place) for place in range(len(self._recalled))]
@@ -123,7 +92,63 @@ class Reply(ABC):
         }
 
 
-class ChatReply(Reply):
+class ChoicesReply(Reply):
+    """All choices of one response; every part of it has the same id, time and model."""
+
+    object: str
+    chunk_object: str
+    id_prefix: str
+
+    def __init__(self, body: GenerateBody, mode: str, recalled: Sequence[Recalled]) -> None:
+        super().__init__(body, mode, recalled)
+        self._id = f"{self.id_prefix}-{uuid.uuid4().hex}"
+
+    def whole(self, pieces: Iterable[Piece]) -> Json:
+        texts: dict[int, str] = {}
+        for i, piece in pieces:
+            if "text" in piece:
+                texts[i] = texts.get(i, "") + piece["text"]
+            else:
+                self._turns[i] = piece
+        choices = [self._choice(i, texts.get(i, ""), turn) for i, turn in sorted(self._turns.items())]
+        return {**self._common(self.object), "choices": choices, **self._outcome(), "usage": self._usage()}
+
+    def event(self, i: int, piece: Json) -> str:
+        """The chunks for one piece; the last chunk of the stream has what applies to all choices."""
+        if "text" in piece:
+            return self._chunk(self._growth(i, piece))
+        self._turns[i] = piece
+        text = self._chunk(self._end(i, piece), **(self._outcome() if self.done else {}))
+        if self.done and self._tells_usage:
+            usage = {**self._common(self.chunk_object), "choices": [], "usage": self._usage()}
+            text += _sent(usage)
+        return text
+
+    @abstractmethod
+    def _choice(self, i: int, text: str, turn: Json) -> Json:
+        """A whole choice."""
+
+    @abstractmethod
+    def _growth(self, i: int, piece: Json) -> Json:
+        """The choice of a chunk that carries more text."""
+
+    @abstractmethod
+    def _end(self, i: int, turn: Json) -> Json:
+        """The choice of the chunk that ends it."""
+
+    @property
+    def _tells_usage(self) -> bool:
+        return bool(self.body.stream_options and self.body.stream_options.include_usage)
+
+    def _chunk(self, choice: Json, **more: Any) -> str:
+        usage = {"usage": None} if self._tells_usage else {}
+        return _sent({**self._common(self.chunk_object), "choices": [choice], **more, **usage})
+
+    def _common(self, kind: str) -> Json:
+        return {"id": self._id, "object": kind, "created": self._created, "model": self.body.model}
+
+
+class ChatReply(ChoicesReply):
     object, chunk_object, id_prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
     body: ChatBody
 
@@ -181,7 +206,7 @@ class ChatReply(Reply):
         return {"content": entries, "refusal": None} if self.body.logprobs else None
 
 
-class TextReply(Reply):
+class TextReply(ChoicesReply):
     object, chunk_object, id_prefix = "text_completion", "text_completion", "cmpl"
     body: CompletionBody
 

@@ -23,6 +23,7 @@ from serve.engines import Engines
 from serve.http import whole
 from serve.model_names import parse
 from serve.recall import Recall
+from serve.schemas.openai_responses import ResponsesBody
 from serve.schemas.requests import GenerateBody, MemoryField
 from stores.memory.period import holds
 
@@ -103,7 +104,7 @@ class Parts:
         await self.engines.check_version(digest)
         await asyncio.to_thread(self.adapters.set_alias, alias, digest)
 
-    def remembering(self, body: GenerateBody, asking: Principal) -> MemoryField:
+    def remembering(self, body: GenerateBody | ResponsesBody, asking: Principal) -> MemoryField:
         """The `memory` of a request with its namespace and its mode, which the request says, the name of its model, a
         header, the API key or the configuration, in this order. Raises as `Principal.space`, but nothing in mode `off`
         where no namespace is said: there none is read."""

@@ -1,7 +1,7 @@
 """Routes by subject, one router a file. Open `memories.py` first.
 
 - `memories.py`: write, list, search, forget; get, update, delete, history of one memory
-- `language.py`: OpenAI's routes and scores of responses
+- `language.py`: OpenAI's routes and scores of responses; `openai_responses.py`: `/v1/responses`
 - `stores.py`: facts, places, memory lines, short-term memory of conversations
 - `transfer.py`: export and import of a namespace
 - `adapters.py`: adapter versions and their aliases

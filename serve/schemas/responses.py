@@ -111,6 +111,31 @@ class ChatAnswer(Answered):
     memory: MemoryTold
 
 
+class ResponsesUsage(BaseModel):
+    input_tokens: int
+    input_tokens_details: CachedTokens
+    output_tokens: int
+    output_tokens_details: dict[str, int]
+    total_tokens: int
+
+
+class ResponsesAnswer(BaseModel):
+    """OpenAI's response object; `output` has messages and calls of functions."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    status: Literal["completed", "incomplete", "in_progress"]
+    model: str
+    output: list[dict[str, Any]]
+    previous_response_id: str | None
+    store: bool
+    usage: ResponsesUsage | None
+    memory: MemoryTold
+    timings: Timings
+    warnings: list[str] = Field(default=[], description="parameters without effect")
+
+
 class TextLogprobs(BaseModel):
     tokens: list[str]
     token_logprobs: list[float | None] = Field(

@@ -51,9 +51,10 @@ def cluster():
 def config(cluster, tmp_path_factory):
     folder = tmp_path_factory.mktemp("redis")
     server = RedisServer(folder / "server")
-    found = store_config(
-        folder / "store", SHARDS, backend="redis", redis_url=server.url, actor_resource="disk"
-    )
+    options = {"backend": "redis", "redis_url": server.url, "actor_resource": "disk"}
+    found = store_config(folder / "store", SHARDS, **options)
+    # Ray takes up to a minute to give a dead node's actor another one.
+    found = found.model_copy(update={"serve": found.serve.model_copy(update={"deadline_s": 180.0})})
     try:
         start_shards(found, DIM)
         yield found
