@@ -1,5 +1,6 @@
 """However the text of an answer comes in pieces, the deltas add up to the same calls."""
 
+import itertools
 import json
 
 from hypothesis import given
@@ -34,7 +35,7 @@ def read(text: str, cuts: list[int]):
     """The reader, and the sums of its deltas: content, and names and arguments by index."""
     reader, content, calls = CallReader(), "", []
     places = sorted({0, len(text), *(cut % (len(text) + 1) for cut in cuts)})
-    pieces = [text[a:b] for a, b in zip(places, places[1:], strict=False)]
+    pieces = [text[a:b] for a, b in itertools.pairwise(places)]
     for delta in [delta for piece in pieces for delta in reader.push(piece)] + reader.finish():
         assert delta and delta.keys() <= {"content", "tool_calls"}
         content += delta.get("content", "")
