@@ -67,12 +67,13 @@ class Grammar:
 def schema_text(schema: Any, name: str) -> str:
     """A schema as `Grammar` takes it. `name` says where it was given. Raises `InvalidInput` for one that is too large,
     or asks for what a grammar cannot count; the engine refuses what else it cannot keep to."""
+    param = name.partition(":")[0].partition(".")[0]
     if not isinstance(schema, dict | bool):
-        raise InvalidInput(f"{name} must be a JSON schema, an object", param=name)
+        raise InvalidInput(f"{name} must be a JSON schema, an object", param=param)
     made = {} if schema is True else {"not": {}} if schema is False else schema
     size = len(text := json.dumps({**made, "x-guidance": OPTIONS}))
     if size > MAX_SCHEMA_BYTES:
-        raise InvalidInput(f"{name} has {size} bytes; a schema may have {MAX_SCHEMA_BYTES}", param=name)
+        raise InvalidInput(f"{name} has {size} bytes; a schema may have {MAX_SCHEMA_BYTES}", param=param)
     for part in _schemas(made):
         fewest, required = part.get("minProperties"), part.get("required")
         known = len(required) if isinstance(required, list) else 0
@@ -80,7 +81,7 @@ def schema_text(schema: Any, name: str) -> str:
             raise InvalidInput(
                 f"{name}: minProperties = {fewest} is not supported beyond the required properties; list them in "
                 "required",
-                param=name,
+                param=param,
             )
     return text
 

@@ -1,13 +1,16 @@
 """What a grammar allows is what its schema allows: random tokens under the masks, and the model's own."""
 
+import copy
 import json
 import random
 import threading
+from types import SimpleNamespace
 
 import jsonschema
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 
 from common.errors import InvalidInput
 from models.engine import masks
@@ -75,6 +78,31 @@ def test_text_is_free_until_the_opener_of_a_call(loaded, grammars):
         assert (matcher.try_consume_tokens(ids) == len(ids)) == fits, text
         if fits:
             assert matcher.is_accepting()
+
+
+def test_a_tokenizer_with_tokens_for_calls_uses_them_and_spelled_ones_open_a_call_too(loaded):
+    tokenizer = copy.deepcopy(loaded.tokenizer)
+    tokenizer.add_tokens([AddedToken(text, special=True) for text in ("<tool_call>", "</tool_call>")])
+    model = SimpleNamespace(config=SimpleNamespace(vocab_size=len(tokenizer) + 10))
+    grammars = Grammars(
+        SimpleNamespace(tokenizer=tokenizer, model=model, end_ids=loaded.end_ids, name="made")
+    )
+    tools = (("look", schema_text({"type": "object", "additionalProperties": False}, "tools")),)
+    call = '\n{"name": "look", "arguments": {}}\n</tool_call>'
+    opener = tokenizer.convert_tokens_to_ids("<tool_call>")
+    spelled = loaded.tokenizer.encode("<tool_call>", add_special_tokens=False)
+    assert tokenizer.encode("<tool_call>", add_special_tokens=False) == [opener] != spelled
+    for must_call in (False, True):
+        for opening in ([opener], spelled):
+            matcher = grammars.matcher(Grammar(tools=tools, must_call=must_call))
+            said = [] if must_call else tokenizer.encode("Well. ", add_special_tokens=False)
+            ids = [*said, *opening, *tokenizer.encode(call, add_special_tokens=False)]
+            taken = matcher.try_consume_tokens(ids)
+            if must_call and opening == spelled:
+                assert taken == 0  # the token is meant
+            else:
+                assert taken == len(ids) and matcher.is_accepting()
+                assert matcher.try_consume_tokens(tokenizer.encode(" more")) == 0
 
 
 @pytest.mark.parametrize(
