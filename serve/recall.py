@@ -16,7 +16,6 @@ from common.config import Config
 from common.errors import InvalidInput, NotReady
 from common.types import Json
 from models.text.messages import Messages, TokenText
-from models.text.prompt import DEFAULT_SYSTEM
 from serve.http import unwrap
 from serve.pages import all_memories
 from serve.schemas.requests import MemoryField
@@ -26,9 +25,8 @@ from stores.memory.period import Period, dated, names_validity, period_in
 from stores.ranking.evidence import Evidence, evidence
 from stores.ranking.ranking import Rerank, relevant
 
-NOTHING_KNOWN = (
-    "You remember nothing about what is asked: if it is not general knowledge, say that you do not know."
-)
+# Behind the question: in the system turn small models pass it over (docs/log.md).
+NOTHING_KNOWN = "(You remember nothing about this. If it is not general knowledge, say that you do not know.)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +47,14 @@ class Recalled:
         return [{"id": memory["id"], "text": dated(memory)} for memory in self.memories]
 
     def prompt(self, asked: Messages) -> Messages:
-        """The messages for the model: without evidence for an answer the system turn says so."""
+        """The messages for the model: without evidence for an answer the question says so."""
         if not (self.says_unknown and self.retrieved) or isinstance(asked, str | TokenText):
             return asked
-        system, rest = (
-            (asked[0]["content"], asked[1:]) if asked[0]["role"] == "system" else (DEFAULT_SYSTEM, asked)
-        )
-        return [{"role": "system", "content": f"{system}\n{NOTHING_KNOWN}"}, *rest]
+        last = max((i for i, message in enumerate(asked) if message["role"] == "user"), default=None)
+        if last is None:
+            return asked
+        question = {**asked[last], "content": f"{asked[last]['content']}\n{NOTHING_KNOWN}"}
+        return [*asked[:last], question, *asked[last + 1 :]]
 
 
 class Recall:

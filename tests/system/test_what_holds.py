@@ -146,7 +146,7 @@ def test_an_answer_says_what_it_rests_on(http, space):
         evidence("How deep is the glacier?", mode="text", k=1)[1],
         evidence("Where does Ivo live?", mode="text", k=1)[1],
     )
-    assert told > plain + 10, "without evidence the system turn says so"
+    assert told > plain + 10, "without evidence the question says so"
 
 
 def test_the_end_of_a_long_text_is_found(http):
