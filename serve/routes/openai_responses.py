@@ -11,7 +11,6 @@ from fastapi.responses import Response
 from pydantic import ValidationError
 
 from common.errors import InvalidInput
-from models.text.messages import check_messages
 from serve.openai_answers import Reply
 from serve.openai_responses import ResponsesReply, fresh_id, history_of, turns_of
 from serve.parts import Asking, Here, Json, fresh_op
@@ -34,7 +33,7 @@ async def respond(body: ResponsesBody, asking: Asking, parts: Here, answers: Ans
     form = partial(ResponsesReply, asked=body, id=(id := fresh_id()))
     if not body.store:
         return await answers.answer(chat, asking, form=form)
-    said = check_messages(messages_of(body.input))
+    said = cast(list[Json], chat.prompts[0])[-len(messages_of(body.input)) :]
     limit = parts.config.store.max_turns
     if limit and len(said) + 2 > limit:
         raise InvalidInput(
