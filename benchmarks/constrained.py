@@ -128,9 +128,16 @@ def validity(engine: Engine, count: int, limit: int) -> Json:
     ]
     run(engine, requests)
     valid = sum(_is_valid(request, schema) for request, schema in zip(requests, schemas, strict=True))
-    cut = sum(request.turn.finish_reason == "length" for request in requests)
+    cut = ["".join(request.pieces)[-80:] for request in requests if request.turn.finish_reason == "length"]
     tokens = sum(request.turn.completion_tokens for request in requests)
-    return {"schemas": count, "valid": valid, "cut": cut, "max_tokens": limit, "tokens": tokens}
+    return {
+        "schemas": count,
+        "valid": valid,
+        "cut": len(cut),
+        "ends_of_cut": cut,
+        "max_tokens": limit,
+        "tokens": tokens,
+    }
 
 
 def _is_valid(request: Request, schema: Json) -> bool:

@@ -58,6 +58,9 @@ class EngineReplica:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         # A large grammar takes long to compile: two such need not keep the other ones waiting.
         self._compiling = ThreadPoolExecutor(3, thread_name_prefix="grammars")
+        self._compiling.submit(
+            lambda: self._engine.grammars.tokenizer
+        )  # seconds that no request need wait for
         self._news: dict[Request, asyncio.Event] = {}
         self._answered = 0
         self._wanted = asyncio.Event()
