@@ -6,6 +6,13 @@ import dspy
 from steps import TIMEOUT_S, run
 
 
+class Served(dspy.LM):
+    """DSPy asks for JSON of a schema only from models of its catalogue; a small model needs to be held to it."""
+
+    supports_response_schema = True
+    supported_params = frozenset({"max_tokens", "response_format", "temperature"})
+
+
 class Feeling(dspy.Signature):
     """Say how the sentence sounds."""
 
@@ -14,7 +21,7 @@ class Feeling(dspy.Signature):
 
 
 def predict(url: str, key: str) -> None:
-    lm = dspy.LM(
+    lm = Served(
         "openai/base",
         api_base=f"{url}/v1",
         api_key=key,
@@ -23,7 +30,7 @@ def predict(url: str, key: str) -> None:
         timeout=TIMEOUT_S,
         num_retries=0,
     )
-    with dspy.context(lm=lm):
+    with dspy.context(lm=lm, adapter=dspy.JSONAdapter()):
         found = dspy.Predict(Feeling)(sentence="What a lovely morning!")
     assert found.feeling in ("glad", "sad"), found
 

@@ -2,9 +2,10 @@
 
     make clients                                                   # with environments of its own
     python -m tests.clients.run --python ENV/bin/python --node DIR # with those; DIR holds node_modules
-    python -m tests.clients.run --only litellm --report ""         # one of them, no table
+    python -m tests.clients.run --only litellm                     # one of them; the table's other rows stay
 
-Exit status 1 if a client failed. The instance has a temporary store and a free port, and is stopped at the end.
+Exit status 1 if a client failed. The instance has a temporary store and a free port, and is stopped at the end; with
+`--url` a running one is used, which must have the keys `KEYS` and the rest of `serving`.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from common import config
@@ -72,7 +73,8 @@ class Row:
             for package, version in zip(self.client.packages, self.versions, strict=False)
         )
         done = ", ".join(self.done) + "".join(f"; {note}" for note in self.notes)
-        cells = (self.client.title, names, self.result, done, f"{self.seconds:.0f}")
+        day = str(datetime.date.today())
+        cells = (self.client.title, names, self.result, done, f"{self.seconds:.0f}", day)
         return "| " + " | ".join(cells) + " |"
 
 
@@ -168,22 +170,35 @@ def _python_versions(client: Client, python: str, env: dict[str, str]) -> tuple[
     return tuple(found.stdout.split()) or ("missing",) * len(client.packages)
 
 
-def page(rows: list[Row]) -> str:
+def page(rows: list[Row], former: str) -> str:
+    """The report; of clients that were not run, the rows of the `former` one stay."""
     machine = f"{os.cpu_count()} CPU cores, {platform.machine()}, {platform.system()}"
-    lines = [
+    lines = {row.client.title: row.line() for row in rows}
+    titles = [client.title for client in clients("")]
+    old = {title: line for title in titles for line in former.splitlines() if line.startswith(f"| {title} |")}
+    lines = old | lines
+    head = [
         "# Public clients",
         "",
-        f"Made by `make clients` on {datetime.date.today()}: {MODEL}, {machine}. Each client is used as its users do",
-        "first, unchanged, against one instance with API keys; its script is in `tests/clients/`. A request carries",
-        "no field of ours. The model is small: what is checked is that requests are understood and answers parsed,",
-        "calls and JSON follow their schemas, and log-likelihoods are those of `transformers`; not what it says.",
+        f"Made by `make clients`: {MODEL}, {machine}; the seconds are of a machine that is also used otherwise.",
+        "Each client is used as its users do first, with an API key and without a field of ours; its script is in",
+        "`tests/clients/`. The model is small: it is checked that requests are understood and answers parsed, that",
+        "calls and JSON follow their schemas, and that log-likelihoods are those of `transformers`; not what it says.",
         "",
-        "| client | version | result | what was done | seconds |",
-        "| --- | --- | --- | --- | --- |",
-        *(row.line() for row in rows),
+        "| client | version | result | what was done | seconds | date |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     failures = [f"- {row.client.title}: {why[:400]}" for row in rows for why in row.failures]
-    return "\n".join([*lines, *(["", "Failed:", "", *failures] if failures else [])]) + "\n"
+    body = [lines[title] for title in titles if title in lines]
+    return "\n".join([*head, *body, *(["", "Failed:", "", *failures] if failures else [])]) + "\n"
+
+
+def _report(path: Path, rows: list[Row]) -> None:
+    path.write_text(page(rows, path.read_text() if path.is_file() else ""))
+
+
+def _at(url: str | None, folder: Path) -> AbstractContextManager[str]:
+    return serving(folder) if url is None else nullcontext(url)
 
 
 def main() -> int:
@@ -191,6 +206,7 @@ def main() -> int:
     parser.add_argument("--python", default=".venv-clients/bin/python", help="of the clients' environment")
     parser.add_argument("--node", type=Path, default=HERE / "node", help="the folder that holds node_modules")
     parser.add_argument("--only", action="append", help="a part of a script's name; may be repeated")
+    parser.add_argument("--url", help="of a running instance; without it one is started")
     parser.add_argument("--report", default=str(REPORT), help="where the table goes; empty: nowhere")
     options = parser.parse_args()
     python = os.path.abspath(options.python)
@@ -198,12 +214,12 @@ def main() -> int:
     if options.only:
         chosen = [client for client in chosen if any(part in client.script for part in options.only)]
     rows = []
-    with tempfile.TemporaryDirectory(prefix="clients-") as scratch, serving(Path(scratch)) as url:
+    with tempfile.TemporaryDirectory(prefix="clients-") as scratch, _at(options.url, Path(scratch)) as url:
         for n, client in enumerate(chosen):
             rows.append(run(client, url, python, options.node.resolve(), Path(scratch) / f"home{n}"))
             print(rows[-1].line(), *rows[-1].failures, sep="\n  ", flush=True)
-    if options.report:
-        Path(options.report).write_text(page(rows))
+            if options.report:  # after each: a run that is cut off leaves what it did
+                _report(Path(options.report), rows)
     return int(any(row.failures for row in rows))
 
 
