@@ -5,9 +5,11 @@ PYTHON := $(VENV)/bin/python
 PIP := $(PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 ROOMS := actors common jobs models serve stores train
 STAMP := $(VENV)/.ready
+CLIENTS := $(VENV)-clients
+NODE := tests/clients/node
 ARGS ?=
 
-.PHONY: help setup check house format test demo up bench
+.PHONY: help setup check house format test clients demo up bench
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -47,6 +49,17 @@ format:  ## rewrite files the way `check` wants them
 
 test: $(STAMP)  ## tests for two CPU cores; ARGS="-k name" or ARGS="-m slow"
 	$(PYTHON) -m pytest -n 2 $(ARGS)
+
+clients: $(STAMP) $(CLIENTS)/.ready  ## public clients against an instance; writes docs/clients.md; ARGS="--only litellm"
+	$(PYTHON) -m tests.clients.run --python $(CLIENTS)/bin/python $(ARGS)
+
+# Of their own, since clients pin each other's dependencies; their Node packages only where there is npm.
+$(CLIENTS)/.ready: tests/clients/requirements.txt $(NODE)/package-lock.json
+	@test -x $(CLIENTS)/bin/python || $(BASE_PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/clients/requirements.txt
+	@if command -v npm >/dev/null; then npm ci --prefix $(NODE) --silent; else echo "make: no npm: no Node clients"; fi
+	@touch $@
 
 demo: $(STAMP)  ## the whole loop on invented facts; report in runs/demo/
 	$(PYTHON) -m jobs.demo.demo $(ARGS)

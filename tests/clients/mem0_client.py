@@ -2,11 +2,12 @@
 
     python tests/clients/mem0_client.py http://127.0.0.1:8099 KEY
 
-The package is no dependency of the project; where it is missing nothing is run.
+The package is no dependency of the project.
 """
 
 import os
-import sys
+
+from steps import run
 
 os.environ.setdefault("MEM0_TELEMETRY", "False")
 
@@ -62,5 +63,4 @@ def quick_start(url: str, key: str) -> None:
 
 
 if __name__ == "__main__":
-    quick_start(*sys.argv[1:])
-    print("mem0's client works")
+    run(quick_start)
