@@ -18,7 +18,8 @@ from typing import Any
 
 import httpx
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])  # this folder has a mem0.py of its own
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.pop(1)  # this folder, which has a mem0.py of its own
 
 from benchmarks.episode_sets import Asked, Episode, episodes
 from benchmarks.episodes import SYSTEM, UNKNOWN, printed, right, summary
