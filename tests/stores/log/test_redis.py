@@ -255,7 +255,7 @@ def test_a_promoted_replica_goes_on_where_the_server_stopped(start, tmp_path):
     first.kill()
     log.close()
     with pytest.raises(NotReady, match="it is a replica"):
-        on(second, tmp_path).open(redis_deadline_s=0.3)
+        on(second, tmp_path).open(redis_deadline_s=3)
     with second.client() as client:
         client.execute_command("REPLICAOF", "NO", "ONE")
     log = on(second, tmp_path).open()
