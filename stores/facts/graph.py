@@ -121,7 +121,7 @@ class FactGraph:
     def aggregate(self, into: str, memory: Json) -> None:
         """Add an assertion of the fact `into`; ignored if the fact is gone or has that assertion."""
         fact = self._facts.get(into)
-        if fact and memory["id"] not in self._assertions:
+        if fact and not self._assertions.get(memory["id"]):
             fact.assertions.append(self._assertion(memory))
             self._assertions[memory["id"]] = into
             self._forget_timelines(fact)

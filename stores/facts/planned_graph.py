@@ -43,7 +43,7 @@ class PlannedGraph(FactGraph):
     def drop(self, id: str) -> None:
         """Leave out this fact."""
         for assertion in self._facts[id].assertions:
-            self._assertions[assertion.id] = ""
+            self._assertions[assertion.id] = ""  # hides the one below; it can be told again
         self._gone.add(id)
         self._aliases.unlink(id)
         self._timelines.clear()

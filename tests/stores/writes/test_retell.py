@@ -98,15 +98,14 @@ def test_what_remains_is_what_would_be_there_without_the_erased(operations):
     check_remains(operations)
 
 
-# The same examples every time, since about 1 in 100 shows the fault below.
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(few, st.integers(0, 4))
 def test_what_remains_of_facts_that_end_each_other(told, gone):
     check_remains([*told, ("ids", [gone])])
 
 
-@pytest.mark.xfail(strict=True, reason="found by random examples; open: see docs/status.md")
-def test_what_remains_of_three_rivals_told_out_of_order():
+def test_what_remains_of_rivals_told_out_of_order():
+    """An assertion that is told again moves the start of its fact, on which what comes after depends."""
     told = [("Turin", 40, 1), ("Oslo", 43, 1), ("Oslo", 40, 2), ("Oslo", 42, 1), ("Turin", 42, 0)]
     tellings = [("tell", {**LIVES, "object": what, "valid_from": since * YEAR}, c) for what, since, c in told]
     check_remains([*tellings, ("ids", [3])])
