@@ -60,10 +60,19 @@ def ask(client: httpx.Client, episode: Episode, asked: Asked, mode: str) -> Json
     )
     reply.raise_for_status()
     answer, memory = reply.json()["choices"][0]["message"]["content"], reply.json()["memory"]
+    told = {
+        "evidence": memory["evidence"],
+        "injected": len(memory["injected"]),
+        "fallback": memory["fallback"],
+    }
+    return judged(asked, answer) | told
+
+
+def judged(asked: Asked, answer: str) -> Json:
+    """The question, the answer, whether it holds the value, and whether it says that the model does not know."""
     held = asked.answer is not None and contains(answer, asked.answer)
     return {
         "kind": asked.kind, "question": asked.question, "value": asked.answer, "answer": answer,
-        "evidence": memory["evidence"], "injected": len(memory["injected"]), "fallback": memory["fallback"],
         "holds": held, "unknown": bool(UNKNOWN.search(answer)) and not held,
     }  # fmt: skip
 

@@ -22,9 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.pop(1)  # this folder, which has a mem0.py of its own
 
 from benchmarks.episode_sets import Asked, Episode, episodes
-from benchmarks.episodes import SYSTEM, UNKNOWN, printed, right, summary
+from benchmarks.episodes import SYSTEM, judged, printed, right, summary
 from common.files import write_json
-from train.evaluation.evaluate import contains
 
 Json = dict[str, Any]
 K = 8
@@ -89,11 +88,7 @@ def ask(client: httpx.Client, memory: Any, episode: Episode, asked: Asked) -> Js
     )
     reply.raise_for_status()
     answer = reply.json()["choices"][0]["message"]["content"]
-    held = asked.answer is not None and contains(answer, asked.answer)
-    return {
-        "kind": asked.kind, "question": asked.question, "value": asked.answer, "answer": answer, "evidence": None,
-        "injected": len(found), "holds": held, "unknown": bool(UNKNOWN.search(answer)) and not held,
-    }  # fmt: skip
+    return judged(asked, answer) | {"evidence": None, "injected": len(found)}
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import yaml
 from pydantic import (
@@ -471,10 +471,9 @@ def _explain(error: ValidationError) -> InvalidInput:
         loc[2] = "KEY"  # a message must not hold it
     where = ".".join(str(part) for part in loc)
     if first["type"] == "extra_forbidden":
-        section = Config.model_fields.get(str(first["loc"][0]))
-        fields = Config.model_fields if len(loc) == 1 else section.annotation.model_fields  # type: ignore[union-attr]
-        if "KEY" in loc:
-            fields = KeyRights.model_fields
+        section = Config.model_fields[str(loc[0])].annotation if len(loc) > 1 else Config
+        within = KeyRights if "KEY" in loc else cast(type[BaseModel], section)
+        fields = within.model_fields
         return InvalidInput(
             f"unknown config key {where!r}; valid here: {', '.join(sorted(fields))}", param=where
         )

@@ -5,6 +5,7 @@ import json
 import uuid
 from typing import Any
 
+from models.text.messages import overlap
 from models.text.tools import AFTER_ARGUMENTS, BEFORE_ARGUMENTS, BEFORE_NAME, OPENER
 
 Json = dict[str, Any]
@@ -52,7 +53,7 @@ class CallReader:
             self._unread, self._state = rest, self._name
             text = text.rstrip()
         else:
-            text = text[: len(text) - _overlap(text, OPENER)].rstrip()
+            text = text[: len(text) - overlap(text, OPENER)].rstrip()
             self._unread = self._unread[len(text) :]
             if not text:
                 return None
@@ -74,7 +75,7 @@ class CallReader:
         if found:
             self._unread, self._state = rest, self._between
         else:
-            text = text[: len(text) - _overlap(text, AFTER_ARGUMENTS)]
+            text = text[: len(text) - overlap(text, AFTER_ARGUMENTS)]
             self._unread = self._unread[len(text) :]
             if not text:
                 return None
@@ -90,11 +91,6 @@ class CallReader:
     def _grow(self, text: str) -> Json:
         self.calls[-1]["function"]["arguments"] += text
         return {"tool_calls": [{"index": len(self.calls) - 1, "function": {"arguments": text}}]}
-
-
-def _overlap(text: str, mark: str) -> int:
-    """Length of the longest end of `text` that begins `mark`."""
-    return next((n for n in range(min(len(text), len(mark) - 1), 0, -1) if text.endswith(mark[:n])), 0)
 
 
 def _is_json(text: str) -> bool:

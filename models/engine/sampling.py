@@ -21,6 +21,7 @@ from torch import Tensor
 
 from common.errors import InvalidInput
 from models.text.grammar import Grammar
+from models.text.messages import overlap
 from models.text.tools import OPENER
 
 REPLACEMENT = "\ufffd"  # what a tokenizer shows for the bytes of an unfinished character
@@ -160,7 +161,7 @@ class TextStream:
         if text.endswith(REPLACEMENT):
             return ""
         called = len(searched) < len(text)
-        held = 0 if called else max((_overlap(text, stop) for stop in self._stop), default=0)
+        held = 0 if called else max((overlap(text, stop) for stop in self._stop), default=0)
         return self._send(text[: len(text) - held])
 
     def finish(self) -> str:
@@ -177,8 +178,3 @@ class TextStream:
         piece = text[self._sent :]
         self._sent = max(self._sent, len(text))
         return piece
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that begins `stop`."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

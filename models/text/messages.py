@@ -126,3 +126,8 @@ def check_text(text: str, name: str) -> str:
     if any(0xD800 <= ord(character) <= 0xDFFF for character in text):
         raise InvalidInput(f"{name} holds half a surrogate pair; send whole characters", param=param)
     return text
+
+
+def overlap(text: str, mark: str) -> int:
+    """Length of the longest end of `text` that begins `mark`: what a stream holds back until it knows."""
+    return next((n for n in range(min(len(text), len(mark) - 1), 0, -1) if text.endswith(mark[:n])), 0)
