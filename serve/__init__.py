@@ -2,7 +2,7 @@
 
 - `api.py`: the application of one API replica: routers, health, readiness, metrics, the page
 - `app.py`: wires the deployments together and starts them
-- `replicas.py`: the deployments that hold the language model and the embedder
+- `engine_replica.py`, `embedder_replica.py`: the deployments that hold the language model and the embedder
 - `engines.py`: the client of all language model replicas: routing, and calls that every one must get
 - `parts.py`: what route handlers use: store, engines, embedder, adapters, recall, the caller's rights
 - `answers.py`: chat and completions: recall, engine, OpenAI's format

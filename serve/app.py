@@ -14,7 +14,8 @@ from common.config import Config, ServeConfig
 from serve.access import check_bind
 from serve.access_log import logging_config
 from serve.api import Api
-from serve.replicas import EmbedderReplica, EngineReplica
+from serve.embedder_replica import EmbedderReplica
+from serve.engine_replica import EngineReplica
 
 NAME = "sharpwave"
 WRITES_AT_ONCE = 192  # of one engine replica

@@ -14,6 +14,8 @@ os.environ.setdefault(
     "OMP_WAIT_POLICY", "PASSIVE"
 )  # several processes share two cores: waiting must not spin
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Of one model, here or in an instance: as many as make all workers' the cores, beyond which each only slows the others.
+THREADS = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 
 
 # Workers of `pytest -n` take whole folders, since the tests of one share what is expensive: the model, or in
@@ -41,7 +43,7 @@ def loaded():
 
     from models.weights.load import load_model
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(THREADS)
     return load_model("smollm2-135m", "float32")
 
 
@@ -66,6 +68,9 @@ def trained(adapter_folders, tmp_path):
     return [shutil.copytree(folder, tmp_path / folder.name) for folder in adapter_folders]
 
 
+LONGEST_TEXT = 4096  # bytes; a text of the default 16,384 takes a CPU 15 s to encode
+
+
 @pytest.fixture(scope="session")
 def instance(tmp_path_factory):
     """A running instance with two shards, as `sharpwave up` starts it; tests use namespaces of their own."""
@@ -78,6 +83,8 @@ def instance(tmp_path_factory):
             "store.dir": str(store),
             "serve.port": 0,
             "serve.max_body_bytes": 1 << 20,
+            "store.max_text_bytes": LONGEST_TEXT,
+            "model.threads": THREADS,
             "embed.aliases": ["text-embedding-ada-002"],
         }
     )
@@ -103,8 +110,15 @@ def guarded(tmp_path_factory):
     from jobs.instance import instance as instances
 
     store = tmp_path_factory.mktemp("guarded") / "store"
-    overrides = {"store.dir": str(store), "serve.port": 0, "serve.api_keys": KEYS, "serve.mem0": True}
-    settings = config.load(overrides=overrides)
+    settings = config.load(
+        overrides={
+            "store.dir": str(store),
+            "serve.port": 0,
+            "serve.api_keys": KEYS,
+            "serve.mem0": True,
+            "model.threads": THREADS,
+        }
+    )
     try:
         yield instances.up(settings)
     finally:

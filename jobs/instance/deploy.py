@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if argv is None else argv
     removing = arguments[0] == "--remove"
     config = load(arguments[1] if removing else arguments[0], env={})
-    context = ray.init(os.environ["RAY_ADDRESS"], namespace=RAY_NAMESPACE)
+    context = ray.init(os.environ["RAY_ADDRESS"], namespace=RAY_NAMESPACE, log_to_driver=False)
     if removing:
         remove()
         return

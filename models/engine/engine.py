@@ -3,7 +3,7 @@
 `Engine.step` is the body of the loop: prefill prompts in bounded chunks, in the order that `scheduler.py` decides;
 decode one token of every running request in one forward pass; remove finished requests; and, if there is time, encode
 memories that have no KV block yet. Requests join and leave between steps. `answer` drives the loop for one request,
-`serve.replicas` for many.
+`serve.engine_replica` for many.
 """
 
 import threading

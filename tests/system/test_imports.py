@@ -11,6 +11,7 @@ import pytest
 
 from jobs.commands.client import Client
 from jobs.commands.teach import BATCH, FIRST_BATCH, teach_files
+from tests.conftest import LONGEST_TEXT
 from tests.support.exports import T0, chatgpt, claude, claude_message, letta, mem0, node
 
 WORDS = "amber birch cedar delta ember fjord grove heath inlet jetty kelp larch moor north ochre pine".split()
@@ -27,7 +28,7 @@ def export(conversations: int, seed: int = 7) -> list[dict]:
             text = (
                 text
                 if turn != 5 or number
-                else ". ".join(" ".join(draw.choices(WORDS, k=12)) for _ in range(260))
+                else ". ".join(" ".join(draw.choices(WORDS, k=12)) for _ in range(70))
             )
             time = T0 + 1000 * number + turn if turn % 4 else None
             nodes.append(node(f"n{turn}", nodes[-1]["id"], ("user", "assistant")[turn % 2], text, time=time))
@@ -52,7 +53,9 @@ def contents(client: Client, namespace: str) -> list[str]:
 
 def teach(client: Client, file, namespace: str):
     bad: list[str] = []
-    summary = teach_files(client, [file], namespace=namespace, max_text_bytes=16_384, report_bad=bad.append)
+    summary = teach_files(
+        client, [file], namespace=namespace, max_text_bytes=LONGEST_TEXT, report_bad=bad.append
+    )
     return summary, bad
 
 

@@ -14,6 +14,7 @@ from common.files import read_json
 from jobs.commands.client import Client
 from jobs.commands.teach import teach_files
 from jobs.instance.submit import submit
+from tests.conftest import LONGEST_TEXT
 
 # Small in data, not in kind: two memories, one round, every stage.
 TINY = ["train.rounds=1", "train.anchors=8", "train.anchor_batch=4", "gate.sanity_items=40"]
@@ -132,7 +133,7 @@ def test_every_acknowledged_memory_survives_a_kill_in_the_middle_of_teaching(ins
             client,
             [path],
             namespace="parcels",
-            max_text_bytes=16_384,
+            max_text_bytes=LONGEST_TEXT,
             report_bad=lambda line: None,
             progress=lambda so_far: begun.set() if so_far.written > 100 else None,
         )

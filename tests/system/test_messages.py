@@ -45,9 +45,12 @@ def test_messages_are_stored_in_order_with_their_conversation(http):
 
 
 def test_a_long_message_becomes_several_memories(http):
-    text = " ".join(f"Sentence number {i} is about tea." for i in range(1000))
+    text = " ".join(f"Sentence number {i} is about tea." for i in range(200))
     told = write(http, "long", messages=[{"role": "user", "content": text}]).json()
     assert told["written"] == told["stored"] == len(held(http, "long")) > 1
+    # Their blocks take the engine seconds, and the next write does not wait for them.
+    write(http, "long", messages=[TALK[1]]).raise_for_status()
+    assert http.get("/ready").json()["engine"]["pending_blocks"] >= 2
 
 
 @pytest.mark.parametrize(

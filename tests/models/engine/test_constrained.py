@@ -44,34 +44,30 @@ def engine(loaded, tmp_path_factory):
     return make_engine(loaded, tmp_path_factory.mktemp("engine"), max_batch=8)
 
 
-@pytest.mark.parametrize("examples", [4, pytest.param(200, marks=pytest.mark.slow)])
-def test_answers_to_random_schemas_parse_and_validate(engine, examples):
-    @settings(
-        max_examples=examples,
-        deadline=None,
-        database=None,
-        derandomize=True,
-        suppress_health_check=[*HealthCheck],
-    )
-    @given(
-        schema=OBJECTS, sampled=st.sampled_from([{}, {"temperature": 1.0, "seed": 5}]), called=st.booleans()
-    )
-    def run(schema, sampled, called):
-        text = schema_text(schema, "response_format")
-        grammar = Grammar(tools=(("a", text),), must_call=True) if called else Grammar(schema=text)
-        request = run_alone(engine, case_of([], "off", max_tokens=400, grammar=grammar, **sampled))
-        answer = text_of(request)
-        if request.turn.finish_reason == "length":
-            return
-        if called:
-            reader = CallReader()
-            reader.push(answer)
-            answers = [call["function"]["arguments"] for call in reader.calls]
-        else:
-            answers = [answer]
-        assert answers
-        for each in answers:
-            jsonschema.validate(json.loads(each), schema)
+CASES = st.tuples(OBJECTS, st.sampled_from([{}, {"temperature": 1.0, "seed": 5}]), st.booleans())
+
+
+@pytest.mark.parametrize("batches", [2, pytest.param(25, marks=pytest.mark.slow)])
+def test_answers_to_random_schemas_parse_and_validate(engine, batches):
+    @settings(max_examples=batches, database=None, derandomize=True, suppress_health_check=[*HealthCheck])
+    @given(drawn=st.lists(CASES, min_size=6, max_size=6))
+    def run(drawn):
+        cases = []
+        for schema, sampled, called in drawn:
+            text = schema_text(schema, "response_format")
+            grammar = Grammar(tools=(("a", text),), must_call=True) if called else Grammar(schema=text)
+            cases.append(case_of([], "off", max_tokens=150, grammar=grammar, **sampled))
+        for (schema, _, called), request in zip(drawn, run_all(engine, cases), strict=True):
+            if request.turn.finish_reason == "length":
+                continue
+            answers = [text_of(request)]
+            if called:
+                reader = CallReader()
+                reader.push(answers[0])
+                answers = [call["function"]["arguments"] for call in reader.calls]
+            assert answers
+            for each in answers:
+                jsonschema.validate(json.loads(each), schema)
 
     run()
 
@@ -79,11 +75,10 @@ def test_answers_to_random_schemas_parse_and_validate(engine, examples):
 def test_rows_with_and_without_grammars_answer_together_as_alone(engine):
     rng = random.Random(3)
     grammars = [None, JSON, CALL, Grammar(tools=SPEC)]
-    sampled = [{}, {"temperature": 1.0, "seed": 5}]
+    drawn = {"temperature": 1.0, "seed": 5}
     cases = [
         case_of([], "off", messages=question(rng), max_tokens=36, grammar=grammar, **sampling)
-        for sampling in sampled
-        for grammar in grammars
+        for grammar, sampling in [*((grammar, {}) for grammar in grammars), (None, drawn), (JSON, drawn)]
     ]
     expected = [run_alone(engine, case) for case in cases]
     together = run_all(engine, cases)

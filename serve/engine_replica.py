@@ -1,4 +1,4 @@
-"""The deployments behind the API: one holds the language model, one the embedder."""
+"""The deployment behind the API that holds the language model."""
 
 import asyncio
 import dataclasses
@@ -9,7 +9,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from ray import serve as ray_serve
 
@@ -20,8 +19,6 @@ from models.engine.generation_stats import GenerationStats
 from models.engine.request import Request
 from models.engine.sampling import Sampling
 from models.kv.blocks import BlockStore
-from models.text.embed import Embedder
-from models.text.rerank import Reranker
 from models.weights.adapters import AdapterStore
 from models.weights.load import load_model
 from models.weights.versions import ModelVersions
@@ -35,7 +32,8 @@ logger = logging.getLogger(__name__)
 class EngineReplica:
     """A thin shell around `models.engine.Engine`, whose steps one thread runs as long as there is work.
 
-    What else needs the model (`score`) or its blocks waits for the step in hand and goes before the next.
+    What else needs the model (`score`), or erases blocks, waits for the step in hand and goes before the next; writes
+    only queue blocks, and wait for no step.
     """
 
     def __init__(self, config: Config) -> None:
@@ -123,7 +121,7 @@ class EngineReplica:
         written = [Written(**memory) for memory in memories]
         self._engine.queue.written(namespace, written)
         for adapter in adapters:
-            await self._run(partial(self._engine.enqueue, namespace, written, adapter))
+            await asyncio.to_thread(self._engine.enqueue, namespace, written, adapter)
         self._wanted.set()
 
     async def token_texts(self, prompts: list[list[int]]) -> list[str]:
@@ -174,47 +172,3 @@ class EngineReplica:
 
     async def _run(self, call: Callable[[], Any]) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
-
-
-@ray_serve.deployment(
-    max_ongoing_requests=64, max_constructor_retry_count=1, ray_actor_options={"num_cpus": 0.25}
-)
-class EmbedderReplica:
-    """A thin shell around `models.embed.Embedder`, for memories and queries alike, and around the reranker."""
-
-    def __init__(self, config: Config) -> None:
-        keep_off_stderr()
-        self._embedder = Embedder(
-            config.embed.model, threads=config.model.threads, token_ids=config.embed.token_ids
-        )
-        self._reranker = Reranker(config.recall.reranker) if config.recall.reranker else None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="embedder")
-
-    async def dim(self) -> int:
-        return self._embedder.dim
-
-    async def encode(self, texts: list[str]) -> np.ndarray:
-        """float32 `[len(texts), dim]` unit vectors."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._embedder.encode, texts)
-
-    async def encode_long(self, texts: list[str]) -> tuple[np.ndarray, dict[int, np.ndarray]]:
-        """See `Embedder.encode_long`."""
-        return await asyncio.get_running_loop().run_in_executor(
-            self._thread, self._embedder.encode_long, texts
-        )
-
-    async def encode_counted(self, texts: list[str]) -> tuple[np.ndarray, list[tuple[int, int]]]:
-        """The vectors, and of each text how many tokens its vector was computed from, of how many."""
-        count = asyncio.get_running_loop().run_in_executor(self._thread, self._embedder.count_tokens, texts)
-        return await self.encode(texts), await count
-
-    async def token_texts(self, texts: list[list[int]]) -> list[str]:
-        """See `Embedder.token_text`."""
-        return [self._embedder.token_text(ids) for ids in texts]
-
-    async def rerank(self, texts: list[str], query: str) -> list[float]:
-        """See `Reranker.scores`; only with `recall.reranker`."""
-        assert self._reranker is not None, "recall.reranker is not set"
-        return await asyncio.get_running_loop().run_in_executor(
-            self._thread, self._reranker.scores, texts, query
-        )
