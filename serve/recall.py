@@ -22,7 +22,7 @@ from serve.schemas.requests import MemoryField
 from serve.telemetry import Telemetry
 from stores.memory.memory import parse_time, plain_words
 from stores.memory.period import Period, dated, names_validity, period_in
-from stores.ranking.evidence import Evidence, evidence
+from stores.ranking.evidence import Evidence, about, evidence
 from stores.ranking.ranking import Rerank, relevant
 
 # Behind the question: in the system turn small models pass it over (docs/log.md).
@@ -109,6 +109,7 @@ class Recall:
         results = [result for result in results if not result["memory"].get("unsupported")]
         if asked.k is None and full:
             results = relevant(results, self._config.min_share)
+            results = about(results, question) if found == "none" else results
         return _once_each([result["memory"] for result in results]), retrieved, found
 
     async def search(

@@ -9,10 +9,13 @@ on generated episodes (`benchmarks/episode_sets.py`, seeds 1 and 2, 660 question
 .03 came out as `none`, of those about what was never told .71, on real conversations (LoCoMo) .13 of the answerable.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
 from common.types import Json
+from stores.index.bm25 import query_words
+from stores.index.terms import terms, text_of
 
 Evidence = Literal["strong", "weak", "none"]
 FAINT, NEAR, SURE = 0.45, 0.68, 0.75
@@ -28,3 +31,14 @@ def evidence(results: Sequence[Json], near: float = NEAR) -> Evidence:
     if cosine < FAINT or (cosine < near and words < SOME):
         return "none"
     return "strong" if cosine >= SURE or words >= MOST else "weak"
+
+
+def about(results: Sequence[Json], question: str) -> list[Json]:
+    """For a question that no result answers: those that have the word of the question that most of them have, which is
+    whom or what it is about; all if none has any. The others only say the same of somebody else, which small models
+    then repeat as the answer (docs/log.md)."""
+    words = {*query_words(question)}
+    shared = [words & {*terms(text_of(result["memory"]))} for result in results]
+    counts = Counter(word for found in shared for word in found)
+    subject = {word for word, count in counts.items() if count == max(counts.values())}
+    return [result for result, found in zip(results, shared, strict=True) if found & subject or not subject]
