@@ -22,7 +22,7 @@ from models.engine.cuda_graphs import Filling, FixedShapes, cuda_graph
 from models.engine.generation_stats import GenerationStats
 from models.engine.injection import Injection
 from models.engine.kv_cache import Pass
-from models.engine.masks import Grammars, Masks, best_allowed
+from models.engine.masks import Constraint, Grammars, Masks, best_allowed
 from models.engine.request import Request
 from models.engine.sampling import Sampling
 from models.engine.scheduler import Scheduler
@@ -58,7 +58,7 @@ class Engine:
         # An overlay's vectors are other ones at every pass, which a graph would not notice.
         graphs = loaded.device.type == "cuda" and self._serve.cuda_graphs and not self.overlay
         self.grammars = Grammars(loaded)
-        self._masks = Masks(loaded.model.config.vocab_size, loaded.device)
+        self._masks = Masks(self.grammars, loaded.model.config.vocab_size, loaded.device)
         self.fixed_shapes = FixedShapes(loaded.model, cuda_graph) if graphs else None
         self.steps = 0
         self.encode_failures = 0
@@ -85,7 +85,8 @@ class Engine:
         be followed and a bias of no token, `NotFound` if the version does not exist.
         """
         sampling.check(self.loaded.model.config.vocab_size)
-        matcher = self.grammars.matcher(sampling.grammar) if sampling.grammar else None
+        grammar = sampling.grammar
+        constraint = Constraint(grammar, self.grammars.matcher(grammar)) if grammar else None
         with self._lock:
             self.versions.hold(adapter)
             try:
@@ -108,7 +109,7 @@ class Engine:
                     tokenizer=self.loaded.tokenizer,
                     token_bytes=self._token_bytes,
                     ends=self.loaded.end_ids,
-                    matcher=matcher,
+                    constraint=constraint,
                 )
                 self.scheduler.check_room(answer.slots)
                 if sampling.echo and isinstance(messages, str | TokenText):
@@ -257,7 +258,7 @@ class Engine:
                 if not prefill.done:
                     break
                 self.scheduler.end_prefill()
-                masks = self._masks.begin([request.matcher] if request.matcher else [])
+                masks = self._masks.begin([request.constraint] if request.constraint else [])
                 request.first(prefill.logits, prefill.position, masks.result()[0] if masks else None)
                 if not request.done:
                     self.scheduler.start_decoding(request, prefill.states)
@@ -282,8 +283,8 @@ class Engine:
         batch = [*self.scheduler.running]
         if not batch:
             return []
-        rows = [i for i, request in enumerate(batch) if request.matcher is not None]
-        begun = self._masks.begin([request.matcher for request in batch if request.matcher is not None])
+        rows = [i for i, request in enumerate(batch) if request.constraint is not None]
+        begun = self._masks.begin([each for request in batch if (each := request.constraint) is not None])
         try:
             logits = self._pass(batch)
             masks = begun.result() if begun else None

@@ -26,6 +26,7 @@ from models.weights.load import LoadedModel
 
 KEPT = 64  # compiled grammars
 THREADS = min(8, os.cpu_count() or 1)
+LONGEST_NUMBER = 40  # characters: no number type holds more, and small models write one digit for ever
 # What the compiler says before and behind the reason: the place in a grammar that the client has not written.
 PLACE = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?|\n +\d+ \| .*", re.DOTALL)
 
@@ -39,6 +40,7 @@ class Grammars:
         self._making = threading.Lock()
         self._tokenizer: LLTokenizer | None = None
         self._bytes: frozenset[int] = frozenset()  # those that some token has
+        self.digits = np.zeros(0, bool)  # [vocabulary]: the tokens that begin with a digit
         self._compiled: OrderedDict[Grammar, LLMatcher] = OrderedDict()
 
     def matcher(self, grammar: Grammar) -> LLMatcher:
@@ -62,8 +64,9 @@ class Grammars:
         with self._making:
             if self._tokenizer is None:
                 made = self._make_tokenizer()
-                tokens = (made.decode_bytes([token]) for token in range(made.vocab_size))
+                tokens = [made.decode_bytes([token]) for token in range(made.vocab_size)]
                 self._bytes = frozenset().union(*tokens)
+                self.digits = np.array([token[:1].isdigit() for token in tokens])
                 self._tokenizer = made
             return self._tokenizer
 
@@ -123,25 +126,80 @@ class Grammars:
         return ids[0] if len(ids) == 1 and tokenizer.is_special_token(ids[0]) else None
 
 
+class Number:
+    """The JSON number that an answer is in the middle of, whose length a grammar leaves open. `called`: text comes
+    before the JSON, up to the opener of a call."""
+
+    def __init__(self, *, called: bool = False) -> None:
+        self._before = b"" if called else None
+        self._quoted = self._escaped = False
+        self.length = 0  # 0: the answer is not in a number
+
+    def push(self, data: bytes) -> None:
+        """The bytes of the next token."""
+        if self._before is not None:
+            self._before, found, data = (self._before + data).rpartition(OPENER.encode())
+            if not found:
+                self._before = data[-len(OPENER) :]
+                return
+            self._before = None
+        for byte in data:
+            if self._escaped or (self._quoted and byte == 0x5C):
+                self._escaped = not self._escaped
+            elif byte == 0x22:
+                self._quoted, self.length = not self._quoted, 0
+            elif not self._quoted:
+                self.length = self.length + 1 if byte in b"0123456789+-.eE" else 0
+
+
+class Constraint:
+    """Where an answer stands in its grammar."""
+
+    def __init__(self, grammar: Grammar, matcher: LLMatcher) -> None:
+        self.matcher = matcher
+        free = bool(grammar.tools) and grammar.schema is None and not grammar.must_call
+        self.number = Number(called=free)
+
+    def take(self, token: int, data: bytes) -> None:
+        """The next token and its bytes. Raises `InvalidInput` if the grammar's limits were met on the way (its own
+        errors are found before)."""
+        if not self.matcher.consume_token(token):
+            raise InvalidInput(
+                f"the schema became too complex to follow: {self.matcher.get_error().splitlines()[0]}; simplify it",
+                param="response_format",
+            )
+        self.number.push(data)
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing may follow."""
+        return bool(self.matcher.is_stopped())
+
+
 class Masks:
     """Masks of the rows of a batch, computed in a thread of its own, several at a time."""
 
-    def __init__(self, vocabulary: int, device: torch.device) -> None:
-        self._vocabulary, self._device = vocabulary, device
+    def __init__(self, grammars: Grammars, vocabulary: int, device: torch.device) -> None:
+        self._grammars, self._vocabulary, self._device = grammars, vocabulary, device
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="masks")
         self._executor: LLExecutor | None = None
 
-    def begin(self, matchers: Sequence[LLMatcher]) -> "Future[Tensor] | None":
-        """Begin to compute bool `[rows, vocabulary]` on the model's device: which tokens may come next."""
-        return self._thread.submit(self._compute, matchers) if matchers else None
+    def begin(self, rows: Sequence[Constraint]) -> "Future[Tensor] | None":
+        """Begin to compute bool `[rows, vocabulary]` on the model's device: which tokens may come next. In a number of
+        `LONGEST_NUMBER` characters that is no digit, unless nothing else may come."""
+        return self._thread.submit(self._compute, rows) if rows else None
 
-    def _compute(self, matchers: Sequence[LLMatcher]) -> Tensor:
+    def _compute(self, given: Sequence[Constraint]) -> Tensor:
         self._executor = self._executor or LLExecutor(THREADS)
         words = -(-self._vocabulary // 32)
-        bits = np.zeros((len(matchers), words), np.int32)
-        rows = [(matcher, row) for row, matcher in enumerate(matchers)]
-        self._executor.unsafe_compute_mask_ptr(rows, bits.ctypes.data, 4 * words, len(matchers))
+        bits = np.zeros((len(given), words), np.int32)
+        rows = [(constraint.matcher, row) for row, constraint in enumerate(given)]
+        self._executor.unsafe_compute_mask_ptr(rows, bits.ctypes.data, 4 * words, len(given))
         unpacked = np.unpackbits(bits.view(np.uint8), axis=1, count=self._vocabulary, bitorder="little")
+        for row, constraint in enumerate(given):
+            if constraint.number.length >= LONGEST_NUMBER:
+                others = unpacked[row] & ~self._grammars.digits
+                unpacked[row] = others if others.any() else unpacked[row]
         return torch.from_numpy(unpacked).view(torch.bool).to(self._device, non_blocking=True)
 
 

@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from llguidance import LLMatcher
 from torch import Tensor
 
 from common.errors import InvalidInput
 from models.engine.cuda_graphs import Filling
 from models.engine.generation_stats import GenerationStats
 from models.engine.injection import Prompt
+from models.engine.masks import Constraint
 from models.engine.sampling import Controls, Sampling, TextStream, choose
 from models.kv.prefix import Prefill
 from models.text.token_bytes import TokenBytes
@@ -21,7 +21,7 @@ from models.text.token_bytes import TokenBytes
 
 class Request:
     """A generation request and its answer so far. `pieces`: final texts not yet fetched by the client. `done`: no
-    more text will follow. `error`: the reason if it ended early. `matcher`: where the answer stands in its grammar."""
+    more text will follow. `error`: the reason if it ended early."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class Request:
         tokenizer: Any,
         token_bytes: TokenBytes,
         ends: set[int],
-        matcher: LLMatcher | None = None,
+        constraint: Constraint | None = None,
     ) -> None:
         self.prompt, self.adapter, self.sampling, self.turn = prompt, adapter, sampling, turn
         self.slots = prompt.slots + sampling.max_tokens  # of keys and values, that it may come to use
@@ -45,7 +45,7 @@ class Request:
         self.bias: Tensor | None = None  # of the logits, [vocabulary]
         self.judged = 0  # of the prompt's last ids, to be given to `judge`
         self.token = self.position = 0  # the last token chosen, which has not run yet, and where it stands
-        self.matcher = matcher
+        self.constraint = constraint
         self._ends = set() if sampling.ignore_eos else ends
         self._tokenizer, self._bytes = tokenizer, token_bytes
         self._controls = Controls(sampling, ends)
@@ -112,9 +112,12 @@ class Request:
         return choose(logits, self.sampling, self._generator)
 
     def _take(self, token: int, logits: Tensor) -> None:
-        if self.matcher is not None and not self.matcher.consume_token(token):
-            self.fail(_too_complex(self.matcher))
-            return
+        if self.constraint is not None:
+            try:
+                self.constraint.take(token, self._bytes.of(token))
+            except InvalidInput as error:
+                self.fail(error)
+                return
         self.token = token
         self.tokens.append(token)
         self._controls.count(token)
@@ -128,7 +131,7 @@ class Request:
         self._append(self._stream.push(token))
         if self._stream.stopped:
             self._end("stop", finish=False)
-        elif self.matcher is not None and self.matcher.is_stopped():  # nothing may follow
+        elif self.constraint is not None and self.constraint.ended:
             self._end("stop")
         elif self.turn.completion_tokens >= self.sampling.max_tokens:
             self._end("length")
@@ -162,11 +165,3 @@ class Request:
             "logprob": logprob,
             "bytes": list(self._bytes.of(token)),
         }
-
-
-def _too_complex(matcher: LLMatcher) -> InvalidInput:
-    """The grammar's limits were met on the way (its own errors are found before)."""
-    return InvalidInput(
-        f"the schema became too complex to follow: {matcher.get_error().splitlines()[0]}; simplify it",
-        param="response_format",
-    )

@@ -72,6 +72,21 @@ def test_answers_to_random_schemas_parse_and_validate(engine, batches):
     run()
 
 
+@pytest.mark.parametrize(
+    ("field", "digits"),
+    [({"type": "number"}, 40), ({"type": "integer"}, 40), ({"type": "string", "pattern": "^9{50}$"}, 50)],
+)
+def test_no_number_goes_on_for_ever(engine, loaded, field, digits):
+    """Pushed towards one digit, the model ends the number all the same; a text may have more digits."""
+    [nine] = loaded.tokenizer.encode("9", add_special_tokens=False)
+    schema = {"type": "object", "properties": {"x": field}, "required": ["x"], "additionalProperties": False}
+    grammar = Grammar(schema=schema_text(schema, "response_format"))
+    pushed = {"logit_bias": {nine: 100.0}, "max_tokens": 120, "grammar": grammar}
+    request = run_alone(engine, case_of([], "off", **pushed))
+    assert request.turn.finish_reason == "stop" and text_of(request).count("9") == digits
+    jsonschema.validate(json.loads(text_of(request)), schema)
+
+
 def test_rows_with_and_without_grammars_answer_together_as_alone(engine):
     rng = random.Random(3)
     grammars = [None, JSON, CALL, Grammar(tools=SPEC)]

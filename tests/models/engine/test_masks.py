@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+import re
 import threading
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from tokenizers import AddedToken
 
 from common.errors import InvalidInput
 from models.engine import masks
-from models.engine.masks import Grammars
+from models.engine.masks import Grammars, Number
 from models.text.grammar import MAX_SCHEMA_BYTES, Grammar, schema_text
 from serve.tool_calls import CallReader
 from tests.support.schemas import ANY, OBJECTS, draw_answer
@@ -25,6 +26,26 @@ SLOW = dict(deadline=None, database=None, suppress_health_check=[*HealthCheck])
 @pytest.fixture(scope="module")
 def grammars(loaded):
     return Grammars(loaded)
+
+
+STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+JSONS = st.recursive(st.floats() | st.integers() | st.text() | st.booleans(), lambda inner: st.lists(inner))
+
+
+@settings(max_examples=300, **SLOW)
+@given(value=JSONS, called=st.booleans(), seed=st.integers(0, 1 << 30))
+def test_the_length_of_a_number_is_known_at_every_place(value, called, seed):
+    rng, number = random.Random(seed), Number(called=called)
+    written = json.dumps(value)
+    text = f'It is 12" and {"9" * 50}.\n<tool_call>{written}' if called else written
+    start, place = len(text) - len(written), 0
+    while place < len(text):
+        step = rng.randint(1, 9)
+        number.push(text[place : place + step].encode())
+        place += step
+        outside = STRING.sub(" ", text[start:place])
+        naive = len(re.search(r"[-+.0-9eE]*$", outside)[0]) if '"' not in outside else 0
+        assert number.length == naive
 
 
 def answer_of(loaded, grammars, grammar, rng) -> str:
