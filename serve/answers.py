@@ -58,7 +58,7 @@ class Answers:
             )
             requests = [
                 {
-                    "messages": found.prompt(prompt),
+                    "messages": found.prompt(prompt, tools=bool(body.shown_tools)),
                     "memories": found.for_engine,
                     "namespace": body.memory.namespace,
                     "mode": mode,

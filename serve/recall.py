@@ -26,7 +26,10 @@ from stores.ranking.evidence import Evidence, about, evidence
 from stores.ranking.ranking import Rerank, relevant
 
 # Behind the question: in the system turn small models pass it over (docs/log.md).
-NOTHING_KNOWN = "(You remember nothing about this. If it is not general knowledge, say that you do not know.)"
+NOTHING_KNOWN = (
+    "(You remember nothing about this{}. If it is not general knowledge, say that you do not know.)"
+)
+BUT_SAID = " but what is said above"  # in a conversation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +49,16 @@ class Recalled:
     def for_engine(self) -> list[dict[str, str]]:
         return [{"id": memory["id"], "text": dated(memory)} for memory in self.memories]
 
-    def prompt(self, asked: Messages) -> Messages:
-        """The messages for the model: without evidence for an answer the question says so."""
-        if not (self.says_unknown and self.retrieved) or isinstance(asked, str | TokenText):
+    def prompt(self, asked: Messages, *, tools: bool) -> Messages:
+        """The messages for the model: without evidence for an answer the question says so, unless a tool may know."""
+        if not (self.says_unknown and self.retrieved) or tools or isinstance(asked, str | TokenText):
             return asked
         last = max((i for i, message in enumerate(asked) if message["role"] == "user"), default=None)
         if last is None:
             return asked
-        question = {**asked[last], "content": f"{asked[last]['content']}\n{NOTHING_KNOWN}"}
+        said = any(message["role"] in ("user", "assistant") for message in asked[:last])
+        note = NOTHING_KNOWN.format(BUT_SAID if said else "")
+        question = {**asked[last], "content": f"{asked[last]['content']}\n{note}"}
         return [*asked[:last], question, *asked[last + 1 :]]
 
 

@@ -2,25 +2,33 @@
 `models.text.tools`."""
 
 import json
+import re
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 from models.text.messages import overlap
 from models.text.tools import AFTER_ARGUMENTS, BEFORE_ARGUMENTS, BEFORE_NAME, OPENER
 
 Json = dict[str, Any]
+# How a call begins without its mark, as some models write it (Qwen2.5-Coder, whose template shows two braces).
+BARE = ('{"name":"', '{{"name":"')
 
 
 class CallReader:
     """Reads one answer. `push` and `finish` give deltas of OpenAI's streams, `{content}` or `{tool_calls}`; `content`
     and `calls` hold what has come so far. A call that `max_tokens` cuts has the beginning of its arguments; one whose
-    name is cut is left out. White space before a call is no content."""
+    name is cut is left out. White space before a call is no content.
 
-    def __init__(self) -> None:
+    `tools`: those offered. An answer that is nothing but the JSON of a call of one of them is that call too, told when
+    the answer has ended; its arguments are an object, which need not follow the tool's schema."""
+
+    def __init__(self, tools: Sequence[Json] = ()) -> None:
         self.content = ""
         self.calls: list[Json] = []
+        self._tools = {tool["function"]["name"] for tool in tools}
         self._unread = ""
-        self._state = self._text
+        self._state = self._beginning if tools else self._text
 
     def push(self, text: str) -> list[Json]:
         self._unread += text
@@ -31,6 +39,12 @@ class CallReader:
 
     def finish(self) -> list[Json]:
         """What is left when no more text comes."""
+        if self._state == self._beginning:
+            if call := _bare_call(self._unread, self._tools):
+                self.calls.append(call)
+                return [{"tool_calls": [{"index": 0, **call}]}]
+            self._state = self._text
+            return [*self.push(""), *self.finish()]
         left, self._unread = self._unread, ""
         if self._state == self._text:
             self.content += left
@@ -46,6 +60,13 @@ class CallReader:
 
     # Each state consumes what it can of the unread text and gives a delta, empty where only the state changed, or None
     # where it needs more text.
+
+    def _beginning(self) -> Json | None:
+        begun = re.sub(r"\s", "", self._unread[:64])
+        if any(begun.startswith(bare) or bare.startswith(begun) for bare in BARE):
+            return None
+        self._state = self._text
+        return {}
 
     def _text(self) -> Json | None:
         text, found, rest = self._unread.partition(OPENER)
@@ -65,10 +86,9 @@ class CallReader:
         if not found:
             return None
         self._unread, self._state = rest, self._arguments
-        function = {"name": name.removeprefix(BEFORE_NAME), "arguments": ""}
-        call = {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
+        call = _call(name.removeprefix(BEFORE_NAME), "")
         self.calls.append(call)
-        return {"tool_calls": [{"index": len(self.calls) - 1, **call, "function": {**function}}]}
+        return {"tool_calls": [{"index": len(self.calls) - 1, **call, "function": {**call["function"]}}]}
 
     def _arguments(self) -> Json | None:
         text, found, rest = self._unread.partition(AFTER_ARGUMENTS)
@@ -91,6 +111,23 @@ class CallReader:
     def _grow(self, text: str) -> Json:
         self.calls[-1]["function"]["arguments"] += text
         return {"tool_calls": [{"index": len(self.calls) - 1, "function": {"arguments": text}}]}
+
+
+def _call(name: str, arguments: str) -> Json:
+    function = {"name": name, "arguments": arguments}
+    return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
+
+
+def _bare_call(text: str, tools: set[str]) -> Json | None:
+    text = text.strip()
+    for candidate in (text, text[1:-1]):
+        try:
+            match json.loads(candidate):
+                case {"name": str(name), "arguments": dict(arguments)} if name in tools:
+                    return _call(name, json.dumps(arguments, ensure_ascii=False))
+        except ValueError:
+            continue
+    return None
 
 
 def _is_json(text: str) -> bool:

@@ -3,7 +3,7 @@
 import pytest
 
 from models.text.messages import TokenText
-from serve.recall import NOTHING_KNOWN, Recalled
+from serve.recall import BUT_SAID, NOTHING_KNOWN, Recalled
 
 FOUND = [{"id": "a", "score": 0.4}]
 SYSTEM, QUESTION = (
@@ -18,9 +18,10 @@ RESULT = {"role": "tool", "content": "{}", "tool_call_id": "c"}
     "messages", [[QUESTION], [SYSTEM, QUESTION], [QUESTION, CALL, RESULT], [QUESTION, RESULT, QUESTION]]
 )
 def test_without_evidence_a_line_behind_the_last_question_says_so(messages):
-    told = Recalled(retrieved=FOUND, says_unknown=True).prompt(messages)
+    told = Recalled(retrieved=FOUND, says_unknown=True).prompt(messages, tools=False)
     last = max(i for i, message in enumerate(messages) if message == QUESTION)
-    assert told[last] == {"role": "user", "content": f"Where does Bo live?\n{NOTHING_KNOWN}"}
+    note = NOTHING_KNOWN.format(BUT_SAID if QUESTION in messages[:last] else "")
+    assert told[last] == {"role": "user", "content": f"Where does Bo live?\n{note}"}
     assert told[:last] + told[last + 1 :] == messages[:last] + messages[last + 1 :]
 
 
@@ -35,4 +36,8 @@ def test_without_evidence_a_line_behind_the_last_question_says_so(messages):
     ],
 )
 def test_else_nothing_is_added(recalled, asked):
-    assert recalled.prompt(asked) == asked
+    assert recalled.prompt(asked, tools=False) == asked
+
+
+def test_where_a_tool_may_know_nothing_is_added():
+    assert Recalled(retrieved=FOUND, says_unknown=True).prompt([QUESTION], tools=True) == [QUESTION]

@@ -3,6 +3,7 @@
 import itertools
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,9 +32,9 @@ def written(text, calls) -> str:
     return "\n".join([*([text] if text else []), *map(call_text, made)])
 
 
-def read(text: str, cuts: list[int]):
+def read(text: str, cuts: list[int], tools=()):
     """The reader, and the sums of its deltas: content, and names and arguments by index."""
-    reader, content, calls = CallReader(), "", []
+    reader, content, calls = CallReader(tools), "", []
     places = sorted({0, len(text), *(cut % (len(text) + 1) for cut in cuts)})
     pieces = [text[a:b] for a, b in itertools.pairwise(places)]
     for delta in [delta for piece in pieces for delta in reader.push(piece)] + reader.finish():
@@ -71,3 +72,42 @@ def test_an_answer_that_is_cut_has_what_came_and_the_same_however_it_came(text, 
         assert call["name"] == name and json.dumps(arguments, ensure_ascii=False).startswith(
             call["arguments"]
         )
+
+
+OFFERED = [{"function": {"name": name}} for name in ("look", "get_time")]
+BARE = [
+    '{"name": "look", "arguments": {"at": "{{}}"}}',
+    '{{"name": "look", "arguments": {"at": "{{}}"}}}',
+    ' {\n  "name": "look",\n  "arguments": {"at": "{{}}"}\n}\n',
+]
+
+
+@pytest.mark.parametrize("text", BARE)
+@given(cuts=st.lists(st.integers(0, 500), max_size=12))
+def test_json_that_is_a_call_and_nothing_else_is_that_call(text, cuts):
+    _, content, calls = read(text, cuts, OFFERED)
+    assert not content and calls == [{"name": "look", "arguments": '{"at": "{{}}"}'}]
+    assert read(text, cuts)[2] == [], "where no tool is offered it is text"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"name": "walk", "arguments": {}}',
+        '{"name": "look", "arguments": "x"}',
+        '{"name": "look"}',
+        '{"name": "look", "arguments": {"a',
+        '{"name": "look", "arguments": {}} is how to call it.',
+        '{"names": ["look"]}',
+        "{",
+    ],
+)
+@given(cuts=st.lists(st.integers(0, 500), max_size=12))
+def test_any_other_json_is_text(text, cuts):
+    assert read(text, cuts, OFFERED)[1:] == (text, [])
+
+
+@given(text=TEXT, calls=CALLS, cuts=st.lists(st.integers(0, 500), max_size=12))
+def test_marked_calls_are_read_alike_whatever_is_offered(text, calls, cuts):
+    whole = written(text, calls)
+    assert read(whole, cuts, OFFERED)[1:] == read(whole, cuts)[1:]
