@@ -26,10 +26,7 @@ from stores.ranking.evidence import Evidence, about, evidence
 from stores.ranking.ranking import Rerank, relevant
 
 # Behind the question: in the system turn small models pass it over (docs/log.md).
-NOTHING_KNOWN = (
-    "(You remember nothing about this{}. If it is not general knowledge, say that you do not know.)"
-)
-BUT_SAID = " but what is said above"  # in a conversation
+NOTHING_KNOWN = "(You remember nothing about this. If it is not general knowledge, say that you do not know.)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,16 +47,16 @@ class Recalled:
         return [{"id": memory["id"], "text": dated(memory)} for memory in self.memories]
 
     def prompt(self, asked: Messages, *, tools: bool) -> Messages:
-        """The messages for the model: without evidence for an answer the question says so, unless a tool may know."""
+        """The messages for the model: without evidence for an answer the question says so, unless a tool may know, or
+        the conversation: with the note, small models deny what was said a turn before (docs/log.md)."""
         if not (self.says_unknown and self.retrieved) or tools or isinstance(asked, str | TokenText):
             return asked
-        last = max((i for i, message in enumerate(asked) if message["role"] == "user"), default=None)
-        if last is None:
+        turns = [i for i, message in enumerate(asked) if message["role"] in ("user", "assistant", "tool")]
+        if len(turns) != 1 or asked[turns[0]]["role"] != "user":
             return asked
-        said = any(message["role"] in ("user", "assistant") for message in asked[:last])
-        note = NOTHING_KNOWN.format(BUT_SAID if said else "")
-        question = {**asked[last], "content": f"{asked[last]['content']}\n{note}"}
-        return [*asked[:last], question, *asked[last + 1 :]]
+        question = asked[turns[0]]
+        noted = {**question, "content": f"{question['content']}\n{NOTHING_KNOWN}"}
+        return [noted if message is question else message for message in asked]
 
 
 class Recall:

@@ -12,7 +12,8 @@ from models.text.tools import AFTER_ARGUMENTS, BEFORE_ARGUMENTS, BEFORE_NAME, OP
 
 Json = dict[str, Any]
 # How a call begins without its mark, as some models write it (Qwen2.5-Coder, whose template shows two braces).
-BARE = ('{"name":"', '{{"name":"')
+BARE = [fence + begun for fence in ("", "```json", "```") for begun in ('{"name":"', '{{"name":"')]
+FENCED = re.compile(r"```(?:json)?\s*(.*?)\s*```", re.DOTALL)
 
 
 class CallReader:
@@ -119,7 +120,8 @@ def _call(name: str, arguments: str) -> Json:
 
 
 def _bare_call(text: str, tools: set[str]) -> Json | None:
-    text = text.strip()
+    fenced = FENCED.fullmatch(text := text.strip())
+    text = fenced[1] if fenced else text
     for candidate in (text, text[1:-1]):
         try:
             match json.loads(candidate):

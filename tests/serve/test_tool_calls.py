@@ -79,6 +79,7 @@ BARE = [
     '{"name": "look", "arguments": {"at": "{{}}"}}',
     '{{"name": "look", "arguments": {"at": "{{}}"}}}',
     ' {\n  "name": "look",\n  "arguments": {"at": "{{}}"}\n}\n',
+    '```json\n{"name": "look", "arguments": {"at": "{{}}"}}\n```',
 ]
 
 
@@ -99,6 +100,8 @@ def test_json_that_is_a_call_and_nothing_else_is_that_call(text, cuts):
         '{"name": "look", "arguments": {"a',
         '{"name": "look", "arguments": {}} is how to call it.',
         '{"names": ["look"]}',
+        '```json\n{"name": "look", "arguments": {}}\n``` is how.',
+        "```",
         "{",
     ],
 )
