@@ -47,7 +47,7 @@ def engine(loaded, tmp_path_factory):
 CASES = st.tuples(OBJECTS, st.sampled_from([{}, {"temperature": 1.0, "seed": 5}]), st.booleans())
 
 
-@pytest.mark.parametrize("batches", [2, pytest.param(25, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("batches", [2, pytest.param(34, marks=pytest.mark.slow)])
 def test_answers_to_random_schemas_parse_and_validate(engine, batches):
     @settings(max_examples=batches, database=None, derandomize=True, suppress_health_check=[*HealthCheck])
     @given(drawn=st.lists(CASES, min_size=6, max_size=6))

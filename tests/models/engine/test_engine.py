@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+import threading
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -90,6 +91,31 @@ def test_forgetting_removes_blocks_from_memory_disk_and_queue(engine, tmp_path):
     on_disk = b"".join(path.read_bytes() for path in (tmp_path / "blocks").rglob("*.safetensors"))
     assert b"Bo Tarn" in on_disk and b"Ada Quill" not in on_disk
     assert ask(engine, [ADA], "prefix")[1].fallback
+
+
+def test_a_write_waits_for_no_step(engine, monkeypatch):
+    """Blocks of a long text may take the model half a minute; meanwhile others are queued."""
+    begun, wait, made = threading.Event(), threading.Event(), engine.queue.encoder.encode
+
+    def slow(*given):
+        begun.set()
+        assert wait.wait(60)
+        return made(*given)
+
+    monkeypatch.setattr(engine.queue.encoder, "encode", slow)
+    engine.enqueue("n", [ADA], BASE)
+    step = threading.Thread(target=engine.encode_some)
+    step.start()
+    try:
+        assert begun.wait(60)
+        write = threading.Thread(target=engine.enqueue, args=("n", [BO], BASE))
+        write.start()
+        write.join(30)
+        assert not write.is_alive() and engine.status()["pending_blocks"] == 2
+    finally:
+        wait.set()
+        step.join()
+    assert engine.encode_some() == 1 and not engine.busy
 
 
 def test_an_erased_memory_does_not_come_back_through_a_request_that_waited(engine):
