@@ -127,7 +127,7 @@ def _bare_call(text: str, tools: set[str]) -> Json | None:
             match json.loads(candidate):
                 case {"name": str(name), "arguments": dict(arguments)} if name in tools:
                     return _call(name, json.dumps(arguments, ensure_ascii=False))
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
     return None
 
@@ -135,6 +135,6 @@ def _bare_call(text: str, tools: set[str]) -> Json | None:
 def _is_json(text: str) -> bool:
     try:
         json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True

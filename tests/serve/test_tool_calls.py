@@ -103,6 +103,7 @@ def test_json_that_is_a_call_and_nothing_else_is_that_call(text, cuts):
         '```json\n{"name": "look", "arguments": {}}\n``` is how.',
         "```",
         "{",
+        '{"name": "look", "arguments": ' + '{"a":' * 5000,
     ],
 )
 @given(cuts=st.lists(st.integers(0, 500), max_size=12))
