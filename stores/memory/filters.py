@@ -65,8 +65,9 @@ def _compare(field: Any, op: Any, value: Any) -> Predicate:
         wanted = op == "in"
         return lambda memory: any(_equal(read(memory), item) for item in values) == wanted
     operand = _operand(field, value)
-    if op == "eq":
-        return lambda memory: _equal(read(memory), operand)
+    if op == "eq":  # as `_equal`, without its calls: of 100,000 memories most are not
+        boolean = isinstance(operand, bool)
+        return lambda memory: bool((found := read(memory)) == operand) and isinstance(found, bool) == boolean
     if op == "ne":
         return lambda memory: not _equal(read(memory), operand)
     if op == "contains":
@@ -82,6 +83,8 @@ def _reader(field: Any) -> Callable[[dict[str, Any]], Any]:
     if isinstance(field, str) and field.startswith("context.") and (path := field.split(".")[1:]) != [""]:
         if len(path) > MAX_DEPTH:
             raise _invalid(f"has field {_short(field)} with more than {MAX_DEPTH} keys")
+        if len(path) == 1:
+            return lambda memory: memory["context"].get(path[0])
         return lambda memory: _walk(memory["context"], path)
     if not isinstance(field, str) or field not in FIELDS:
         raise _invalid(f"has field {_short(field)}; valid: {', '.join(FIELDS)}, context.<key>")

@@ -14,7 +14,7 @@ Facts are admitted only if they hold at the time asked about (`Ask.period`).
 """
 
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,8 +150,7 @@ def _among(viewing: ReadWriteLock, view: View, wanted: Ask, shard: int, clock: C
         space = view.spaces.get(wanted.namespace)
         entries = dict(space.by_row) if space else {}
     clock.start()
-    facts = [row for row, entry in entries.items() if entry.memory["kind"] == "relational"]
-    admitted = [] if space is None else [*_admitted(viewing, space, wanted, entries, facts)]
+    admitted = [] if space is None else [*_admitted(viewing, space, wanted, entries)]
     last = next(reversed(entries), -1)
     with viewing.read():
         space = view.spaces.get(wanted.namespace)
@@ -167,15 +166,17 @@ def _among(viewing: ReadWriteLock, view: View, wanted: Ask, shard: int, clock: C
 
 
 def _admitted(
-    viewing: ReadWriteLock,
-    space: Space,
-    wanted: Ask,
-    entries: Mapping[int, MemoryState],
-    facts: Sequence[int],
+    viewing: ReadWriteLock, space: Space, wanted: Ask, entries: Mapping[int, MemoryState]
 ) -> Iterator[int]:
     """The admitted rows. Other memories are filtered without the lock, facts a part at a time under it."""
-    among = {*facts}
-    yield from (row for row, entry in entries.items() if row not in among and wanted.admits(space, entry))
+    facts: list[int] = []
+    kinds, keep = wanted.kinds, wanted.keep
+    for row, entry in entries.items():
+        memory = entry.memory
+        if memory["kind"] == "relational":
+            facts.append(row)
+        elif (kinds is None or memory["kind"] in kinds) and (keep is None or keep(memory)):  # as `admits`
+            yield row
     for start in range(0, len(facts), PART):
         with viewing.read():
             part = facts[start : start + PART]
