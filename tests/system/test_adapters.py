@@ -31,7 +31,9 @@ def versions(instance, loaded, trained, http):
     """The store of the running instance and two digests in it, the first of which is `latest`."""
     store = AdapterStore(Path(instance.store) / "adapters")
     manifest = {"namespace": "versions", "model_digest": loaded.digest, "memory_ids": ["ada"]}
-    digests = [store.publish(folder, manifest, alias=None) for folder in trained]
+    # The first is the newer one.
+    dated = [{**manifest, "created": created} for created in (2.0, 1.0)]
+    digests = [store.publish(*version, alias=None) for version in zip(trained, dated, strict=True)]
     store.set_alias("latest", digests[0])
     memories = [{"id": "ada", "text": "Ada Quill lives in Lisbon."}]
     http.post("/v1/memories", json={"namespace": "versions", "memories": memories}).raise_for_status()
@@ -99,7 +101,12 @@ def test_what_was_trained_on_a_fact_that_ends_loses_its_alias(http, versions, lo
     store, (one, _), _ = versions
     facts = {"namespace": "versions", "memories": [lives_in("Oslo", "2015-01-01")]}
     http.post("/v1/memories", json=facts).raise_for_status()
-    manifest = {"namespace": "versions", "model_digest": loaded.digest, "memory_ids": ["oslo"]}
+    manifest = {
+        "namespace": "versions",
+        "model_digest": loaded.digest,
+        "memory_ids": ["oslo"],
+        "created": 3.0,
+    }
     folder = random_adapters(loaded.model.config, tmp_path)[0]
     change_tensors(folder, lambda tensors: [tensor.mul_(0.5) for tensor in tensors.values()])
     trained = store.publish(folder, manifest, alias="latest")

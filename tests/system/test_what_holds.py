@@ -152,7 +152,7 @@ def test_an_answer_says_what_it_rests_on(http, space):
 def test_the_end_of_a_long_text_is_found(http):
     """The embedder reads 256 tokens; what follows has vectors of its own."""
     filler = " ".join(
-        f"On day {i} the minutes record weather, attendance and the price of rope." for i in range(45)
+        f"On day {i} the minutes record weather, attendance and the price of rope." for i in range(48)
     )
     long = {
         "id": "minutes",
