@@ -166,7 +166,7 @@ class ChatReply(ChoicesReply):
             opening = self._chunk(self._delta(i, {"role": "assistant", "content": content}))
         if not self._calls:
             return opening + super().event(i, piece)
-        reader = self._readers.setdefault(i, CallReader(self.body.shown_tools))
+        reader = self._readers.setdefault(i, CallReader(self.body.bare_tools))
         deltas = reader.push(piece["text"]) if "text" in piece else reader.finish()
         told = self._logprobs(piece["logprobs"]) if "text" in piece else None
         if told and not deltas:
@@ -178,7 +178,7 @@ class ChatReply(ChoicesReply):
     def _choice(self, i: int, text: str, turn: Json) -> Json:
         message = {"content": text}
         if self._calls:
-            reader = self._readers[i] = CallReader(self.body.shown_tools)
+            reader = self._readers[i] = CallReader(self.body.bare_tools)
             reader.push(text)
             reader.finish()
             message = reader.message()

@@ -86,7 +86,7 @@ class ResponsesReply(Reply):
     ) -> None:
         super().__init__(body, mode, recalled)
         self._id, self._asked = id, asked
-        self._reader = CallReader(body.shown_tools)
+        self._reader = CallReader(body.bare_tools)
         self._calls = bool(body.shown_tools)
         self._message_id = f"msg_{uuid.uuid4().hex}"
         self._sent = 0  # events

@@ -1,4 +1,5 @@
-"""Constrained decoding: compiled grammars, and the masks of the tokens that they allow.
+"""Constrained decoding: compiled grammars (`Grammars`), where an answer stands in one (`Constraint`), and the masks of
+the tokens that may come next (`Masks`).
 
 llguidance compiles a grammar in milliseconds (large ones within half a second) and computes a mask in well under one;
 both without Python's global lock. `EngineReplica` compiles in a thread of its own before a request joins the batch, and

@@ -271,6 +271,11 @@ class ChatBody(GenerateBody):
         return [tool.shown() for tool in chosen_tools(self.tools, self.tool_choice)[0]]
 
     @property
+    def bare_tools(self) -> list[dict[str, Any]]:
+        """Those of which a call needs no mark: none where JSON is an answer too."""
+        return [] if answer_schema(self.response_format) else self.shown_tools
+
+    @property
     def prompts(self) -> Sequence[PromptMessages]:
         """Raises `InvalidInput` naming the first bad message."""
         return [check_messages(self.messages)]

@@ -170,12 +170,10 @@ def _admitted(
 ) -> Iterator[int]:
     """The admitted rows. Other memories are filtered without the lock, facts a part at a time under it."""
     facts: list[int] = []
-    kinds, keep = wanted.kinds, wanted.keep
     for row, entry in entries.items():
-        memory = entry.memory
-        if memory["kind"] == "relational":
+        if entry.memory["kind"] == "relational":
             facts.append(row)
-        elif (kinds is None or memory["kind"] in kinds) and (keep is None or keep(memory)):  # as `admits`
+        elif wanted.admits(space, entry):
             yield row
     for start in range(0, len(facts), PART):
         with viewing.read():
