@@ -21,8 +21,8 @@ class CallReader:
     and `calls` hold what has come so far. A call that `max_tokens` cuts has the beginning of its arguments; one whose
     name is cut is left out. White space before a call is no content.
 
-    `tools`: those of which a call needs no mark. An answer that is nothing but the JSON of a call of one of them is that call too, told when
-    the answer has ended; its arguments are an object, which need not follow the tool's schema."""
+    `tools`: those of which a call needs no mark: an answer that is nothing but the JSON of one is that call too, told
+    when the answer has ended; its arguments are an object, which need not follow the tool's schema."""
 
     def __init__(self, tools: Sequence[Json] = ()) -> None:
         self.content = ""

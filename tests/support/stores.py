@@ -63,3 +63,8 @@ def failing_fsync(folder: Path) -> dict[str, str]:
     command = [compiler, "-D_GNU_SOURCE", "-shared", "-fPIC", "-o", str(shim), str(source), "-ldl"]
     subprocess.run(command, check=True)
     return {"LD_PRELOAD": str(shim), "FSYNC_FAILS_WHILE": str(folder / "flag")}
+
+
+def ids(found):
+    """Of memories or of hits."""
+    return [item.get("memory", item)["id"] for item in found]

@@ -90,3 +90,12 @@ def test_harmless_parameters_need_no_warning():
         "store",
         "top_k",
     ]
+
+
+def test_calls_need_their_mark_where_json_is_an_answer_too():
+    tool = {"type": "function", "function": {"name": "look"}}
+    asked = {"model": "base", "messages": [{"role": "user", "content": "x"}], "tools": [tool]}
+    for form, bare in [(None, ["look"]), ("text", ["look"]), ("json_object", [])]:
+        body = ChatBody(**asked, **({"response_format": {"type": form}} if form else {}))
+        assert [each["function"]["name"] for each in body.bare_tools] == bare
+    assert ChatBody(**asked, tool_choice="none").bare_tools == []
