@@ -128,9 +128,8 @@ class Session:
             "encode_ms": 1e3 * (time.perf_counter() - started) / count,
             "block_bytes": blocks.held_bytes / count,
         }
-        if self._exact and "full" in self._engines:
-            engines.append(self._engines["full"])
-        for engine in engines[1:]:
+        exact = [self._engines["full"]] if self._exact and "full" in self._engines else []
+        for engine in [*engines[1:], *exact]:
             self._encode(engine)
         return costs
 

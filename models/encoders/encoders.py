@@ -15,7 +15,6 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 
 from common.config import RecallConfig
-from models.encoders.compact import compacted
 from models.encoders.soft_prompt import SoftPrompt, load_soft_prompt, soft_states
 from models.kv import prefix as kv
 from models.weights.load import LoadedModel
@@ -71,6 +70,8 @@ class Compact:
         self._repeat = tokenizer.encode(REPEAT, add_special_tokens=False)
 
     def encode(self, model: Any, front: Tensor, blocks: Sequence[Sequence[int]]) -> list[Encoded]:
+        from models.encoders.compact import compacted  # seconds of import, for this encoder alone
+
         states = compacted(model, front, blocks, self._repeat, self._ratio)
         return [Encoded(state, len(block)) for state, block in zip(states, blocks, strict=True)]
 

@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
-
 from common.errors import Conflict
 from models.weights.adapters import BASE, AdapterStore
 from models.weights.load import LoadedModel
@@ -103,6 +101,8 @@ class ModelVersions:
             return
         with self._checked(digest) as path:
             if self._peft is None:
+                from peft import PeftModel  # seconds of import, which who deploys a replica need not wait for
+
                 self._peft = PeftModel.from_pretrained(
                     self.base, path, adapter_name=digest, is_trainable=False
                 )

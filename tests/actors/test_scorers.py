@@ -61,22 +61,15 @@ def wait_for(condition, within_s=30.0):
     return condition()
 
 
-def test_a_scorer_holds_its_gpu_until_the_pool_ends(cluster):
-    with ScorerPool(job(), 1, gpus_per_actor=1) as pool:
+def test_a_scorer_holds_its_gpu_until_the_pool_ends_also_where_the_consumer_raises(cluster):
+    with pytest.raises(ZeroDivisionError), ScorerPool(job(), 1, gpus_per_actor=1) as pool:
         pid = pid_of(pool.actors[0])
         assert wait_for(lambda: free("GPU") == 0 and free("CPU") == 1)
         assert pool.describe()["device"] in ("cpu", "cuda")  # where the GPU is invented, torch finds none
-    assert pool.actors == () and ended(pid)
-    assert wait_for(lambda: free("GPU") == 1 and free("CPU") == 2)
-
-
-def test_actors_end_when_the_consumer_raises(cluster):
-    pids = []
-    with pytest.raises(ZeroDivisionError), ScorerPool(job(), 1) as pool:
-        pids.append(pid_of(pool.actors[0]))
         for _ in pool.run([TASK, Task(0, 1, (BASELINE,))]):
             raise ZeroDivisionError
-    assert all(map(ended, pids))
+    assert pool.actors == () and ended(pid)
+    assert wait_for(lambda: free("GPU") == 1 and free("CPU") == 2)
 
 
 def test_replacements_of_dead_actors_end_with_the_pool(cluster):

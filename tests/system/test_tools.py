@@ -128,7 +128,7 @@ def test_formats_of_chat_and_completions(client):
     jsonschema.validate(json.loads(told.message.content), CITY)
     streamed = chat(client, response_format=FORMAT, stream=True)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in streamed) == told.message.content
-    free = chat(client, response_format={"type": "json_object"}, max_tokens=200).choices[0]
+    free = chat(client, response_format={"type": "json_object"}, max_tokens=60).choices[0]
     assert free.finish_reason == "length" or isinstance(json.loads(free.message.content), dict)
     cut = chat(client, response_format=FORMAT, max_tokens=4).choices[0]
     assert cut.finish_reason == "length"

@@ -47,7 +47,7 @@ def engine(loaded, tmp_path_factory):
 CASES = st.tuples(OBJECTS, st.sampled_from([{}, {"temperature": 1.0, "seed": 5}]), st.booleans())
 
 
-@pytest.mark.parametrize("batches", [2, pytest.param(34, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("batches", [1, pytest.param(34, marks=pytest.mark.slow)])
 def test_answers_to_random_schemas_parse_and_validate(engine, batches):
     @settings(max_examples=batches, database=None, derandomize=True, suppress_health_check=[*HealthCheck])
     @given(drawn=st.lists(CASES, min_size=6, max_size=6))
@@ -118,14 +118,14 @@ def test_tools_stand_beside_memories_in_every_mode(engine, mode):
         adapter=BASE,
         sampling=Sampling(max_tokens=60, grammar=CALL),
         turn=turn,
-        tools=TOOLS * 4,
+        tools=TOOLS * 2,
     )
     reader = CallReader()
     reader.push("".join(pieces))
     [call] = reader.calls
     jsonschema.validate(json.loads(call["function"]["arguments"]), CITY)
     assert turn.fallback is None and turn.finish_reason == "stop"
-    assert turn.prompt_tokens > 300 and bool(turn.prefix_tokens) == (mode in ("prefix", "hybrid"))
+    assert turn.prompt_tokens > 150 and bool(turn.prefix_tokens) == (mode in ("prefix", "hybrid"))
     assert len(turn.injected) == (0 if mode == "off" else 3)
 
 
