@@ -11,6 +11,7 @@ those.
 """
 
 import math
+import sys
 import threading
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -62,42 +63,37 @@ class Matched:
     length: int
 
 
-def matched(words: Collection[str], text: str) -> Matched:
-    """What a stored text has of these words."""
-    has = stored_terms(text)
-    counts: dict[str, float] = {}
-    for word in has:
-        if word in words:
-            counts[word] = counts.get(word, 0.0) + 1.0
-    for word in has:
-        if len(word) >= LONG and word not in counts:
-            for asked in words:
-                if is_part(asked, word):
-                    counts[asked] = counts.get(asked, 0.0) + PART
+def matched(asked: Collection[str], has: Sequence[str]) -> Matched:
+    """What a text of the words `has` (`stored_terms`) has of the asked ones."""
+    counts = {word: float(count) for word in asked if (count := has.count(word))}
+    if any(len(word) >= SHORTEST_PART for word in asked):
+        for long in has:
+            if len(long) >= LONG and long not in asked:
+                for word in asked:
+                    if is_part(word, long):
+                        counts[word] = counts.get(word, 0.0) + PART
     return Matched(counts, len(has))
 
 
-def bm25(text: Matched, known: WordStatistics) -> float:
+def bm25(text: Matched, known: WordStatistics, rarity: Mapping[str, float]) -> float:
     """The BM25 score of a text (Robertson and Zaragoza 2009, with Lucene's idf); 0 if it has none of the words."""
     norm = K1 * (1.0 - B + B * text.length * known.texts / max(1, known.length))
     score = 0.0
     for word, count in sorted(text.counts.items()):
-        score += idf(word, known) * count * (K1 + 1.0) / (count + norm)
+        score += rarity[word] * count * (K1 + 1.0) / (count + norm)
     return score
 
 
-def idf(word: str, known: WordStatistics) -> float:
-    """Inverse document frequency of a word: the higher, the fewer texts have it."""
-    having = min(known.texts, known.found.get(word, 0))
-    return math.log1p((known.texts - having + 0.5) / (having + 0.5))
+def rarity_of(words: Iterable[str], known: WordStatistics) -> dict[str, float]:
+    """Inverse document frequency of each word: the higher, the fewer texts have it."""
+    found = {word: min(known.texts, known.found.get(word, 0)) for word in words}
+    return {word: math.log1p((known.texts - having + 0.5) / (having + 0.5)) for word, having in found.items()}
 
 
-def covered(
-    texts: Sequence[Matched], words: Collection[str], known: WordStatistics, power: float = 1.0
-) -> list[float]:
-    """For each text the share of the query's words that it has, each weighed by its `idf` to the `power`; 0 for a query
-    without words."""
-    weights = {word: idf(word, known) ** power for word in words}
+def covered(texts: Sequence[Matched], rarity: Mapping[str, float], power: float = 1.0) -> list[float]:
+    """For each text the share of the query's words that it has, each weighed by its rarity to the `power`; 0 for a
+    query without words."""
+    weights = {word: value**power for word, value in rarity.items()}
     total = sum(weights.values()) or 1.0
     return [sum(weights[word] * min(1.0, n) for word, n in text.counts.items()) / total for text in texts]
 
@@ -133,6 +129,7 @@ class LexicalIndex:
         self._index.register_tokenizer("given", _GIVEN)
         self._index.config_reader("manual")  # reload explicitly, without a watcher thread
         self._rows: set[int] = set()
+        self._words: dict[int, tuple[str, ...]] = {}  # of the texts that a flush has taken in
         self._added: dict[int, str] = {}
         self._found: Counter[str] = (
             Counter()
@@ -176,7 +173,8 @@ class LexicalIndex:
                 if self._added.pop(row, None) is not None:
                     continue
                 self._removed.append(row)
-            self._count([stored_terms(text)], -1)
+                words = self._words.pop(row, None)
+            self._count([stored_terms(text) if words is None else words], -1)
         self._flush_if_many()
         return gone
 
@@ -189,6 +187,11 @@ class LexicalIndex:
             return WordStatistics(
                 texts=self._texts, length=self._length, found={word: n for word, n in found.items() if n > 0}
             )
+
+    def matched(self, row: int, asked: Collection[str], text: str) -> Matched:
+        """What the text of a row has of the asked words; `text` is read only where no flush has taken it in."""
+        words = self._words.get(row)
+        return matched(asked, stored_terms(text) if words is None else words)
 
     def _count(self, texts: Sequence[Sequence[str]], sign: int) -> None:
         """Add texts (`stored_terms`) to the statistics, or take them out."""
@@ -270,18 +273,19 @@ class LexicalIndex:
         writer = self._index.writer(HEAP_BYTES, 1)
         if removed:
             writer.delete_documents_by_query(tantivy.Query.term_set_query(_SCHEMA, "row", list(removed)))
-        counted: list[list[str]] = []
+        counted: dict[int, tuple[str, ...]] = {}
         for row, text in added.items():
             document = tantivy.Document()
             document.add_unsigned("row", row)
             words = stored_terms(text)
             document.add_text("words", " ".join([*words, *(_indexed(words) - {*words})]))
             writer.add_document(document)
-            counted.append(words)
+            counted[row] = tuple(map(sys.intern, words))  # a word that many texts have is held once
         writer.commit()
         self._index.reload()
-        self._count(counted, 1)
+        self._count([*counted.values()], 1)
         with self._aside:
+            self._words.update((row, words) for row, words in counted.items() if row in self._rows)
             self._leaving, self._unseen = [], False
         writer.wait_merging_threads()
         self._index.reload()

@@ -1,6 +1,7 @@
 """From candidates to a ranking, once over the candidates of all shards. Pure functions.
 
-A candidate is a hit of `search.find`: `{memory, scores: {dense, lexical}}`, dense its cosine, lexical None. `full` goes
+A candidate is a hit of `search.find`: `{memory, scores: {dense, lexical}, words}`, dense its cosine, lexical None,
+`words` what its text has of the query's (`Matched`). `full` goes
 through these stages:
 
     lexical   BM25 by the statistics of the whole namespace (`words`)
@@ -20,14 +21,12 @@ untouched half; `benchmarks/retrieval.py` measures them there. Nothing depends o
 
 import time
 from collections.abc import Callable, Sequence
-from heapq import nsmallest
 
 import numpy as np
 
 from common.errors import InvalidInput
 from common.types import Json
-from stores.index.bm25 import WordStatistics, bm25, covered, matched, query_words
-from stores.index.terms import text_of
+from stores.index.bm25 import Matched, WordStatistics, bm25, covered, query_words, rarity_of
 from stores.ranking.concert import Concert, weights
 from stores.ranking.order import by_score, ruled
 
@@ -45,6 +44,7 @@ TRACED = 10  # candidates named in each stage of the trace
 EQUAL = 5  # decimals: cosines and BM25 that agree to so many are equal
 HOUR_S, OLDEST_S = 3600.0, 100 * 365.25 * 86400.0
 NO_WORDS = WordStatistics(found={})
+NOTHING = Matched({}, 0)
 
 
 def depth_of(k: int) -> int:
@@ -120,23 +120,25 @@ def full(
     def stage(name: str, scores: Sequence[float] | np.ndarray) -> None:
         nonlocal started
         ended = time.perf_counter()
-        best = nsmallest(TRACED, range(len(hits)), key=lambda i: (-scores[i], hits[i]["memory"]["id"]))
+        best = np.argsort(-np.asarray(scores), kind="stable")[
+            :TRACED
+        ]  # of equals the lower id: hits are in their order
         named = [{"id": hits[i]["memory"]["id"], "score": float(scores[i])} for i in best]
         stages.append({"stage": name, "ms": 1e3 * (ended - started), "candidates": len(hits), "best": named})
         started = time.perf_counter()
 
-    asked = frozenset(query_words(query)) if query else frozenset()
-    texts = [matched(asked, text_of(hit["memory"])) for hit in hits]
+    rarity = rarity_of(query_words(query) if query else (), words)
+    texts = [hit["words"] or NOTHING for hit in hits]
     cosines = np.array([hit["scores"]["dense"] for hit in hits], np.float64)
-    lexical = np.array([bm25(text, words) if text.counts else np.nan for text in texts])
+    lexical = np.array([bm25(text, words, rarity) if text.counts else np.nan for text in texts])
     stage("lexical", np.nan_to_num(lexical, nan=-1.0))
     fused = fuse([cosines, lexical], depth_of(reach(k, offset)))
     kept = np.flatnonzero(fused > 0.0)
     hits, texts = [hits[i] for i in kept], [texts[i] for i in kept]
     cosines, lexical, fused = cosines[kept], lexical[kept], fused[kept]
     stage("fuse", fused)
-    shares = np.array(covered(texts, asked, words, RARITY))
-    gated, strange = overlap_gate(asked, shares, cosines, fused)
+    shares = np.array(covered(texts, rarity, RARITY))
+    gated, strange = overlap_gate(bool(rarity), shares, cosines, fused)
     stage("gate", gated - strange)
     memories = [hit["memory"] for hit in hits]
     weights = concert_now(memories, cosines, now, concert)
@@ -151,7 +153,7 @@ def full(
     order = ruled(order, query, memories, [frozenset(text.counts) for text in texts], now)
     stage("order", -np.argsort(order).astype(np.float64))
     shown = order[: reach(k, offset)]
-    for i, share in zip(shown, covered([texts[i] for i in shown], asked, words), strict=True):
+    for i, share in zip(shown, covered([texts[i] for i in shown], rarity), strict=True):
         extra[i]["covered"] = share
     for i in order:
         extra[i]["lexical"] = None if np.isnan(lexical[i]) else float(lexical[i])
@@ -214,7 +216,7 @@ def fuse(channels: Sequence[np.ndarray], depth: int) -> np.ndarray:
 
 
 def overlap_gate(
-    asked: frozenset[str], shares: np.ndarray, cosines: np.ndarray, fused: np.ndarray
+    asked: bool, shares: np.ndarray, cosines: np.ndarray, fused: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores `[n]` after the strict-overlap gate, and which candidates are ranked last, `[n]` of 0 and 1. `shares`
     `[n]`: how much of the query each text covers. A query without content words leaves all scores unchanged."""

@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.types import Json
+from stores.index.bm25 import query_words
 from stores.index.passages import merged
+from stores.index.terms import text_of
 from stores.index.vectors import Vectors
 from stores.locks import ReadWriteLock
 from stores.memory.filters import Predicate, compile_filter
@@ -90,9 +92,9 @@ def ask(
 
 
 def find(viewing: ReadWriteLock, view: View, wanted: Ask, shard: int) -> Json:
-    """`{hits: [{memory, scores: {dense, lexical}}], words, ms: {dense, lexical}}`; memories are shared with the view
-    and must not be changed. `lexical` is left to the ranking (None), for which `words` are the shard's
-    `WordStatistics`."""
+    """`{hits: [{memory, scores: {dense, lexical}, words}], words, ms: {dense, lexical}}`; memories are shared with the
+    view and must not be changed. `lexical` is left to the ranking (None), for which `words` are the shard's
+    `WordStatistics` and those of a hit what its text has of the query's (`Matched`; None without a query)."""
     clock, words = Clock(), None
     if wanted.query:
         with viewing.read():
@@ -203,11 +205,12 @@ def _hits(space: Space, wanted: Ask, channels: Channels, shard: int) -> list[Jso
     found = dict(zip(rows[0].tolist(), cosines[0].tolist(), strict=True))
     if len(space.passages):
         found = merged(found, space.passages.search(wanted.vector, len(found), unmeasured), len(found))
-    known = dense | found
+    asked = frozenset(query_words(wanted.query)) if wanted.query else None
     return [
         {
-            "memory": space.describe(space.by_row[row], shard, shared=True),
+            "memory": (memory := space.describe(space.by_row[row], shard, shared=True)),
             "scores": {"dense": cosine, "lexical": None},
+            "words": None if asked is None else space.lexical.matched(row, asked, text_of(memory)),
         }
-        for row, cosine in known.items()
+        for row, cosine in (dense | found).items()
     ]

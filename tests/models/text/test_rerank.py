@@ -30,7 +30,7 @@ def test_the_best_come_in_the_order_of_the_cross_encoder(tmp_path: Path) -> None
     hits = [
         {"memory": {"id": str(i), "text": text, "time": 0.0, "kind": "episodic",
                     "statistics": {"novelty": 1.0, "usage": 0, "last_used": None}},
-         "scores": {"dense": 0.9 - 0.1 * i, "lexical": None}}
+         "scores": {"dense": 0.9 - 0.1 * i, "lexical": None}, "words": None}
         for i, text in enumerate(texts)
     ]  # fmt: skip
     results, stages = ranking.ranked("full", "Where does Ada live?", hits, 3, now=1.0, rerank=model.scores)

@@ -108,4 +108,7 @@ def test_lists_of_numbers_are_no_identifier():
 def test_a_query_matches_its_own_text(text):
     """Every word that a query names is a word of the same text stored, and analysis always ends."""
     asked = set(terms(text))
-    assert asked <= set(stored_terms(text)) and set(matched(frozenset(asked), text).counts) == asked
+    assert (
+        asked <= set(stored_terms(text))
+        and set(matched(frozenset(asked), stored_terms(text)).counts) == asked
+    )

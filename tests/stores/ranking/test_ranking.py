@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import InvalidInput
-from stores.index.bm25 import WordStatistics, query_words
+from stores.index.bm25 import WordStatistics, matched, query_words
 from stores.index.terms import stored_terms
 from stores.ranking import ranking
 
@@ -27,9 +27,15 @@ def words_of(found, query: str | None) -> WordStatistics:
     return WordStatistics(texts=len(each), length=sum(map(len, each)), found=having)
 
 
+def matching(found, query: str | None):
+    """The hits with what their texts have of the query, as a shard gives them."""
+    asked = frozenset(query_words(query or ""))
+    return [{**hit, "words": matched(asked, stored_terms(hit["memory"]["text"]))} for hit in found]
+
+
 def full(query, found, k, *, now=NOW, **options):
     """The ranking with statistics of exactly these texts."""
-    return ranking.full(query, found, k, now=now, words=words_of(found, query), **options)
+    return ranking.full(query, matching(found, query), k, now=now, words=words_of(found, query), **options)
 
 
 def ids(results) -> list[str]:
@@ -78,7 +84,8 @@ def test_pages_put_together_are_the_ranking(found, size):
 def test_candidates_of_several_shards_rank_as_those_of_one(found, shards):
     parts = [found[i::shards] for i in range(shards)]
     words = WordStatistics.of_all(words_of(part, "harbor violin") for part in parts)
-    of_many = ranking.full("harbor violin", [h for part in parts for h in part], 5, now=NOW, words=words)[0]
+    hits = matching([hit for part in parts for hit in part], "harbor violin")
+    of_many = ranking.full("harbor violin", hits, 5, now=NOW, words=words)[0]
     assert of_many == full("harbor violin", found, 5)[0]
 
 
