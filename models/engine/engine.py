@@ -77,9 +77,10 @@ class Engine:
         sampling: Sampling,
         turn: GenerationStats,
         tools: Sequence[Tool] = (),
+        attribute: bool = False,
     ) -> Request:
         """Queue a request. `memories` come most relevant first (mode `full`: in order of time). The prompt tells the
-        model of `tools`.
+        model of `tools`. `attribute`: measure what each injected memory did to the answer (`attribution.py`).
 
         Raises `InvalidInput` if prompt and answer exceed the model's context or the KV cache, for a grammar that cannot
         be followed and a bias of no token, `NotFound` if the version does not exist.
@@ -100,6 +101,7 @@ class Engine:
                         max_tokens=sampling.max_tokens,
                         turn=turn,
                         tools=tools,
+                        attribute=attribute,
                     )
                 answer = Request(
                     prompt,
@@ -110,6 +112,7 @@ class Engine:
                     token_bytes=self._token_bytes,
                     ends=self.loaded.end_ids,
                     constraint=constraint,
+                    attribute=attribute,
                 )
                 self.scheduler.check_room(answer.slots)
                 if sampling.echo and isinstance(messages, str | TokenText):
@@ -128,7 +131,8 @@ class Engine:
         with self._lock:
             self.steps += 1
             updated = [*self._prefill(), *self._decode()]
-            self._remove_done(updated)
+            self._remove_generated(updated)
+            updated += self._attribute()
             # Otherwise somebody waits for what this step has brought, or for the rest of a prompt.
             if not (updated or self.scheduler.num_requests) or self.steps % ENCODE_EVERY == 0:
                 self._encode()
@@ -150,6 +154,7 @@ class Engine:
         sampling: Sampling,
         turn: GenerationStats,
         tools: Sequence[Tool] = (),
+        attribute: bool = False,
     ) -> Iterator[str]:
         """Yield one request's text as it grows, and fill in `turn`. Other requests may run at the same time."""
         answer = self.submit(
@@ -160,6 +165,7 @@ class Engine:
             sampling=sampling,
             turn=turn,
             tools=tools,
+            attribute=attribute,
         )
         try:
             while not answer.done:
@@ -260,7 +266,7 @@ class Engine:
                 self.scheduler.end_prefill()
                 masks = self._masks.begin([request.constraint] if request.constraint else [])
                 request.first(prefill.logits, prefill.position, masks.result()[0] if masks else None)
-                if not request.done:
+                if not request.generated:
                     self.scheduler.start_decoding(request, prefill.states)
             except Exception as error:
                 self.scheduler.end_prefill()
@@ -298,14 +304,35 @@ class Engine:
                 request.fail(error)
         return batch
 
-    def _remove_done(self, updated: Sequence[Request]) -> None:
-        """Free the rows of requests that are done, last row first, and their model versions."""
+    def _remove_generated(self, updated: Sequence[Request]) -> None:
+        """Free the rows of requests whose answers are complete, last row first, and the model versions of those that
+        are done."""
         for request in dict.fromkeys(
             reversed(updated)
         ):  # a prompt that has just run may have been decoded as well
-            if request.done:
+            if request.generated:
                 self.scheduler.remove(request)
-                self.versions.release(request.adapter)
+                if request.done:
+                    self.versions.release(request.adapter)
+                else:
+                    self.scheduler.attributing.append(request)
+
+    def _attribute(self) -> list[Request]:
+        """A pass for the request whose attribution has waited longest: as many tokens as of prompts. Returns it, or
+        nothing, once it is done."""
+        if not self.scheduler.attributing:
+            return []
+        request = self.scheduler.attributing[0]
+        try:
+            with self.versions.using(request.adapter) as model:
+                request.attribute(model, self.scheduler.prefill_tokens)
+        except Exception as error:
+            request.fail(error)
+        if not request.done:
+            return []
+        self.scheduler.attributing.popleft()
+        self.versions.release(request.adapter)
+        return [request]
 
     def _pass(self, answers: Sequence[Request]) -> Tensor:
         """Logits behind the last token of each, `[rows, vocabulary]`, which stand until the next pass."""

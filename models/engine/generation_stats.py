@@ -8,6 +8,10 @@ from typing import Any
 class GenerationStats:
     """Filled in while the request runs. `prompt_tokens` were processed, `prefix_tokens` injected. Times are in
     seconds since the request was submitted. `logprobs`: OpenAI's entry for each token, if requested.
+
+    `influence`, if requested: by injected memory the divergence in nats of the answer (`models.engine.attribution`);
+    `influence_noise`: what the computation alone makes of the same answer with nothing hidden, in nats;
+    `attribute_s`: seconds between the answer's last token and its attribution.
     """
 
     mode: str
@@ -21,3 +25,6 @@ class GenerationStats:
     prefill_s: float = 0.0
     generate_s: float = 0.0
     logprobs: list[dict[str, Any]] = field(default_factory=list)
+    influence: dict[str, float] | None = None
+    influence_noise: float | None = None
+    attribute_s: float = 0.0

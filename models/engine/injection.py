@@ -17,14 +17,18 @@ from models.text.messages import Messages
 from models.text.tools import Tool
 from models.weights.load import LoadedModel
 
+MOST_ATTRIBUTED = 64  # memories of one answer, each of which costs a pass over question and answer
+
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids to run, an optional prefix before them, and `values` of memories for bias and overlay."""
+    """Token ids to run, an optional prefix before them, and `values` of memories for bias and overlay. `hideable`: the
+    same prompt as a prefix whose owners are the injected memories and the ids behind it, for attribution."""
 
     ids: list[int]
     prefix: kv.Prefix | None = None
     values: Values | None = None
+    hideable: tuple[kv.Prefix, list[int]] | None = None
 
     @property
     def slots(self) -> int:
@@ -66,10 +70,13 @@ class Injection:
         max_tokens: int,
         turn: GenerationStats,
         tools: Sequence[Tool] = (),
+        attribute: bool = False,
     ) -> Prompt:
         """Build the prompt of a request in mode `turn.mode`; records the outcome in `turn`. Raises `InvalidInput` if
-        prompt and answer exceed the model's context."""
+        prompt and answer exceed the model's context, and where `attribute` cannot be done."""
         mode = turn.mode
+        if attribute:
+            self._check_attribution(mode, len(memories))
         if mode == "off" or not memories:
             return self._checked(Prompt(self._builder.plain(messages, tools)), max_tokens, turn)
         tail = self._builder.tail(messages, tools)
@@ -79,9 +86,10 @@ class Injection:
                     "memory.mode hybrid needs blocks of their own; recall.encoder kv_exact has a history: use prefix",
                     param="memory.mode",
                 )
-            tail = self._builder.memory(memories[0].text) + tail
+            best = self._builder.memory(memories[0].text)
         by_time = mode == "full" or (mode == "prefix" and self._queue.encoder.history)
-        memories = self._fitting(memories, by_time, len(tail) + max_tokens, turn)
+        again = len(best) if mode == "hybrid" else 0
+        memories = self._fitting(memories, by_time, again + len(tail) + max_tokens, turn)
         turn.injected = [memory.id for memory in memories]
         if mode == "prefix" and self._queue.encoder.history:
             prompt = self._behind_history(model, memories, tail, namespace, adapter, turn)
@@ -97,7 +105,10 @@ class Injection:
                 policy = kv.INDEPENDENT if mode == "hybrid" else self._policy
                 head = self._queue.head(model, adapter)
                 prefix = kv.assemble(head, blocks, self._inverse_frequency, policy)
-                return self._checked(Prompt(tail, prefix, values), max_tokens, turn)
+                if mode == "hybrid" and memories:
+                    prefix = kv.followed(prefix, [(0, best)])
+                hideable = (prefix, tail) if attribute else None
+                return self._checked(Prompt(tail, prefix, values, hideable), max_tokens, turn)
             self._queue.enqueue(namespace, memories, adapter)
             self.fallbacks += 1
             missing = len(memories) - len(blocks)
@@ -106,8 +117,27 @@ class Injection:
             )
         # Full history reads in order of time; recalled text as the prefix does, the most relevant last.
         ordered = memories if mode == "full" else memories[::-1]
-        text = [token for memory in ordered for token in self._builder.memory(memory.text)]
-        return self._checked(Prompt(self._builder.head + text + tail), max_tokens, turn)
+        texts = [(memories.index(memory), self._builder.memory(memory.text)) for memory in ordered]
+        ids = self._builder.head + [token for _, text in texts for token in text] + tail
+        if not attribute:
+            return self._checked(Prompt(ids), max_tokens, turn)
+        head = kv.assemble(self._queue.head(model, adapter), [], self._inverse_frequency, kv.INDEPENDENT)
+        return self._checked(Prompt(ids, hideable=(kv.followed(head, texts), tail)), max_tokens, turn)
+
+    def _check_attribution(self, mode: str, memories: int) -> None:
+        if self._queue.encoder.history and mode == "prefix":
+            reason = (
+                "recall.encoder kv_exact encodes memories together, so that none can be hidden; use mode text"
+            )
+        elif mode == "values" or self._recall.bias or self._recall.overlay:
+            reason = "recall.bias and recall.overlay have no memory that could be hidden alone; set them to 0"
+        elif memories > MOST_ATTRIBUTED:
+            reason = (
+                f"{memories} memories, at most {MOST_ATTRIBUTED} can be hidden one by one; lower memory.k"
+            )
+        else:
+            return
+        raise InvalidInput(f"memory.attribute: {reason}", param="memory.attribute")
 
     def _behind_history(
         self,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from common.errors import InvalidInput
+from models.engine.attribution import Attribution
 from models.engine.cuda_graphs import Filling
 from models.engine.generation_stats import GenerationStats
 from models.engine.injection import Prompt
@@ -21,7 +22,7 @@ from models.text.token_bytes import TokenBytes
 
 class Request:
     """A generation request and its answer so far. `pieces`: final texts not yet fetched by the client. `done`: no
-    more text will follow. `error`: the reason if it ended early."""
+    more text will follow, and what is told of the answer is complete. `error`: the reason if it ended early."""
 
     def __init__(
         self,
@@ -34,11 +35,13 @@ class Request:
         token_bytes: TokenBytes,
         ends: set[int],
         constraint: Constraint | None = None,
+        attribute: bool = False,
     ) -> None:
         self.prompt, self.adapter, self.sampling, self.turn = prompt, adapter, sampling, turn
         self.slots = prompt.slots + sampling.max_tokens  # of keys and values, that it may come to use
         self.pieces: deque[str] = deque()
         self.tokens: list[int] = []  # every token chosen, an end token included
+        self.generated = False  # no token follows
         self.done = False
         self.error: Exception | None = None
         self.prefill: Prefill | Filling | None = None
@@ -46,6 +49,7 @@ class Request:
         self.judged = 0  # of the prompt's last ids, to be given to `judge`
         self.token = self.position = 0  # the last token chosen, which has not run yet, and where it stands
         self.constraint = constraint
+        self.attribution = Attribution(prompt.hideable, turn.injected) if attribute else None
         self._ends = set() if sampling.ignore_eos else ends
         self._tokenizer, self._bytes = tokenizer, token_bytes
         self._controls = Controls(sampling, ends)
@@ -81,7 +85,7 @@ class Request:
         `position`: the one after the prompt."""
         self.prefill = None
         # The cache has its states; blocks that were read from the disk belong to no one else.
-        self.prompt = replace(self.prompt, prefix=None)
+        self.prompt = replace(self.prompt, prefix=None, hideable=None)
         self.position = position
         if not self.sampling.max_tokens:
             self.turn.prefill_s = time.perf_counter() - self._started
@@ -101,7 +105,8 @@ class Request:
         self._take(best if greedy else self._choose(logits, allowed), logits)
 
     def fail(self, error: Exception) -> None:
-        self.error, self.done, self.prefill = error, True, None
+        self.error, self.prefill = error, None
+        self.generated = self.done = True
 
     def _biased(self, logits: Tensor) -> Tensor:
         return logits if self.bias is None else logits.float() + self.bias
@@ -122,6 +127,8 @@ class Request:
         self.tokens.append(token)
         self._controls.count(token)
         ended = token in self._ends
+        if self.attribution and not ended:
+            self.attribution.take(token, logits)
         if self.sampling.logprobs is not None and (not ended or self.sampling.end_logprob):
             self.turn.logprobs.append(self._logprobs(token, logits, self.sampling.logprobs))
         if ended:
@@ -141,7 +148,18 @@ class Request:
             self._append(self._stream.finish())
         self.turn.finish_reason = reason
         self.turn.generate_s = time.perf_counter() - self._started
-        self.done = True
+        self.generated = True
+        if self.attribution is None:
+            self.done = True
+
+    def attribute(self, model: Any, limit: int) -> None:
+        """Run a part of the attribution, one pass of about `limit` tokens; `done` after the last one."""
+        assert self.attribution is not None
+        if self.attribution.advance(model, limit):
+            self.turn.influence = self.attribution.influence
+            self.turn.influence_noise = self.attribution.noise
+            self.turn.attribute_s = time.perf_counter() - self._started - self.turn.generate_s
+            self.done = True
 
     def _append(self, text: str) -> None:
         if text:

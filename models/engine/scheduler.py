@@ -1,8 +1,9 @@
 """Order of requests and their admission to the KV cache.
 
 A request is `waiting`, then `prefilling` (one at a time), then `running` (one row of the KV cache each) until it is
-removed. Requests are admitted in order of arrival, once there is a free row (`serve.max_batch`) and memory for all
-slots that the request may use (`serve.kv_cache_bytes`).
+removed, or `attributing` while it is measured which memories mattered to its answer. Requests are admitted in order of
+arrival, once there is a free row (`serve.max_batch`) and memory for all slots that the request may use
+(`serve.kv_cache_bytes`).
 """
 
 from collections import deque
@@ -30,12 +31,13 @@ class Scheduler:
         self.waiting: deque[Request] = deque()
         self.prefilling: Request | None = None
         self.running: list[Request] = []  # by row of the cache
+        self.attributing: deque[Request] = deque()
         self._serve = serve
         self._config, self._dtype = config, dtype
 
     @property
     def num_requests(self) -> int:
-        return len(self.waiting) + self.num_running
+        return len(self.waiting) + self.num_running + len(self.attributing)
 
     @property
     def num_running(self) -> int:
@@ -82,6 +84,8 @@ class Scheduler:
             self.waiting.remove(request)
         elif request is self.prefilling:
             self.prefilling = request.prefill = None
+        elif request in self.attributing:
+            self.attributing.remove(request)
         elif request in self.running:
             row = self.running.index(request)
             self.cache.leave(row)  # the last row takes its number

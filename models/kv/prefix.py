@@ -21,7 +21,7 @@ Rotation: RoPE, arXiv 2104.09864; R(a)R(b) = R(a+b), so rotating a key by the di
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -37,6 +37,7 @@ LAST = torch.tensor([-1])
 Judge = Callable[[Sequence[int], Tensor], None]
 """Is given tokens of a prompt, in order, and the logits `[tokens, vocabulary]` that came before each of them."""
 
+HEAD = -1  # owner of the head's slots
 LAID_AT_ONCE = 16  # blocks moved in one operation: few launches for a GPU, and what a CPU has in its caches
 
 
@@ -112,6 +113,8 @@ class Prefix:
 
     `positions`: position of each slot, `[slots]`. `again`: tokens to recompute with the question, as (token id,
     position). `length`: the question's first position. `frequency`: RoPE's inverse frequencies, for moved blocks.
+    `owners`: which block each slot belongs to, `[slots]`, and `again_owners` each token of `again`: its index as given
+    to `assemble`, -1 the head.
     """
 
     head: Tensor
@@ -119,6 +122,8 @@ class Prefix:
     positions: Tensor
     again: tuple[tuple[int, int], ...] = ()
     length: int
+    owners: Tensor
+    again_owners: tuple[int, ...] = ()
     frequency: Tensor | None = None
 
     @property
@@ -199,16 +204,18 @@ def assemble(head: Tensor, blocks: Sequence[KVBlock], inverse_frequency: Tensor,
     """Place `blocks` (given most relevant first) after the head, the most relevant one last."""
     start = position = head.shape[3]
     pieces: list[Piece] = []
-    positions, again = [torch.arange(start)], []
+    positions, owners, again, again_owners = [torch.arange(start)], [torch.full((start,), HEAD)], [], []
     for place, block in enumerate(reversed(blocks)):
-        tokens = len(block.ids)
+        tokens, owner = len(block.ids), len(blocks) - 1 - place
         skip = policy.tokens_again(place, len(blocks), tokens)
         again += [(block.ids[i], position + i) for i in range(skip)]
+        again_owners += [owner] * skip
         if skip == tokens:
             position += tokens
             continue
         pieces.append(Piece(block=block, distance=position - start, skip=skip))
         positions.append(position + torch.arange(skip, block.slots))
+        owners.append(torch.full((block.slots - skip,), owner))
         position += block.width
     return Prefix(
         head=head,
@@ -216,7 +223,20 @@ def assemble(head: Tensor, blocks: Sequence[KVBlock], inverse_frequency: Tensor,
         positions=torch.cat(positions),
         again=tuple(again),
         length=position,
+        owners=torch.cat(owners),
+        again_owners=tuple(again_owners),
         frequency=inverse_frequency,
+    )
+
+
+def followed(prefix: Prefix, texts: Sequence[tuple[int, Sequence[int]]]) -> Prefix:
+    """The prefix with the ids of memories as text behind it, which run with the question: (owner, ids) each."""
+    tokens = [(owner, token) for owner, ids in texts for token in ids]
+    return replace(
+        prefix,
+        again=(*prefix.again, *((token, prefix.length + i) for i, (_, token) in enumerate(tokens))),
+        again_owners=(*prefix.again_owners, *(owner for owner, _ in tokens)),
+        length=prefix.length + len(tokens),
     )
 
 
@@ -224,7 +244,9 @@ def laid(head: Tensor, history: Sequence[KVBlock]) -> Prefix:
     """A prefix of blocks that were encoded one after the other, at their encoded positions."""
     length = head.shape[3] + sum(block.slots for block in history)
     pieces = tuple(Piece(block=block) for block in history)
-    return Prefix(head=head, pieces=pieces, positions=torch.arange(length), length=length)
+    slots = torch.tensor([head.shape[3], *(block.slots for block in history)])
+    owners = torch.arange(HEAD, len(history)).repeat_interleave(slots)
+    return Prefix(head=head, pieces=pieces, positions=torch.arange(length), length=length, owners=owners)
 
 
 def rotated(states: Tensor, distance: int | Tensor, inverse_frequency: Tensor) -> Tensor:

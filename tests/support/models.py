@@ -45,7 +45,17 @@ def case_of(memories, mode: str, *, adapter=BASE, messages=QUESTION, **sampling)
     return messages, memories, mode, adapter, Sampling(**{"max_tokens": 12, **sampling})
 
 
-def ask(engine: Engine, memories, mode: str, *, adapter=BASE, namespace="n", messages=QUESTION, **sampling):
+def ask(
+    engine: Engine,
+    memories,
+    mode: str,
+    *,
+    adapter=BASE,
+    namespace="n",
+    messages=QUESTION,
+    attribute=False,
+    **sampling,
+):
     """The answer to one request, and what happened in it."""
     turn = GenerationStats(mode=mode)
     pieces = engine.answer(
@@ -55,6 +65,7 @@ def ask(engine: Engine, memories, mode: str, *, adapter=BASE, namespace="n", mes
         adapter=adapter,
         sampling=Sampling(**{"max_tokens": 12, **sampling}),
         turn=turn,
+        attribute=attribute,
     )
     return "".join(pieces), turn
 
@@ -72,10 +83,16 @@ def question(rng: random.Random) -> list[dict]:
     return [{"role": "user", "content": text}]
 
 
-def submit(engine, case):
+def submit(engine, case, *, attribute=False):
     messages, memories, mode, adapter, sampling = case
     return engine.submit(
-        messages, memories, namespace="n", adapter=adapter, sampling=sampling, turn=GenerationStats(mode=mode)
+        messages,
+        memories,
+        namespace="n",
+        adapter=adapter,
+        sampling=sampling,
+        turn=GenerationStats(mode=mode),
+        attribute=attribute,
     )
 
 
