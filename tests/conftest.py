@@ -48,6 +48,22 @@ def loaded():
 
 
 @pytest.fixture(scope="session")
+def shallow(loaded):
+    """Its first layers, three times as fast: for what must hold of any weights, where no answer need make sense."""
+    import copy
+    from dataclasses import replace
+
+    layers = 6
+    model = copy.copy(loaded.model)
+    model._modules = {**model._modules, "model": copy.copy(loaded.model.model)}
+    model.config = model.model.config = copy.deepcopy(loaded.model.config)
+    model.config.num_hidden_layers = layers
+    model.config.layer_types = None
+    model.model._modules = {**model.model._modules, "layers": loaded.model.model.layers[:layers]}
+    return replace(loaded, model=model, digest=f"{loaded.digest}-{layers}")
+
+
+@pytest.fixture(scope="session")
 def builder(loaded):
     from models.text.prompt import PromptBuilder
 

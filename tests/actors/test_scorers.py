@@ -10,16 +10,8 @@ import ray
 
 from actors.scorers import BASELINE, ScoreJob, ScorerPool, Task, check_capacity
 from common.errors import InvalidInput
-from tests.support.ray_stores import local_ray
 
 TASK = Task(0, 1, (BASELINE, 0))
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    """Two CPUs, and one GPU that exists only in Ray's books."""
-    with local_ray(num_gpus=1):
-        yield
 
 
 def job():

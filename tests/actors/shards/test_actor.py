@@ -20,16 +20,9 @@ from common.config import load
 from common.errors import Conflict, InvalidInput, NotReady, StoreCorrupt
 from stores.memory.memory import to_json
 from stores.writes.batch import MemoryBatch
-from tests.support.ray_stores import local_ray
 from tests.support.stores import DIM, NOW, axis, memory, unit
 
 SHARDS = 2
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    with local_ray():
-        yield
 
 
 @pytest.fixture(scope="module")

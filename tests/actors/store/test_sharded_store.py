@@ -18,19 +18,18 @@ from actors.store.sharded_store import ShardedStore
 from common.errors import Conflict, InvalidInput, NotFound, NotReady, Overloaded
 from stores.view.view import cursor_of
 from stores.writes.batch import MemoryBatch
-from tests.support.ray_stores import local_ray, store_config
+from tests.support.ray_stores import store_config
 from tests.support.stores import DIM, NOW, memory, unit
 
 SHARDS = 3
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    with local_ray():
-        found = store_config(tmp_path_factory.mktemp("store"), SHARDS, spread=2)
-        start_shards(found, DIM)
-        yield found
-        stop_shards()
+def config(cluster, tmp_path_factory):
+    found = store_config(tmp_path_factory.mktemp("store"), SHARDS, spread=2)
+    start_shards(found, DIM)
+    yield found
+    stop_shards()
 
 
 @pytest.fixture(scope="module")

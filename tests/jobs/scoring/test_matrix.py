@@ -17,7 +17,6 @@ from jobs.scoring import conversations as talks
 from jobs.scoring.compute import compute
 from jobs.scoring.matrix import Matrix
 from models.scoring.leave_one_out import ScoreContext, naive_row
-from tests.support.ray_stores import local_ray
 
 FACTS = ["Ada lives in Lisbon.", "Bo works as a baker.", "Cy keeps a goat."]
 MEMORIES = [{"id": name, "text": text, "cues": []} for name, text in zip("abc", FACTS, strict=True)]
@@ -25,12 +24,6 @@ TALKS = [
     talks.Conversation(talks.question("Where does Ada live?", "Lisbon"), "a"),
     talks.Conversation(talks.question("What is the job of Bo?", "baker"), "b"),
 ]
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    with local_ray():
-        yield
 
 
 def job(**changes):

@@ -15,7 +15,7 @@ from jobs.scoring.salience import operations, update_salience
 from serve.pages import all_memories
 from stores.memory.memory import parse_memory
 from stores.writes.batch import MemoryBatch
-from tests.support.ray_stores import local_ray, store_config
+from tests.support.ray_stores import store_config
 
 DIM = 8
 N = 8  # more than one block of rows
@@ -23,12 +23,11 @@ TALKS = [Conversation(question("Where does Ada live?", "Lisbon"), "m0")]
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
+def store(cluster, tmp_path_factory):
     config = store_config(tmp_path_factory.mktemp("store"), 2)
-    with local_ray():
-        start_shards(config, DIM)
-        yield ShardedStore(config)
-        stop_shards()
+    start_shards(config, DIM)
+    yield ShardedStore(config)
+    stop_shards()
 
 
 def fill(store, namespace):

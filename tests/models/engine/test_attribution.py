@@ -41,6 +41,13 @@ def engine(loaded, tmp_path_factory):
     return made
 
 
+@pytest.fixture(scope="module")
+def quick(shallow, tmp_path_factory):
+    made = make_engine(shallow, tmp_path_factory.mktemp("quick"), max_batch=4, prefill_tokens=16)
+    encode(made, MEMORIES)
+    return made
+
+
 def answer_of(request) -> list[int]:
     return [token for token in request.tokens if token not in request._ends]
 
@@ -101,36 +108,36 @@ def test_each_divergence_is_that_of_a_pass_without_the_memory(engine, mode, orac
 
 
 @pytest.mark.parametrize(("memories", "mode"), [([], "prefix"), (MEMORIES, "off")])
-def test_without_memories_nothing_mattered(engine, memories, mode):
-    _, turn = ask(engine, memories, mode, attribute=True)
+def test_without_memories_nothing_mattered(quick, memories, mode):
+    _, turn = ask(quick, memories, mode, attribute=True)
     assert turn.influence == {} and turn.influence_noise == 0.0
 
 
-def test_an_answer_of_no_tokens_stood_on_nothing(engine):
-    _, turn = ask(engine, MEMORIES, "prefix", attribute=True, max_tokens=0)
+def test_an_answer_of_no_tokens_stood_on_nothing(quick):
+    _, turn = ask(quick, MEMORIES, "prefix", attribute=True, max_tokens=0)
     assert turn.influence == {"ada": 0.0, "bo": 0.0, "cy": 0.0}
 
 
-def test_requests_beside_it_answer_as_alone_and_leaving_takes_it_back(engine):
+def test_requests_beside_it_answer_as_alone_and_leaving_takes_it_back(quick):
     rng = random.Random(5)
     boxes = [memory(i, rng) for i in range(6)]
-    encode(engine, boxes)
+    encode(quick, boxes)
     cases = ragged(rng, boxes, [BASE], 6)
-    lone = [run_alone(engine, case) for case in cases]
-    expected = [ask(engine, case[1], case[2], messages=case[0], attribute=True) for case in cases]
-    requests = [submit(engine, case, attribute=i % 2 == 0) for i, case in enumerate(cases)]
-    left = submit(engine, case_of(MEMORIES, "prefix"), attribute=True)
-    while engine.busy:
-        engine.step()
-        if left in engine.scheduler.attributing:
-            engine.cancel(left)
+    lone = [run_alone(quick, case) for case in cases]
+    expected = [ask(quick, case[1], case[2], messages=case[0], attribute=True) for case in cases]
+    left = submit(quick, case_of(MEMORIES, "prefix", max_tokens=3, ignore_eos=True), attribute=True)
+    requests = [submit(quick, case, attribute=i % 2 == 0) for i, case in enumerate(cases)]
+    while quick.busy:
+        quick.step()
+        if left in quick.scheduler.attributing:
+            quick.cancel(left)
     assert not left.done and left.turn.influence is None
-    assert_same_answers(engine, cases, requests, lone)
+    assert_same_answers(quick, cases, requests, lone)
     for i, (request, (answer, turn)) in enumerate(zip(requests, expected, strict=True)):
         assert (request.turn.influence is not None) == (i % 2 == 0)
         if i % 2 == 0 and text_of(request) == answer:
             assert request.turn.influence == pytest.approx(turn.influence, abs=2 * TOLERANCE)
-    assert not engine.versions._holders and not len(engine.scheduler.cache)
+    assert not len(quick.scheduler.cache)
 
 
 @pytest.mark.parametrize(
@@ -142,8 +149,8 @@ def test_requests_beside_it_answer_as_alone_and_leaving_takes_it_back(engine):
         ({}, "text", 65, "lower memory.k"),
     ],
 )
-def test_what_cannot_be_attributed_is_refused_with_what_to_do(loaded, tmp_path, recall, mode, count, says):
-    engine = make_engine(loaded, tmp_path, recall=RecallConfig(**recall))
+def test_what_cannot_be_attributed_is_refused_with_what_to_do(shallow, tmp_path, recall, mode, count, says):
+    engine = make_engine(shallow, tmp_path, recall=RecallConfig(**recall))
     many = [RecalledMemory(id=str(i), text=f"Fact {i}.") for i in range(count)]
     with pytest.raises(InvalidInput, match=says) as caught:
         submit(engine, case_of(many, mode), attribute=True)

@@ -34,9 +34,9 @@ from tests.support.models import (
 )
 
 
-def test_ragged_requests_that_join_and_leave_in_random_order_answer_as_alone(loaded, tmp_path):
+def test_ragged_requests_that_join_and_leave_in_random_order_answer_as_alone(shallow, tmp_path):
     rng = random.Random(7)
-    engine = make_engine(loaded, tmp_path, max_batch=4, prefill_tokens=16)
+    engine = make_engine(shallow, tmp_path, max_batch=4, prefill_tokens=16)
     memories = [memory(i, rng) for i in range(10)]
     encode(engine, memories)
     cases = ragged(rng, memories, [BASE], 8)
@@ -48,9 +48,9 @@ def test_ragged_requests_that_join_and_leave_in_random_order_answer_as_alone(loa
     assert_same_answers(engine, cases, answers, expected)
 
 
-def test_a_long_prompt_in_parts_answers_as_in_one_and_others_keep_their_pace(loaded, tmp_path):
+def test_a_long_prompt_in_parts_answers_as_in_one_and_others_keep_their_pace(shallow, tmp_path):
     rng = random.Random(3)
-    engine = make_engine(loaded, tmp_path, prefill_tokens=16)
+    engine = make_engine(shallow, tmp_path, prefill_tokens=16)
     short = (question(rng), [], "off", BASE, Sampling(max_tokens=20))
     text = " ".join(rng.choices(WORDS, k=80))
     long = (
@@ -78,12 +78,12 @@ def test_a_long_prompt_in_parts_answers_as_in_one_and_others_keep_their_pace(loa
 
 
 def test_the_first_question_after_a_write_waits_for_no_more_than_the_batch_in_hand(
-    loaded, tmp_path, monkeypatch
+    shallow, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("models.engine.scheduler.PREFILL_ALONE", 16)
     monkeypatch.setattr("models.engine.engine.ENCODE_BATCH", 2)
     rng = random.Random(29)
-    engine = make_engine(loaded, tmp_path)
+    engine = make_engine(shallow, tmp_path)
     memories = [memory(i, rng) for i in range(12)]
     engine.queue.enqueue("n", memories, BASE)
     engine.step()  # the batch in hand
@@ -100,9 +100,9 @@ def test_the_first_question_after_a_write_waits_for_no_more_than_the_batch_in_ha
     assert engine.queue.pending_blocks == 0
 
 
-def test_a_request_that_waits_holds_the_blocks_themselves_and_no_copy(loaded, tmp_path):
+def test_a_request_that_waits_holds_the_blocks_themselves_and_no_copy(shallow, tmp_path):
     rng = random.Random(31)
-    engine = make_engine(loaded, tmp_path)
+    engine = make_engine(shallow, tmp_path)
     memories = [memory(i, rng) for i in range(3)]
     encode(engine, memories)
     blocks = engine.queue.find_blocks("n", memories, BASE)
@@ -115,9 +115,9 @@ def test_a_request_that_waits_holds_the_blocks_themselves_and_no_copy(loaded, tm
         engine.cancel(answer)
 
 
-def test_cancelled_requests_leave_at_any_stage_and_harm_nobody(loaded, tmp_path):
+def test_cancelled_requests_leave_at_any_stage_and_harm_nobody(shallow, tmp_path):
     rng = random.Random(5)
-    engine = make_engine(loaded, tmp_path, max_batch=2, prefill_tokens=16)
+    engine = make_engine(shallow, tmp_path, max_batch=2, prefill_tokens=16)
     cases = [(question(rng), [], "off", BASE, Sampling(max_tokens=12)) for _ in range(4)]
     expected = run_alone(engine, cases[1])
     running, kept, filling, waiting = (submit(engine, case) for case in cases)
@@ -132,9 +132,9 @@ def test_cancelled_requests_leave_at_any_stage_and_harm_nobody(loaded, tmp_path)
     assert not running.done and not waiting.done
 
 
-def test_a_full_cache_makes_requests_wait_and_one_that_never_fits_is_refused(loaded, tmp_path):
-    slots = KVCache.bytes_for(128, loaded.model.config, loaded.dtype)
-    engine = make_engine(loaded, tmp_path, kv_cache_bytes=2 * slots)
+def test_a_full_cache_makes_requests_wait_and_one_that_never_fits_is_refused(shallow, tmp_path):
+    slots = KVCache.bytes_for(128, shallow.model.config, shallow.dtype)
+    engine = make_engine(shallow, tmp_path, kv_cache_bytes=2 * slots)
     rng = random.Random(1)
     case = (question(rng), [], "off", BASE, Sampling(max_tokens=8))
     expected = run_alone(engine, case)
@@ -150,8 +150,8 @@ def test_a_full_cache_makes_requests_wait_and_one_that_never_fits_is_refused(loa
         submit(engine, (*case[:4], Sampling(max_tokens=500)))
 
 
-def test_a_failing_step_fails_its_requests_and_the_next_ones_run(loaded, tmp_path, monkeypatch):
-    engine = make_engine(loaded, tmp_path)
+def test_a_failing_step_fails_its_requests_and_the_next_ones_run(shallow, tmp_path, monkeypatch):
+    engine = make_engine(shallow, tmp_path)
     rng = random.Random(2)
     case = (question(rng), [], "off", BASE, Sampling(max_tokens=8))
     expected = run_alone(engine, case)
@@ -225,8 +225,8 @@ def test_when_the_last_version_retires_the_base_answers_on_and_another_can_come(
     assert told[0] == told[2] != told[1] and plain not in told
 
 
-def test_drawn_answers_depend_on_their_seed_alone(loaded, tmp_path):
-    engine = make_engine(loaded, tmp_path)
+def test_drawn_answers_depend_on_their_seed_alone(shallow, tmp_path):
+    engine = make_engine(shallow, tmp_path)
     rng = random.Random(17)
     asked = question(rng)
     cases = [
@@ -239,9 +239,9 @@ def test_drawn_answers_depend_on_their_seed_alone(loaded, tmp_path):
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_answers_survive_a_small_change_of_the_logits(loaded, tmp_path, monkeypatch, sign):
+def test_answers_survive_a_small_change_of_the_logits(shallow, tmp_path, monkeypatch, sign):
     """As rounding changes them with the batch and the processor; `assert_same_answers` bounds what it may cost."""
-    engine = make_engine(loaded, tmp_path)
+    engine = make_engine(shallow, tmp_path)
     rng = random.Random(41)
     cases = [
         (
@@ -255,7 +255,7 @@ def test_answers_survive_a_small_change_of_the_logits(loaded, tmp_path, monkeypa
     ]
     expected = run_all(engine, cases)
     noise = 1e-4 * sign * torch.randn(49152, generator=torch.Generator().manual_seed(43))
-    hook = loaded.model.lm_head.register_forward_hook(lambda head, given, out: out + noise.to(out))
+    hook = shallow.model.lm_head.register_forward_hook(lambda head, given, out: out + noise.to(out))
     try:
         changed = run_all(engine, cases)
     finally:
@@ -263,9 +263,9 @@ def test_answers_survive_a_small_change_of_the_logits(loaded, tmp_path, monkeypa
     assert_same_answers(engine, cases, changed, expected)
 
 
-def test_a_wrong_position_is_no_near_tie(loaded, tmp_path, monkeypatch):
+def test_a_wrong_position_is_no_near_tie(shallow, tmp_path, monkeypatch):
     """What `assert_same_answers` is worth: positions off by 8 in company fail it."""
-    engine = make_engine(loaded, tmp_path)
+    engine = make_engine(shallow, tmp_path)
     rng = random.Random(47)
     cases = [(question(rng), [], "off", BASE, Sampling(max_tokens=12)) for _ in range(3)]
     expected = [run_alone(engine, case) for case in cases]
@@ -333,27 +333,27 @@ def test_a_draw_changes_only_where_the_best_two_are_nearly_equal():
     assert differ <= 5
 
 
-def test_logprobs_are_the_models_own(loaded, tmp_path):
-    engine = make_engine(loaded, tmp_path)
+def test_logprobs_are_the_models_own(shallow, tmp_path):
+    engine = make_engine(shallow, tmp_path)
     case = (question(random.Random(19)), [], "off", BASE, Sampling(max_tokens=4, logprobs=2))
     answer = submit(engine, case)
     while not answer.done:
         engine.step()
     ids = engine.queue.builder.plain(case[0])
     for entry in answer.turn.logprobs:
-        logits = loaded.model(input_ids=torch.tensor([ids], device=loaded.device)).logits[0, -1].float()
+        logits = shallow.model(input_ids=torch.tensor([ids], device=shallow.device)).logits[0, -1].float()
         best = logits.log_softmax(-1).topk(2)
         told = [top["logprob"] for top in entry["top_logprobs"]]
         assert told == pytest.approx(best.values.tolist(), abs=1e-3)
-        assert entry["logprob"] == told[0] and entry["token"] == loaded.tokenizer.decode(
+        assert entry["logprob"] == told[0] and entry["token"] == shallow.tokenizer.decode(
             [int(best.indices[0])]
         )
         ids = [*ids, int(best.indices[0])]
     assert len(answer.turn.logprobs) == answer.turn.completion_tokens
 
 
-def test_threads_may_share_an_engine(loaded, tmp_path):
-    engine = make_engine(loaded, tmp_path)
+def test_threads_may_share_an_engine(shallow, tmp_path):
+    engine = make_engine(shallow, tmp_path)
     rng = random.Random(23)
     cases = [(question(rng), [], "off", BASE, Sampling(max_tokens=8)) for _ in range(4)]
     expected = [run_alone(engine, case) for case in cases]
@@ -370,25 +370,25 @@ def test_threads_may_share_an_engine(loaded, tmp_path):
     assert_same_answers(engine, cases, [found[number] for number in range(4)], expected)
 
 
-def test_bias_and_overlay_are_their_formulas(loaded, tmp_path):
-    engine = make_engine(loaded, tmp_path)
+def test_bias_and_overlay_are_their_formulas(shallow, tmp_path):
+    engine = make_engine(shallow, tmp_path)
     rng = random.Random(29)
     memories = [memory(i, rng) for i in range(2)]
     encode(engine, memories)
-    values = values_of(engine.queue.find_blocks("n", memories, BASE), loaded.model.config, loaded.device)
-    projection = loaded.model.model.layers[-1].self_attn.o_proj
-    overlay = Overlay(loaded.model, 0.5)
+    values = values_of(engine.queue.find_blocks("n", memories, BASE), shallow.model.config, shallow.device)
+    projection = shallow.model.model.layers[-1].self_attn.o_proj
+    overlay = Overlay(shallow.model, 0.5)
     with torch.inference_mode():
         said = [projection.weight @ vector for vector in values.vectors]
         whole = 2 / 3 * said[0] + 1 / 3 * said[1]
-        scores = loaded.model.lm_head(loaded.model.model.norm(whole / whole.norm()))
+        scores = shallow.model.lm_head(shallow.model.model.norm(whole / whole.norm()))
         expected = 3.0 * (scores - scores.mean()) / scores.std()
-        assert torch.allclose(logit_bias(loaded.model, values, 3.0), expected, atol=1e-3)
+        assert torch.allclose(logit_bias(shallow.model, values, 3.0), expected, atol=1e-3)
 
         changed = projection.weight.clone()
         for weight, out, vector in zip((2 / 3, 1 / 3), said, values.vectors, strict=True):
             changed += 0.5 * weight * torch.outer(out, vector) / vector.square().sum()
-        given = torch.randn(2, 3, projection.in_features, device=loaded.device)
+        given = torch.randn(2, 3, projection.in_features, device=shallow.device)
         with overlay.rows([values, None]):
             found = projection(given)
         overlay.remove()

@@ -44,11 +44,16 @@ def engine(loaded, tmp_path_factory):
     return make_engine(loaded, tmp_path_factory.mktemp("engine"), max_batch=8)
 
 
+@pytest.fixture(scope="module")
+def quick(shallow, tmp_path_factory):
+    return make_engine(shallow, tmp_path_factory.mktemp("quick"), max_batch=8)
+
+
 CASES = st.tuples(OBJECTS, st.sampled_from([{}, {"temperature": 1.0, "seed": 5}]), st.booleans())
 
 
 @pytest.mark.parametrize("batches", [1, pytest.param(34, marks=pytest.mark.slow)])
-def test_answers_to_random_schemas_parse_and_validate(engine, batches):
+def test_answers_to_random_schemas_parse_and_validate(quick, batches):
     @settings(max_examples=batches, database=None, derandomize=True, suppress_health_check=[*HealthCheck])
     @given(drawn=st.lists(CASES, min_size=6, max_size=6))
     def run(drawn):
@@ -57,7 +62,7 @@ def test_answers_to_random_schemas_parse_and_validate(engine, batches):
             text = schema_text(schema, "response_format")
             grammar = Grammar(tools=(("a", text),), must_call=True) if called else Grammar(schema=text)
             cases.append(case_of([], "off", max_tokens=150, grammar=grammar, **sampled))
-        for (schema, _, called), request in zip(drawn, run_all(engine, cases), strict=True):
+        for (schema, _, called), request in zip(drawn, run_all(quick, cases), strict=True):
             if request.turn.finish_reason == "length":
                 continue
             answers = [text_of(request)]

@@ -84,13 +84,13 @@ def test_slots_widen_by_a_quarter_or_128_at_most_and_in_few_steps():
     assert len({widened(n) for n in range(1, 32_768)}) < 40
 
 
-@pytest.mark.parametrize(("model", "seed"), [("loaded", 1), ("tiny", 2), ("tiny", 3)])
+@pytest.mark.parametrize(("model", "seed"), [("shallow", 1), ("tiny", 2), ("tiny", 3)])
 def test_ragged_requests_answer_as_in_passes_that_fit(request, tmp_path, model, seed):
     rng = random.Random(seed)
     engine = make_engine(request.getfixturevalue(model), tmp_path, max_batch=4, prefill_tokens=48)
     memories = [memory(i, rng) for i in range(10)]
     encode(engine, memories)
-    given = ragged(rng, memories, [BASE], 8 if model == "loaded" else 12)
+    given = ragged(rng, memories, [BASE], 8 if model == "shallow" else 12)
     expected = [run_alone(plain(engine), case) for case in given]
     assert_same_answers(engine, given, together(fixed(engine), given, rng)[0], expected)
     status = status_of(engine)
@@ -227,7 +227,7 @@ def test_versions_keep_to_their_own_weights_also_after_a_reload(tiny, tmp_path):
     fixed(engine)
     engine.versions.max_adapters = 1
     loads = []
-    for _ in range(2):  # one after the other, so each version is unloaded for the next and loaded again
+    for _ in range(2):  # one after the other, so each version is unloaded for the next and shallow again
         assert_same_answers(engine, given, [run_alone(engine, case) for case in given], expected)
         loads.append(engine.versions.loads)
     assert loads[1] - loads[0] >= 2
@@ -333,9 +333,9 @@ def test_laying_a_prefix_counts_as_prefill(tiny, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not ON_GPU, reason="PyTorch sees no GPU")
-def test_a_recording_that_cannot_begin_leads_back_to_the_stream(loaded, tmp_path, monkeypatch):
+def test_a_recording_that_cannot_begin_leads_back_to_the_stream(shallow, tmp_path, monkeypatch):
     rng = random.Random(7)
-    engine = make_engine(loaded, tmp_path)
+    engine = make_engine(shallow, tmp_path)
     case = (question(rng), [], "off", BASE, Sampling(max_tokens=8))
     expected = run_alone(plain(engine), case)
     stream = torch.cuda.current_stream()
