@@ -18,6 +18,8 @@ import ray
 import torch
 
 from common.errors import InvalidInput, NotReady
+from models.kv import prefix as kv
+from models.scoring.hidden_blocks import HiddenBlocks, prefix_of
 from models.scoring.leave_one_out import LeaveOneOut, ScoreContext
 from models.text.prompt import PromptBuilder
 from models.weights.adapters import AdapterStore
@@ -32,7 +34,8 @@ NOTICE_S = 20.0  # a scorer that is not up after this long is reported as waitin
 
 @dataclass(frozen=True)
 class ScoreJob:
-    """The input of one matrix: memory texts (rows), conversations of messages (columns), one model version."""
+    """The input of one matrix: memory texts (rows), conversations of messages (columns), one model version. `context`:
+    the memories are `text` before the conversations, or a `prefix` of independent KV blocks."""
 
     model: str
     dtype: str
@@ -42,6 +45,7 @@ class ScoreJob:
     conversations: tuple[tuple[dict[str, Any], ...], ...]
     batch_tokens: int
     threads: int
+    context: str = "text"
 
 
 @dataclass(frozen=True, order=True)
@@ -79,7 +83,8 @@ class Scorer:
         self._loaded = load_model(job.model, job.dtype)
         self._weights = ModelVersions(self._loaded, AdapterStore(Path(job.adapters_dir)), 1)
         self._builder = PromptBuilder(self._loaded.tokenizer)
-        self._held: tuple[tuple[int, int], LeaveOneOut] | None = None
+        self._held: tuple[tuple[int, int], LeaveOneOut | HiddenBlocks] | None = None
+        self._prefix: kv.Prefix | None = None
 
     def describe(self) -> dict[str, Any]:
         """`{digest, dtype, device, responses}`: what was loaded and where, and `{conversation, entry_index, tokens}`
@@ -103,12 +108,22 @@ class Scorer:
         with self._weights.using(self._job.adapter) as model:
             block = (task.start, task.stop)
             if self._held is None or self._held[0] != block:
-                context = self._context(*block)
-                self._held = (block, LeaveOneOut(model, context, batch_tokens=self._job.batch_tokens))
-            return np.stack([self._row(self._held[1], row) for row in task.rows])
+                self._held = (block, self._matrix(model, self._context(*block)))
+            matrix = self._held[1]
+            if isinstance(matrix, HiddenBlocks):
+                omissions = [(row,) if row >= 0 else () for row in task.rows]
+                return matrix.rows(model, omissions, batch_tokens=self._job.batch_tokens)
+            return np.stack([self._row(matrix, row) for row in task.rows])
 
     def pid(self) -> int:
         return os.getpid()
+
+    def _matrix(self, model: Any, context: ScoreContext) -> LeaveOneOut | HiddenBlocks:
+        if self._job.context == "text":
+            return LeaveOneOut(model, context, batch_tokens=self._job.batch_tokens)
+        if self._prefix is None:
+            self._prefix = prefix_of(model, context.head, context.memories)
+        return HiddenBlocks(self._prefix, context.transcripts)
 
     @staticmethod
     def _row(matrix: LeaveOneOut, row: int) -> np.ndarray:

@@ -235,6 +235,12 @@ class RecallConfig(Section):
     block_disk_bytes: int = Field(
         0, ge=0, description="disk for KV blocks, behind that; those used longest ago go; 0: no bound"
     )
+    attribute_share: float = Field(
+        0.0,
+        ge=0.0,
+        le=1.0,
+        description="of the answers, for which it is measured what each injected memory did to them, unasked",
+    )
     reranker: str | None = Field(
         None,
         description="cross-encoder that orders the best anew in retrieval full: an id or a folder; null: none",
@@ -244,6 +250,10 @@ class RecallConfig(Section):
     def _fits_the_encoder(self) -> Self:
         if self.encoder == "soft_prompt" and not self.soft_prompt:
             raise ValueError("encoder soft_prompt needs recall.soft_prompt, the file of a trained one")
+        if self.attribute_share and (self.encoder == "kv_exact" or self.bias or self.overlay):
+            raise ValueError(
+                "attribute_share needs memories that can be hidden one by one: no encoder kv_exact, no bias, no overlay"
+            )
         if self.reprocess == "first_k" and self.encoder in ("kv_compact", "soft_prompt"):
             raise ValueError(
                 f"reprocess first_k needs a slot for every token, which {self.encoder} lacks; use best_last or none"
@@ -323,6 +333,11 @@ class ScoreConfig(Section):
         0.0, ge=0.0, description="GPUs that each scorer holds: a fraction shares one GPU; 0: score on CPUs"
     )
     batch_tokens: int = Field(4096, ge=64, description="tokens of one forward pass over responses")
+    context: Literal["text", "prefix"] = Field(
+        "text",
+        description="what the memories are to the model: text that it reads, or KV blocks, of which each is hidden in "
+        "turn and none recomputed",
+    )
 
     @field_validator("gpus_per_actor")
     @classmethod

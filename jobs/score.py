@@ -21,10 +21,12 @@ if not __package__:  # run as a script: modules of this folder must not shadow l
 from actors.store.sharded_store import ShardedStore
 from common.config import Config
 from common.errors import InvalidInput, SharpwaveError
+from common.files import write_bytes
 from jobs.arguments import add_common_arguments, join, run_folder
 from jobs.scoring import conversations as talks
 from jobs.scoring.compute import compute, score_job
 from jobs.scoring.matrix import Matrix
+from jobs.scoring.page import page_of
 from jobs.scoring.salience import update_salience
 from serve.pages import all_memories
 
@@ -54,7 +56,8 @@ def score(
         )
     job = score_job(config, memories, conversations, model)
     matrix = compute(job, config, memories, conversations, out / "blocks")
-    matrix.save(out)
+    write_bytes(out / "matrix.html", page_of(matrix).encode())
+    matrix.save(out)  # its last file says that all are there
     asyncio.run(update_salience(store, namespace, matrix, memories, conversations))
     return matrix
 

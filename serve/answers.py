@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from fastapi.responses import JSONResponse, Response
 
 from common.errors import InvalidInput, Overloaded
+from models.engine.generation_stats import MOST_ATTRIBUTED
 from models.text.messages import Messages, TokenText
 from serve import openai_answers as shapes
 from serve.access import Principal
@@ -49,7 +51,7 @@ class Answers:
         config = self._parts.config
         prompts, samplings = await self._readable(body.prompts), body.sampling(config.serve.max_new_tokens)
         self._parts.version(body.model, asking)  # an unknown one is refused before anything is done
-        mode = str(body.memory.mode)
+        mode, attribute = str(body.memory.mode), self._attributed(body)
         started = time.perf_counter()
         async with contextlib.AsyncExitStack() as stack:
             stack.enter_context(self.admitted(len(prompts) * len(samplings)))
@@ -64,6 +66,7 @@ class Answers:
                     "mode": mode,
                     "sampling": sampling,
                     "tools": body.shown_tools,
+                    "attribute": attribute,
                 }
                 for prompt, found in zip(prompts, recalled, strict=True)
                 for sampling in samplings
@@ -81,6 +84,21 @@ class Answers:
                 await keep(reply)
         self._after(reply, counted=counted)
         return JSONResponse(whole)
+
+    def _attributed(self, body: ChatBody | CompletionBody) -> bool:
+        """Whether it is measured what each memory did to the answer: where it is asked for, and for a share of others
+        that can be."""
+        memory, recall = body.memory, self._parts.config.recall
+        if memory.attribute is None:
+            few = (memory.k or recall.k) <= MOST_ATTRIBUTED
+            possible = body.n == 1 and few and memory.mode in ("prefix", "hybrid", "text")
+            return possible and random.random() < recall.attribute_share
+        if memory.attribute and body.n > 1:
+            raise InvalidInput(
+                f"memory.attribute: n = {body.n}, but influence is told of one answer; ask for one",
+                param="memory.attribute",
+            )
+        return memory.attribute
 
     async def _readable(self, prompts: Sequence[Messages]) -> Sequence[Messages]:
         """Prompts of token ids with their texts. Raises `InvalidInput` for an id that the vocabulary lacks."""

@@ -103,6 +103,7 @@ class EngineReplica:
             sampling=sampling,
             turn=turn,
             tools=request["tools"],
+            attribute=request["attribute"],
         )
         try:
             return await asyncio.wrap_future(submitted)

@@ -60,6 +60,8 @@ class Reply(ABC):
             "prefill_ms": 1e3 * slowest["prefill_s"],
             "generate_ms": 1e3 * slowest["generate_s"],
         }
+        if any(turn["influence"] is not None for turn in self.turns):
+            timings["attribute_ms"] = 1e3 * max(turn["attribute_s"] for turn in self.turns)
         warnings = self.body.warnings()
         told = memories[0] if len(memories) == 1 else memories
         return {"memory": told, "timings": timings, **({"warnings": warnings} if warnings else {})}
@@ -69,6 +71,15 @@ class Reply(ABC):
         n, recalled = self.body.n, self._recalled[prompt]
         turns = self.turns[prompt * n : (prompt + 1) * n]
         fallbacks = [recalled.failure, *(turn["fallback"] for turn in turns)]
+        influence = turns[0]["influence"]
+        measured = (
+            {}
+            if influence is None
+            else {
+                "influence": [{"id": id, "divergence": nats} for id, nats in influence.items()],
+                "influence_noise": turns[0]["influence_noise"],
+            }
+        )
         return {
             "mode": self._mode,
             "retrieved": recalled.retrieved,
@@ -76,6 +87,7 @@ class Reply(ABC):
             "injected": turns[0]["injected"],
             "prefix_tokens": turns[0]["prefix_tokens"],
             "fallback": next(filter(None, fallbacks), None),
+            **measured,
         }
 
     def _usage(self) -> Json:

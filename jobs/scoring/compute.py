@@ -35,6 +35,7 @@ def score_job(
         conversations=tuple(conversation.messages for conversation in conversations),
         batch_tokens=config.score.batch_tokens,
         threads=max(1, (os.cpu_count() or 1) // config.score.actors),
+        context=config.score.context,
     )
 
 
@@ -64,13 +65,21 @@ def compute(
         memory_ids=[memory["id"] for memory in memories],
         texts=[memory["text"] for memory in memories],
         responses=[
-            {**response, "question": _question(conversations[response["conversation"]])}
+            {
+                **response,
+                "question": _question(conversations[response["conversation"]]),
+                "response": str(
+                    conversations[response["conversation"]].messages[response["entry_index"]]["content"]
+                ),
+            }
             for response in described["responses"]
         ],
         divergence=baseline[None] - np.stack([values[i] for i in range(len(memories))]),
         null=baseline - values[NULL],
         truth=[index.get(conversations[r["conversation"]].memory or "") for r in described["responses"]],
-        fingerprint=f"{described['digest']}:{job.adapter or 'base'}:{described['dtype']}",
+        context=job.context,
+        fingerprint=f"{described['digest']}:{job.adapter or 'base'}:{described['dtype']}"
+        + ("" if job.context == "text" else f":{job.context}"),
         seconds=time.perf_counter() - started,
         errors=errors,
     )
@@ -108,7 +117,9 @@ def _insert(values: dict[int, np.ndarray], columns: np.ndarray, task: Task, logp
 
 def _digest(job: ScoreJob, model_digest: str) -> str:
     """Blocks are reused only for the same memories, conversations and weights."""
-    content = json.dumps([model_digest, job.adapter, job.texts, job.conversations, job.dtype], sort_keys=True)
+    content = json.dumps(
+        [model_digest, job.adapter, job.texts, job.conversations, job.dtype, job.context], sort_keys=True
+    )
     return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
 
 

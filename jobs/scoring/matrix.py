@@ -17,7 +17,8 @@ class Matrix:
 
     `divergence`: float64 `[N, M]`, nats, signed: log-probability of the response with all memories minus without this
     one; NaN where a block failed. `null`: float64 `[M]`, the same with nothing omitted, i.e. the numerical error.
-    `truth`: for each response the index of the memory it came from, or None.
+    `truth`: for each response the index of the memory it came from, or None. `context`: `text` or `prefix`, never both
+    in one matrix.
     """
 
     memory_ids: list[str]
@@ -26,6 +27,7 @@ class Matrix:
     divergence: np.ndarray
     null: np.ndarray
     truth: list[int | None]
+    context: str
     fingerprint: str
     seconds: float
     errors: list[str]
@@ -62,7 +64,7 @@ class Matrix:
             "true_first": self.true_first(),
             "failed_rows": int(np.isnan(self.divergence).any(axis=1).sum()),
             "errors": self.errors,
-            "context": "text",
+            "context": self.context,
             "fingerprint": self.fingerprint,
             "weights": dict(self.weights()),
             "scores": [
@@ -104,7 +106,7 @@ class Matrix:
                 "divergence": pa.array(flat, mask=failed),
                 "tokens": np.tile([r["tokens"] for r in self.responses], n),
                 "status": np.where(failed, "failed", "ok"),
-                "context": np.repeat("text", n * m),
+                "context": np.repeat(self.context, n * m),
                 "fingerprint": np.repeat(self.fingerprint, n * m),
             }
         )

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+MOST_ATTRIBUTED = 64  # memories of one answer, each of which costs a pass over question and answer
+
 
 @dataclass(kw_only=True)
 class GenerationStats:

@@ -11,13 +11,11 @@ from common.config import RecallConfig
 from common.errors import InvalidInput
 from models.encoders.encoding_queue import EncodingQueue, RecalledMemory
 from models.engine.bias_overlay import Values, values_of
-from models.engine.generation_stats import GenerationStats
+from models.engine.generation_stats import MOST_ATTRIBUTED, GenerationStats
 from models.kv import prefix as kv
 from models.text.messages import Messages
 from models.text.tools import Tool
 from models.weights.load import LoadedModel
-
-MOST_ATTRIBUTED = 64  # memories of one answer, each of which costs a pass over question and answer
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from torch import Tensor
 from models.kv import prefix as kv
 from models.text.prompt import Transcript
 
+ENCODED_AT_ONCE = 32
 HEAD_TOKENS = 256  # positions of one projection onto the vocabulary
 
 
@@ -127,6 +128,22 @@ def _logprobs(model: Any, states: Tensor, ids: Tensor, chosen: Sequence[int]) ->
         picked = torch.log_softmax(logits, dim=-1).gather(1, ids[at, None])[:, 0]
         found.append(picked.double().cpu().numpy())
     return np.concatenate(found)
+
+
+def prefix_of(
+    model: Any, head: Sequence[int], memories: Sequence[Sequence[int]], policy: kv.Policy = kv.INDEPENDENT
+) -> kv.Prefix:
+    """The prefix of memories (ids each, most relevant first), encoded here; owner i is memory i. Without a policy no
+    token is recomputed: in a matrix of many responses each would have another best block."""
+    states = kv.encode_head(model, head)
+    encoded: list[Tensor] = []
+    for start in range(0, len(memories), ENCODED_AT_ONCE):
+        encoded += kv.encode_blocks(model, states, memories[start : start + ENCODED_AT_ONCE])
+    blocks = [
+        kv.KVBlock(memory_id=str(i), fingerprint="", ids=tuple(ids), text="", states=block, width=len(ids))
+        for i, (ids, block) in enumerate(zip(memories, encoded, strict=True))
+    ]
+    return kv.assemble(states, blocks, model.model.rotary_emb.inv_freq, policy)
 
 
 def closed_up(

@@ -147,6 +147,10 @@ class MemoryField(Body):
     at: Time | None = Field(
         None, description="facts that hold then; without it now, or when the question says"
     )
+    attribute: bool | None = Field(
+        None,
+        description="tell what each injected memory did to the answer; absent: for recall.attribute_share of answers",
+    )
 
 
 class StreamOptions(BaseModel):

@@ -26,9 +26,17 @@ class Retrieved(BaseModel):
     score: float
 
 
+class Influence(BaseModel):
+    id: str
+    divergence: float = Field(
+        description="nats: log-probability of the answer with all injected memories minus without this one"
+    )
+
+
 class MemoryTold(BaseModel):
     """`evidence`: whether what was retrieved looks like an answer, null where nothing was searched; `injected`: what
-    reached the model, as text or as `prefix_tokens` of states; `fallback`: what went otherwise than asked."""
+    reached the model, as text or as `prefix_tokens` of states; `fallback`: what went otherwise than asked. `influence`
+    and its `influence_noise` where it was measured (`attribute`)."""
 
     mode: Mode
     retrieved: list[Retrieved]
@@ -36,12 +44,19 @@ class MemoryTold(BaseModel):
     injected: list[str]
     prefix_tokens: int
     fallback: str | None
+    influence: list[Influence] = []
+    influence_noise: float = Field(
+        0.0, description="nats that the computation alone makes of the same answer with nothing left out"
+    )
 
 
 class Timings(BaseModel):
     retrieve_ms: float
     prefill_ms: float
     generate_ms: float
+    attribute_ms: float = Field(
+        0.0, description="from the answer's last token to its influence, where measured"
+    )
 
 
 class CachedTokens(BaseModel):

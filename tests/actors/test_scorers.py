@@ -4,29 +4,33 @@ import os
 import signal
 import time
 
+import numpy as np
 import psutil
 import pytest
 import ray
 
-from actors.scorers import BASELINE, ScoreJob, ScorerPool, Task, check_capacity
+from actors.scorers import BASELINE, NULL, ScoreJob, Scorer, ScorerPool, Task, check_capacity
 from common.errors import InvalidInput
+from models.scoring.hidden_blocks import prefix_of
+from tests.support.hidden import naive, without
 
 TASK = Task(0, 1, (BASELINE, 0))
 
 
-def job():
+def job(**changes):
     question = {"role": "user", "content": "Where does Ada live?"}
     answer = {"role": "assistant", "content": "Lisbon"}
-    return ScoreJob(
-        model="smollm2-135m",
-        dtype="float32",
-        adapter="",
-        adapters_dir="unused",
-        texts=("Ada lives in Lisbon.",),
-        conversations=((question, answer),),
-        batch_tokens=4096,
-        threads=1,
-    )
+    fields = {
+        "model": "smollm2-135m",
+        "dtype": "float32",
+        "adapter": "",
+        "adapters_dir": "unused",
+        "texts": ("Ada lives in Lisbon.",),
+        "conversations": ((question, answer),),
+        "batch_tokens": 4096,
+        "threads": 1,
+    }
+    return ScoreJob(**{**fields, **changes})
 
 
 def pid_of(actor):
@@ -62,6 +66,22 @@ def test_a_scorer_holds_its_gpu_until_the_pool_ends_also_where_the_consumer_rais
             raise ZeroDivisionError
     assert pool.actors == () and ended(pid)
     assert wait_for(lambda: free("GPU") == 1 and free("CPU") == 2)
+
+
+def test_rows_behind_a_prefix_are_those_of_one_without_the_block(loaded, builder):
+    texts = ("Ada lives in Lisbon.", "Bo bakes at night.", "Cy keeps a goat.")
+    talks = tuple(
+        ({"role": "user", "content": asked}, {"role": "assistant", "content": said})
+        for asked, said in [("Where does Ada live?", "Lisbon"), ("What does Cy keep?", "A goat")]
+    )
+    scorer = Scorer(job(texts=texts, conversations=talks, context="prefix", batch_tokens=64))
+    found = scorer.run(Task(0, 2, (BASELINE, NULL, 0, 1, 2)))
+    transcripts = [builder.transcript(talk, memories=True) for talk in talks]
+    prefix = prefix_of(loaded.model, builder.head, [builder.memory(text) for text in texts])
+    base = naive(loaded.model, prefix, transcripts)
+    hidden = [naive(loaded.model, without(prefix, [i], {str(i)}), transcripts) for i in range(3)]
+    assert found == pytest.approx(np.stack([base, base, *hidden]), abs=5e-4)
+    assert (base - hidden).argmax(axis=0).tolist() == [0, 2]
 
 
 def test_replacements_of_dead_actors_end_with_the_pool(cluster):

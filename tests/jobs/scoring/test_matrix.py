@@ -1,6 +1,9 @@
 """The divergence matrix as a job makes it: fan-out, dead actors, failed rows, resumption, files."""
 
+import base64
+import json
 import os
+import re
 import signal
 from dataclasses import replace
 
@@ -16,6 +19,7 @@ from common.files import read_json
 from jobs.scoring import conversations as talks
 from jobs.scoring.compute import compute
 from jobs.scoring.matrix import Matrix
+from jobs.scoring.page import page_of
 from models.scoring.leave_one_out import ScoreContext, naive_row
 
 FACTS = ["Ada lives in Lisbon.", "Bo works as a baker.", "Cy keeps a goat."]
@@ -96,6 +100,26 @@ def test_too_many_memories_for_the_context_is_an_error_with_a_fix():
         Scorer(job(texts=("word " * 5000,) * 3)).describe()
 
 
+def test_the_page_holds_every_cell_and_no_text_leaves_its_place():
+    found = replace(
+        example(), texts=["</script><script>alert(1)</script>", "Fact \u2028 b.", "Fact c. " * 100]
+    )
+    page = page_of(found)
+    [data] = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    told = json.loads(data)
+    cells = np.frombuffer(base64.b64decode(told["cells"]), "<f4").reshape(3, 2)
+    assert np.array_equal(cells, found.divergence.astype("<f4"), equal_nan=True)
+    assert [each["text"] for each in told["memories"]][:2] == found.texts[:2]
+    assert len(told["memories"][2]["text"]) == 300 and told["truth"] == [0, None]
+    assert not re.search(r"""(src|href)=|https?://|@import|url\(""", page)
+    rows = np.zeros((500, 500))
+    large = replace(
+        found, memory_ids=["m"] * 500, texts=["t" * 400] * 500, responses=found.responses[:1] * 500,
+        divergence=rows, null=rows[0], truth=[None] * 500,
+    )  # fmt: skip
+    assert len(page_of(large)) < 3_000_000
+
+
 def example():
     divergence = np.array([[3.0, -0.5], [np.nan, np.nan], [0.1, 2.0]])
     return Matrix(
@@ -107,6 +131,7 @@ def example():
         divergence=divergence,
         null=np.array([1e-6, -2e-6]),
         truth=[0, None],
+        context="text",
         fingerprint="f",
         seconds=1.0,
         errors=["c00000-r+0001: lost"],

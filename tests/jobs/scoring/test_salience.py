@@ -61,6 +61,7 @@ def matrix(memories, scale=1.0, failed=()):
         divergence=divergence,
         null=np.zeros(1),
         truth=[0],
+        context="text",
         fingerprint="digest:base:float32",
         seconds=1.0,
         errors=[],
