@@ -48,7 +48,7 @@ format:  ## rewrite files the way `check` wants them
 	$(PYTHON) -m jobs.reference
 
 test: $(STAMP)  ## tests for two CPU cores; ARGS="-k name" or ARGS="-m slow"
-	$(PYTHON) -m pytest -n 3 $(ARGS)
+	$(PYTHON) -m pytest -n 2 $(ARGS)
 
 clients: $(STAMP) $(CLIENTS)/.ready  ## public clients against an instance; writes docs/clients.md; ARGS="--only litellm"
 	$(PYTHON) -m tests.clients.run --python $(CLIENTS)/bin/python $(ARGS)
