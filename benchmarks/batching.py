@@ -51,9 +51,9 @@ class Request:
 Way = Callable[[Sequence[Request]], tuple[list[int], float]]  # tokens of each answer, and seconds
 
 
-def requests(count: int) -> list[Request]:
+def requests(count: int, seed: int = 1337) -> list[Request]:
     """Prompts of 10 to 120 words, answers of up to 8 to 64 tokens."""
-    rng = random.Random(1337)
+    rng = random.Random(seed)
     made = []
     for _ in range(count):
         words = " ".join(rng.choices(SUBJECTS, k=rng.randint(1, 110)))

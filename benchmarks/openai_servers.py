@@ -7,13 +7,15 @@
 
 The same weights should stand behind both; FOLDER is the one that `model.name` names, or into which a GGUF file was
 dequantised (`models.weights.load`). The requests are those of `batching.py`: prompts and answers of unequal lengths,
-greedy, streamed, with `ignore_eos`, so that every server generates as many tokens. Closed loop: each client sends its
-next request when the last one is answered. The servers take turns and only one works at a time; medians of the
-repeats, and each server's ratio to the last one named.
+greedy, streamed, with `ignore_eos`, so that every server generates as many tokens. No request comes twice to a server:
+some keep the states of prompts that they have seen, and would be measured without prefill. Closed loop: each client
+sends its next request when the last one is answered. The servers take turns and only one works at a time; medians of
+the repeats, and each server's ratio to the last one named.
 """
 
 import argparse
 import asyncio
+import itertools
 import json
 import statistics
 import sys
@@ -98,16 +100,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/openai_servers.json"))
     args = parser.parse_args()
     servers = [Server(*given.split(",", 2)) for given in args.server]
-    asked = requests(args.requests)
+    seeds = itertools.count(1337)
     found: dict[str, dict[str, list[Json]]] = {}
     for server in servers:
-        asyncio.run(load(server, asked[:2], 1))  # what only the first request pays
+        asyncio.run(load(server, requests(2, next(seeds)), 1))  # what only the first request pays
     for repeat in range(args.repeats):
         for clients in args.clients:
             # One client needs no more than a share of the requests for as many tokens a second.
-            mine = asked if clients > 1 else asked[: max(4, len(asked) // 4)]
+            count = args.requests if clients > 1 else max(4, args.requests // 4)
+            asked = requests(count, next(seeds))  # the same for all servers
             for server in servers if repeat % 2 == 0 else [*reversed(servers)]:
-                row = asyncio.run(load(server, mine, clients))
+                row = asyncio.run(load(server, asked, clients))
                 found.setdefault(str(clients), {}).setdefault(server.name, []).append(row)
                 print(f"{server.name:12} {clients} clients  {row['tokens_per_s']:.1f} tokens/s"
                       f"  first {1e3 * row['first_s']:.0f} ms", file=sys.stderr, flush=True)  # fmt: skip
