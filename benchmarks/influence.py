@@ -279,7 +279,7 @@ def measure_online(loaded: LoadedModel, k: int, tokens: int, repeats: int) -> Js
         while engine.encode_some():
             pass
         spent: dict[bool, list[float]] = {False: [], True: []}
-        added, noise = [], []
+        added, noise = [], 0.0
         for i in range(repeats + 1):
             for attribute in (False, True):
                 turn, started = GenerationStats(mode="prefix"), time.perf_counter()
@@ -298,11 +298,11 @@ def measure_online(loaded: LoadedModel, k: int, tokens: int, repeats: int) -> Js
                 spent[attribute].append(time.perf_counter() - started)
                 if attribute:
                     added.append(turn.attribute_s / turn.generate_s)
-                    noise.append(turn.influence_noise or 0.0)
+                    noise = turn.influence_noise or 0.0
     without, with_it = (float(np.median(spent[attribute])) for attribute in (False, True))
     report = {
         "k": k, "tokens": tokens, "answers": repeats, "seconds": without, "seconds_attributed": with_it,
-        "added": float(np.median(added)), "noise": float(np.max(noise)),
+        "added": float(np.median(added)), "noise": noise,
     }  # fmt: skip
     print(report, flush=True)
     return report

@@ -9,5 +9,6 @@ sampling.py          choice of the next token, streaming of text
 masks.py             compiled grammars, and which tokens they allow next
 kv_cache.py          keys and values of the requests that decode together
 cuda_graphs.py       passes of fixed shape, recorded as CUDA graphs
+attribution.py       what each injected memory did to an answer
 bias_overlay.py      memories as a bias of the logits or a low-rank overlay
 """

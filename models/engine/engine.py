@@ -17,10 +17,11 @@ from torch import Tensor
 from common.config import RecallConfig, ServeConfig
 from common.errors import InvalidInput
 from models.encoders.encoding_queue import ENCODE_BATCH, ENCODE_TOKENS, EncodingQueue, RecalledMemory
+from models.engine.attribution import NULL_EVERY, Attribution
 from models.engine.bias_overlay import Overlay, logit_bias
 from models.engine.cuda_graphs import Filling, FixedShapes, cuda_graph
 from models.engine.generation_stats import GenerationStats
-from models.engine.injection import Injection
+from models.engine.injection import Injection, Prompt
 from models.engine.kv_cache import Pass
 from models.engine.masks import Constraint, Grammars, Masks, best_allowed
 from models.engine.request import Request
@@ -63,6 +64,10 @@ class Engine:
         self.steps = 0
         self.encode_failures = 0
         self.encode_error: Exception | None = None
+        self._attributed, self._noise = (
+            0,
+            0.0,
+        )  # answers whose memories were hidden, and the largest null row so far
         self._bias = recall.bias
         self._token_bytes = TokenBytes(loaded.tokenizer)
         self._lock = threading.Lock()
@@ -112,7 +117,7 @@ class Engine:
                     token_bytes=self._token_bytes,
                     ends=self.loaded.end_ids,
                     constraint=constraint,
-                    attribute=attribute,
+                    attribution=self._attribution_of(prompt, turn) if attribute else None,
                 )
                 self.scheduler.check_room(answer.slots)
                 if sampling.echo and isinstance(messages, str | TokenText):
@@ -317,6 +322,11 @@ class Engine:
                 else:
                     self.scheduler.attributing.append(request)
 
+    def _attribution_of(self, prompt: Prompt, turn: GenerationStats) -> Attribution:
+        null = self._attributed % NULL_EVERY == 0
+        self._attributed += prompt.hideable is not None
+        return Attribution(prompt.hideable, turn.injected, null=null)
+
     def _attribute(self) -> list[Request]:
         """A pass for the request whose attribution has waited longest: as many tokens as of prompts. Returns it, or
         nothing, once it is done."""
@@ -330,6 +340,9 @@ class Engine:
             request.fail(error)
         if not request.done:
             return []
+        if request.attribution:
+            self._noise = max(self._noise, request.attribution.noise)
+            request.turn.influence_noise = self._noise
         self.scheduler.attributing.popleft()
         self.versions.release(request.adapter)
         return [request]

@@ -12,7 +12,7 @@ class GenerationStats:
     seconds since the request was submitted. `logprobs`: OpenAI's entry for each token, if requested.
 
     `influence`, if requested: by injected memory the divergence in nats of the answer (`models.engine.attribution`);
-    `influence_noise`: what the computation alone makes of the same answer with nothing hidden, in nats;
+    `influence_noise`: the largest divergence so far with nothing hidden, which is what the computation alone makes;
     `attribute_s`: seconds between the answer's last token and its attribution.
     """
 

@@ -35,7 +35,7 @@ class Request:
         token_bytes: TokenBytes,
         ends: set[int],
         constraint: Constraint | None = None,
-        attribute: bool = False,
+        attribution: Attribution | None = None,
     ) -> None:
         self.prompt, self.adapter, self.sampling, self.turn = prompt, adapter, sampling, turn
         self.slots = prompt.slots + sampling.max_tokens  # of keys and values, that it may come to use
@@ -49,7 +49,7 @@ class Request:
         self.judged = 0  # of the prompt's last ids, to be given to `judge`
         self.token = self.position = 0  # the last token chosen, which has not run yet, and where it stands
         self.constraint = constraint
-        self.attribution = Attribution(prompt.hideable, turn.injected) if attribute else None
+        self.attribution = attribution
         self._ends = set() if sampling.ignore_eos else ends
         self._tokenizer, self._bytes = tokenizer, token_bytes
         self._controls = Controls(sampling, ends)
@@ -157,7 +157,6 @@ class Request:
         assert self.attribution is not None
         if self.attribution.advance(model, limit):
             self.turn.influence = self.attribution.influence
-            self.turn.influence_noise = self.attribution.noise
             self.turn.attribute_s = time.perf_counter() - self._started - self.turn.generate_s
             self.done = True
 

@@ -46,7 +46,7 @@ class MemoryTold(BaseModel):
     fallback: str | None
     influence: list[Influence] = []
     influence_noise: float = Field(
-        0.0, description="nats that the computation alone makes of the same answer with nothing left out"
+        0.0, description="nats that the computation alone made at most of an answer with nothing left out"
     )
 
 
