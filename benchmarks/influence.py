@@ -117,7 +117,8 @@ class Ways:
 
     def text(self, item: Item) -> np.ndarray:
         rows = LeaveOneOut(self._model, self._context(item))
-        return np.array([rows.row(None)[0] - rows.row(i)[0] for i in range(len(item.memories))])
+        base = rows.row(None)[0]
+        return np.array([base - rows.row(i)[0] for i in range(len(item.memories))])
 
     def prefix(self, item: Item) -> np.ndarray:
         context = self._context(item)
