@@ -64,15 +64,21 @@ class Matched:
 
 
 def matched(asked: Collection[str], has: Sequence[str]) -> Matched:
-    """What a text of the words `has` (`stored_terms`) has of the asked ones."""
+    """What a text of the words `has` (`longest_first`) has of the asked ones."""
     counts = {word: float(count) for word in asked if (count := has.count(word))}
-    if any(len(word) >= SHORTEST_PART for word in asked):
-        for long in has:
-            if len(long) >= LONG and long not in asked:
-                for word in asked:
-                    if is_part(word, long):
-                        counts[word] = counts.get(word, 0.0) + PART
+    for long in has:
+        if len(long) < LONG:
+            break
+        if long not in asked:
+            for word in asked:
+                if is_part(word, long):
+                    counts[word] = counts.get(word, 0.0) + PART
     return Matched(counts, len(has))
+
+
+def longest_first(words: Iterable[str]) -> tuple[str, ...]:
+    """The words of a stored text; one that many texts have is held once."""
+    return tuple(sorted(map(sys.intern, words), key=len, reverse=True))
 
 
 def bm25(text: Matched, known: WordStatistics, rarity: Mapping[str, float]) -> float:
@@ -191,7 +197,7 @@ class LexicalIndex:
     def matched(self, row: int, asked: Collection[str], text: str) -> Matched:
         """What the text of a row has of the asked words; `text` is read only where no flush has taken it in."""
         words = self._words.get(row)
-        return matched(asked, stored_terms(text) if words is None else words)
+        return matched(asked, longest_first(stored_terms(text)) if words is None else words)
 
     def _count(self, texts: Sequence[Sequence[str]], sign: int) -> None:
         """Add texts (`stored_terms`) to the statistics, or take them out."""
@@ -280,7 +286,7 @@ class LexicalIndex:
             words = stored_terms(text)
             document.add_text("words", " ".join([*words, *(_indexed(words) - {*words})]))
             writer.add_document(document)
-            counted[row] = tuple(map(sys.intern, words))  # a word that many texts have is held once
+            counted[row] = longest_first(words)
         writer.commit()
         self._index.reload()
         self._count([*counted.values()], 1)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import InvalidInput
-from stores.index.bm25 import WordStatistics, matched, query_words
+from stores.index.bm25 import WordStatistics, longest_first, matched, query_words
 from stores.index.terms import stored_terms
 from stores.ranking import ranking
 
@@ -30,7 +30,9 @@ def words_of(found, query: str | None) -> WordStatistics:
 def matching(found, query: str | None):
     """The hits with what their texts have of the query, as a shard gives them."""
     asked = frozenset(query_words(query or ""))
-    return [{**hit, "words": matched(asked, stored_terms(hit["memory"]["text"]))} for hit in found]
+    return [
+        {**hit, "words": matched(asked, longest_first(stored_terms(hit["memory"]["text"])))} for hit in found
+    ]
 
 
 def full(query, found, k, *, now=NOW, **options):
