@@ -2,9 +2,9 @@
 
     ray job submit --working-dir . -- python jobs/score.py --namespace demo --conversation talk.jsonl
 
-Writes matrix.parquet, matrix.html, summary.json and heatmap.png to --out, and updates the salience of each memory with its
-divergence; the same measurement counts once. An interrupted job resumes if --out is given again: finished blocks are
-in --out/blocks. Exit code 3: some blocks failed.
+Writes matrix.parquet, matrix.html, summary.json and heatmap.png to --out, and updates the salience of each memory with
+its divergence; the same measurement counts once. An interrupted job resumes if --out is given again: finished blocks
+are in --out/blocks. Exit code 3: some blocks failed.
 """
 
 import argparse
