@@ -64,10 +64,8 @@ class Engine:
         self.steps = 0
         self.encode_failures = 0
         self.encode_error: Exception | None = None
-        self._attributed, self._noise = (
-            0,
-            0.0,
-        )  # answers whose memories were hidden, and the largest null row so far
+        self._attributed = 0  # answers whose memories were hidden
+        self._noise = 0.0  # nats of the largest null row so far
         self._bias = recall.bias
         self._token_bytes = TokenBytes(loaded.tokenizer)
         self._lock = threading.Lock()

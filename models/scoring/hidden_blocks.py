@@ -26,10 +26,10 @@ import torch
 from torch import Tensor
 
 from models.kv import prefix as kv
+from models.scoring.logprobs import logprobs_at
 from models.text.prompt import Transcript
 
 ENCODED_AT_ONCE = 32
-HEAD_TOKENS = 256  # positions of one projection onto the vocabulary
 
 
 @dataclass(frozen=True)
@@ -110,24 +110,13 @@ class HiddenBlocks:
             for branch, start in zip(branches, starts, strict=False)
             for response in branch.responses
         ]
-        logprobs = _logprobs(model, states, ids, [place for span in spans for place in span])
+        logprobs = logprobs_at(model, states, ids, [place for span in spans for place in span])
         ends = np.cumsum([len(span) for span in spans])
         sums = [float(part.sum()) for part in np.split(logprobs, ends[:-1])]
         for branch in branches:
             told.append(sums[: len(branch.responses)])
             sums = sums[len(branch.responses) :]
         return told
-
-
-def _logprobs(model: Any, states: Tensor, ids: Tensor, chosen: Sequence[int]) -> np.ndarray:
-    """log p of the tokens at these places, float64, each from the state before it."""
-    found = [np.zeros(0)]
-    for start in range(0, len(chosen), HEAD_TOKENS):
-        at = torch.tensor(chosen[start : start + HEAD_TOKENS], device=ids.device)
-        logits = model.lm_head(states[at - 1]).float()
-        picked = torch.log_softmax(logits, dim=-1).gather(1, ids[at, None])[:, 0]
-        found.append(picked.double().cpu().numpy())
-    return np.concatenate(found)
 
 
 def prefix_of(

@@ -18,9 +18,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from models.kv import prefix as kv
+from models.scoring.logprobs import logprobs_at
 from models.text.prompt import Transcript
-
-HEAD_TOKENS = 256  # positions of one projection onto the vocabulary
 
 
 @dataclass(frozen=True)
@@ -150,23 +149,8 @@ def _score_tails(model: Any, states: Tensor | None, transcripts: Sequence[Transc
     hidden = model.model(input_ids=ids, past_key_values=cache, position_ids=positions).last_hidden_state
     return [
         [
-            _span_logprob(model, hidden[row], ids[row], response.start, response.stop)
+            float(logprobs_at(model, hidden[row], ids[row], range(response.start, response.stop)).sum())
             for response in transcript.responses
         ]
         for row, transcript in enumerate(transcripts)
     ]
-
-
-def _span_logprob(model: Any, hidden: Tensor, ids: Tensor, start: int, stop: int) -> float:
-    """Sum of log p over tokens `start:stop`, in float32 logits and float64 sums."""
-    if start == stop:
-        return 0.0
-    total = 0.0
-    for first in range(
-        start, stop, HEAD_TOKENS
-    ):  # tokens x vocabulary in float32 is gigabytes for a long response
-        last = min(first + HEAD_TOKENS, stop)
-        logits = model.lm_head(hidden[first - 1 : last - 1]).float()
-        chosen = torch.log_softmax(logits, dim=-1).gather(1, ids[first:last, None])
-        total += float(chosen.double().sum())
-    return total

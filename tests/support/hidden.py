@@ -1,4 +1,4 @@
-"""The oracle of hidden blocks: a prefix that never had them."""
+"""Memories to leave out, and the oracle of hidden blocks: a prefix that never had them."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -9,6 +9,14 @@ import torch
 
 from models.kv import prefix as kv
 from models.text.prompt import Transcript
+
+TOLERANCE = 5e-4  # nats, summed over a response, float32
+FACTS = [
+    "Ada lives in Lisbon.",
+    "Bo works as a baker, mostly at night.",
+    "Cy keeps a goat.",
+    "Dee plays the harp.",
+]
 
 
 def without(prefix: kv.Prefix, omitted: Sequence[int], ids: Collection[str]) -> kv.Prefix:

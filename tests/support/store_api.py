@@ -16,6 +16,13 @@ def ok(answer):
     return answer.json()
 
 
+def assert_refused(answer, status, param):
+    """With that status, an error that names the parameter and says the rest."""
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (status, param), answer.text
+    assert error["message"] and error["type"] and error["code"]
+
+
 def write(http, namespace, *memories):
     return ok(post(http, "/v1/memories", namespace=namespace, memories=[*memories]))["memories"]
 

@@ -8,6 +8,7 @@ import openai
 import pytest
 
 from tests.support.answers import assert_same_answer, chat_entries
+from tests.support.store_api import assert_refused
 
 FACTS = {
     "ada": "Ada Quill lives in Lisbon.",
@@ -250,10 +251,7 @@ BAD = [
 
 @pytest.mark.parametrize(("path", "body", "status", "param"), BAD)
 def test_bad_input_is_named(http, path, body, status, param):
-    answer = http.post(path, json=body)
-    error = answer.json()["error"]
-    assert (answer.status_code, error["param"]) == (status, param), answer.text
-    assert error["message"] and error["type"] and error["code"]
+    assert_refused(http.post(path, json=body), status, param)
 
 
 def test_unknown_fields_name_the_valid_ones(http):

@@ -7,7 +7,7 @@ from fastapi.testclient import TestClient
 from serve.access import Access
 from serve.http import BodyLimit, install_error_handlers
 from serve.routes import memories, operations, stores, transfer
-from tests.support.store_api import FACTS, generation, tell, write
+from tests.support.store_api import FACTS, assert_refused, generation, tell, write
 
 RACE = {"key": "k", "generation": 0}
 BAD = [
@@ -57,10 +57,7 @@ BAD = [
 
 @pytest.mark.parametrize(("path", "body", "status", "param"), BAD)
 def test_bad_input_is_named(http, path, body, status, param):
-    answer = http.post(path, json=body)
-    error = answer.json()["error"]
-    assert (answer.status_code, error["param"]) == (status, param), answer.text
-    assert error["message"] and error["type"] and error["code"]
+    assert_refused(http.post(path, json=body), status, param)
 
 
 @pytest.mark.parametrize(

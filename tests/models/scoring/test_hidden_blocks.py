@@ -5,17 +5,8 @@ import pytest
 
 from models.kv import prefix as kv
 from models.scoring.hidden_blocks import HiddenBlocks, closed_up
-from models.weights.load import load_model
-from tests.support.hidden import naive, without
-from tests.support.models import write_tiny_llama
+from tests.support.hidden import FACTS, TOLERANCE, naive, without
 
-TOLERANCE = 5e-4  # nats, summed over a response, float32
-FACTS = [
-    "Ada lives in Lisbon.",
-    "Bo works as a baker, mostly at night.",
-    "Cy keeps a goat.",
-    "Dee plays the harp.",
-]
 POLICIES = [
     kv.INDEPENDENT,
     kv.Policy(kind="first_k", first_k=2),
@@ -23,14 +14,6 @@ POLICIES = [
     kv.Policy(kind="best_last", best=2),
 ]
 OMISSIONS = [(), (0,), (1,), (2,), (3,), (0, 2), (0, 1, 2, 3)]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """Random weights, large enough that every omission shows: the equality holds for any weights."""
-    folder = tmp_path_factory.mktemp("tiny")
-    shape = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3}
-    return load_model(write_tiny_llama(folder, **shape), "float32")
 
 
 @pytest.fixture(scope="module")

@@ -9,16 +9,7 @@ import torch
 from common.errors import InvalidInput
 from models.scoring.leave_one_out import LeaveOneOut, ScoreContext, divergences, naive_row, score_transcript
 from models.text.prompt import PromptBuilder
-from models.weights.load import load_model
-from tests.support.models import write_tiny_llama
-
-TOLERANCE = 5e-4  # nats, summed over a response, float32
-FACTS = [
-    "Ada lives in Lisbon.",
-    "Bo works as a baker, mostly at night.",
-    "Cy keeps a goat.",
-    "Dee plays the harp.",
-]
+from tests.support.hidden import FACTS, TOLERANCE
 
 
 def talk(builder, *turns):
@@ -41,14 +32,6 @@ def context(builder):
             talk(builder, "Which animal does Cy keep?", "A goat"),
         ],
     )
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """Random weights, large enough that every omission shows: the equality holds for any weights."""
-    folder = tmp_path_factory.mktemp("tiny")
-    shape = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3}
-    return load_model(write_tiny_llama(folder, **shape), "float32")
 
 
 @pytest.mark.parametrize(
